@@ -1,0 +1,39 @@
+# Everything runs in a virtual environment of its own, made on first use.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test lint bench help clean
+
+help:
+	@echo "make setup   install hydrapack and its tools into $(VENV)"
+	@echo "make demo    the main job on SmolLM2-135M and five real adapters"
+	@echo "make test    the tests (make test ARGS='-m slow' for the long ones)"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   measure decode speed, swap and export"
+
+setup: $(VENV)/.installed
+
+# torch comes first and by its exact version: where pip knows a CPU build of it, that one is taken.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/hydrapack demo
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/decode.py
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,208 @@
+"""Make the English rows of the five demo tasks from real text that packages ship.
+
+    python examples/data/make_data.py --out build/data             # training rows
+    python examples/data/make_data.py --out build/data --heldout   # rewrites examples/data/heldout
+
+Sources (licences in README.md beside this file): Debian's package indexes, read through apt, and
+the PyPI package chatterbot-corpus. Held-out rows are fixed in the repository; training rows never
+hold an input of a held-out row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from corrupt import corrupt
+from tone import casual, professional
+
+HERE = Path(__file__).parent
+Row = dict[str, str]
+HELDOUT_ROWS = 120
+
+
+def apt_records(lists: Path) -> list[dict[str, str]]:
+    """Debian package records with their long descriptions, from apt's own indexes."""
+    (lists / "partial").mkdir(parents=True, exist_ok=True)
+    if not list(lists.glob("*Translation-en*")):
+        options = ["-o", f"Dir::State::Lists={lists}", "-o", "Acquire::Languages=en"]
+        subprocess.run(["apt-get", "update", *options], check=True, stdout=subprocess.DEVNULL)
+    long_text: dict[str, tuple[str, str]] = {}
+    for stanza in _stanzas(lists, "*_main_i18n_Translation-en*"):
+        synopsis, _, body = stanza.get("Description-en", "").partition("\n")
+        long_text[stanza["Package"]] = (synopsis.strip(), body)
+    records = []
+    for stanza in _stanzas(lists, "*_main_binary-*_Packages*"):
+        synopsis, body = long_text.get(stanza["Package"], ("", ""))
+        if synopsis and body:
+            records.append({**stanza, "synopsis": synopsis, "body": body})
+    return sorted(records, key=lambda r: r["Package"])
+
+
+def _stanzas(lists: Path, pattern: str) -> Iterator[dict[str, str]]:
+    # The suite with the most packages is the release itself; updates and security repeat it.
+    index = max(lists.glob(pattern), key=lambda p: p.stat().st_size)
+    helper = ["/usr/lib/apt/apt-helper", "cat-file", str(index)]
+    text = subprocess.run(helper, check=True, capture_output=True, text=True).stdout
+    for block in text.split("\n\n"):
+        fields: dict[str, str] = {}
+        key = ""
+        for line in block.splitlines():
+            if line.startswith(" "):
+                fields[key] += "\n" + line.strip()
+            elif ": " in line:
+                key, value = line.split(": ", 1)
+                fields[key] = value
+        if "Package" in fields:
+            yield fields
+
+
+def paragraphs(body: str) -> list[str]:
+    """The prose paragraphs of a long description; lists and tables are left out."""
+    parts = [" ".join(p.split("\n")).strip() for p in re.split(r"\n\.\n|\n\.$", body)]
+    return [p for p in parts if p.endswith(".") and not re.search(r"[*•|<>{}]|  | - |http", p)]
+
+
+def sentences(records: list[dict[str, str]]) -> list[str]:
+    """Distinct sentences of 6 to 22 plain words from the descriptions."""
+    seen: dict[str, None] = {}
+    for record in records:
+        for paragraph in paragraphs(record["body"]):
+            for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", paragraph):
+                words = sentence.split()
+                if 6 <= len(words) <= 22 and re.fullmatch(r"[A-Z][A-Za-z0-9 ,.'-]+\.", sentence):
+                    seen.setdefault(sentence)
+    return list(seen)
+
+
+def dialogues() -> list[tuple[str, str]]:
+    """Distinct (message, reply) pairs of the English chatterbot corpus, code left out."""
+    pairs: dict[tuple[str, str], None] = {}
+    folder = files("chatterbot_corpus") / "data" / "english"
+    for entry in sorted(folder.iterdir(), key=lambda f: f.name):
+        if entry.name == "coding.yml":
+            continue
+        for turns in yaml.safe_load(entry.read_text(encoding="utf-8"))["conversations"]:
+            message = str(turns[0]).strip()
+            for reply in turns[1:]:
+                text = " ".join(str(reply).split())
+                if 2 <= len(text.split()) <= 30 and len(message.split()) <= 30:
+                    pairs.setdefault((message, text))
+    return list(pairs)
+
+
+def grammar_rows(lines: list[str], rng: random.Random) -> Iterator[Row]:
+    for line in lines:
+        wrong = corrupt(line, rng)
+        if wrong != line:
+            yield {"input": wrong, "output": line}
+
+
+def reply_rows(pairs: list[tuple[str, str]], rng: random.Random) -> Iterator[Row]:
+    del rng
+    for message, reply in pairs:
+        yield {"input": message, "output": reply}
+
+
+def summary_rows(records: list[dict[str, str]], rng: random.Random) -> Iterator[Row]:
+    del rng
+    seen: set[str] = set()
+    for record in records:
+        prose = paragraphs(record["body"])
+        synopsis = re.sub(r"\s*\(.*?\)|\s+[-–:]+ .*|[;:] .*", "", record["synopsis"])
+        if not prose or not 15 <= len(prose[0].split()) <= 60 or len(synopsis.split()) < 3:
+            continue
+        key = prose[0]
+        if key not in seen and not re.search(r"package contains|transitional|dummy", key):
+            seen.add(key)
+            yield {"input": key, "output": synopsis}
+
+
+def tone_rows(lines: list[str], rng: random.Random) -> Iterator[Row]:
+    del rng
+    for line in lines:
+        relaxed, formal = casual(line), professional(line)
+        if relaxed is not None and formal is not None:
+            yield {"input": relaxed, "output": formal}
+
+
+_FACTS: list[tuple[str, str, str]] = [
+    ("Version", "Its version is {}.", "Which version of {} is described?"),
+    ("Section", "It belongs to the section {}.", "Which section does {} belong to?"),
+    ("Installed-Size", "It takes {} kB once installed.", "How many kB does {} take?"),
+    ("Source", "It is built from the source {}.", "Which source is {} built from?"),
+    ("Priority", "Its priority is {}.", "What is the priority of {}?"),
+    ("synopsis", "In short, it is: {}.", "What is {}, in short?"),
+    ("Depends", "It needs {} first.", "What does {} need first?"),
+]
+
+
+def qa_rows(records: list[dict[str, str]], rng: random.Random) -> Iterator[Row]:
+    for record in records:
+        facts = []
+        for field, statement, question in _FACTS:
+            value = record.get(field, "")
+            value = re.split(r"[ ,(|]", value)[0] if field in ("Depends", "Source") else value
+            if value and len(value.split()) <= 12 and "\n" not in value:
+                facts.append((statement.format(value), question.format(record["Package"]), value))
+        if len(facts) < 3:
+            continue
+        chosen = rng.sample(facts, 3)
+        _, question, answer = rng.choice(chosen)
+        passage = " ".join([f"{record['Package']} is a package.", *(s for s, _, _ in chosen)])
+        yield {"input": f"{passage} {question}", "output": answer}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("build/data"))
+    parser.add_argument("--rows", type=int, default=4000, help="training rows a task, at most")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--heldout", action="store_true", help="rewrite the held-out rows too")
+    args = parser.parse_args()
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    records = apt_records((args.out / "apt-lists").absolute())
+    lines = sentences(records)
+    talk = [t for pair in dialogues() for t in pair if len(t.split()) >= 5]
+    makers: dict[str, tuple[Callable[..., Iterator[Row]], list]] = {
+        "grammar": (grammar_rows, lines),
+        "reply": (reply_rows, dialogues()),
+        "summary": (summary_rows, records),
+        "tone": (tone_rows, list(dict.fromkeys(talk + lines[::3]))),
+        "qa": (qa_rows, records),
+    }
+    for task, (make, source) in makers.items():
+        rng = random.Random(f"{task}/{args.seed}")
+        shuffled = list(source)
+        rng.shuffle(shuffled)
+        rows: dict[str, list[Row]] = {}
+        for row in make(shuffled, rng):
+            rows.setdefault(row["input"].lower(), []).append(row)
+        groups = list(rows.values())
+        heldout_file = HERE / "heldout" / f"{task}.jsonl"
+        if args.heldout:
+            write_rows(heldout_file, [group[0] for group in groups[:HELDOUT_ROWS]])
+        held = {json.loads(line)["input"].lower() for line in heldout_file.open(encoding="utf-8")}
+        train = [row for g in groups if g[0]["input"].lower() not in held for row in g]
+        write_rows(args.out / f"{task}.jsonl", train[: args.rows])
+        print(f"{task}: {len(train[: args.rows])} training rows, {len(held)} held out")
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

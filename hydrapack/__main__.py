@@ -1,0 +1,25 @@
+"""The ``hydrapack`` command: exit code 0, 1 for a failed check, 2 for unusable input."""
+
+from __future__ import annotations
+
+import sys
+
+from hydrapack.errors import InputError
+from hydrapack.quiet import silence_libraries
+
+
+def main() -> None:
+    """Run the command line in ``sys.argv``."""
+    if "--verbose" not in sys.argv:
+        silence_libraries()
+    from hydrapack.cli.app import app
+
+    try:
+        app()
+    except InputError as error:
+        print(f"hydrapack: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Reading adapters as PEFT writes them."""

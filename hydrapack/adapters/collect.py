@@ -1,0 +1,59 @@
+"""The adapters of one merge: ``DIR`` or ``NAME=DIR`` arguments, checked against each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydrapack.adapters.lora import LoraAdapter, read_adapter
+from hydrapack.errors import InputError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def read_adapters(arguments: Sequence[str], allow_base_mismatch: bool = False) -> list[LoraAdapter]:
+    """Read every adapter; the task's name is the folder's, or NAME in ``NAME=DIR``.
+
+    Raises:
+        InputError: an unreadable adapter, a name given twice, adapters of different base models or
+            with a module of different shapes.
+    """
+    adapters: list[LoraAdapter] = []
+    for argument in arguments:
+        task, separator, folder = argument.partition("=")
+        if not separator or Path(argument).is_dir():
+            task, folder = Path(argument).absolute().name, argument
+        if not _NAME.fullmatch(task):
+            raise InputError(
+                f"{argument}: {task!r} is no task name (letters, digits, '.', '_', '-'); "
+                "give one as NAME=DIR"
+            )
+        if task in [a.task for a in adapters]:
+            raise InputError(
+                f"{argument}: the task name {task!r} is taken; give another as NAME=DIR"
+            )
+        adapters.append(read_adapter(Path(folder), task))
+    if not adapters:
+        raise InputError("no adapters given")
+    _check_together(adapters, allow_base_mismatch)
+    return adapters
+
+
+def _check_together(adapters: list[LoraAdapter], allow_base_mismatch: bool) -> None:
+    first = adapters[0]
+    shapes: dict[str, tuple[tuple[int, int], str]] = {}
+    for adapter in adapters:
+        if adapter.base_model != first.base_model and not allow_base_mismatch:
+            raise InputError(
+                f"adapters of different base models: {first.folder} of {first.base_model!r}, "
+                f"{adapter.folder} of {adapter.base_model!r} (base_model_name_or_path in "
+                "adapter_config.json); --allow-base-mismatch merges them all the same"
+            )
+        for name, module in adapter.modules.items():
+            shape, task = shapes.setdefault(name, (module.shape, adapter.task))
+            if shape != module.shape:
+                raise InputError(
+                    f"{adapter.folder}: {name} is {module.shape[0]} x {module.shape[1]}, in task "
+                    f"{task!r} it is {shape[0]} x {shape[1]}: adapters of different models"
+                )

@@ -1,0 +1,1 @@
+"""The adapter-agnostic base program: a decoder whose LoRA weights are graph inputs."""

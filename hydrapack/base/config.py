@@ -1,0 +1,145 @@
+"""What the decoder needs of a Hugging Face model's config.json, and which models it takes."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hydrapack.errors import InputError
+from hydrapack.layout import Layout
+
+SUPPORTED = ("llama", "qwen2")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A Llama-family decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
+
+    vocab_size: int
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: dict[str, Any] | None
+    tied_embeddings: bool
+    qkv_bias: bool
+    max_position: int
+    bos_id: int
+    eos_ids: tuple[int, ...]
+
+    def linear_shape(self, target: str) -> tuple[int, int]:
+        """(d_out, d_in) of the linear named ``target`` (q, k, v, o, gate, up, down)."""
+        attention = self.heads * self.head_dim
+        key_value = self.kv_heads * self.head_dim
+        return {
+            "q": (attention, self.dim),
+            "k": (key_value, self.dim),
+            "v": (key_value, self.dim),
+            "o": (self.dim, attention),
+            "gate": (self.intermediate, self.dim),
+            "up": (self.intermediate, self.dim),
+            "down": (self.dim, self.intermediate),
+        }[target]
+
+    def layout(self, targets: tuple[str, ...], rank: int) -> Layout:
+        """The packing layout of adapters of ``rank`` on ``targets`` of this model."""
+        shapes = tuple((name, self.linear_shape(name)) for name in targets)
+        return Layout(layers=self.layers, rank=rank, shapes=shapes)
+
+
+def read_config(folder: Path) -> DecoderConfig:
+    """The decoder of the Hugging Face model in ``folder``.
+
+    Raises:
+        InputError: no readable config.json, a missing key, or an architecture not supported.
+    """
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable config.json: {error}") from error
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
+    """The decoder described by the content of a config.json; ``where`` names it in errors.
+
+    Raises:
+        InputError: a missing key or an architecture not supported, named.
+    """
+    kind = raw.get("model_type")
+    if kind not in SUPPORTED:
+        raise InputError(
+            f"{where}: model_type {kind!r} is not supported. hydrapack exports "
+            f"{' and '.join(SUPPORTED)} decoders (Llama 2 and 3.x, SmolLM2, TinyLlama, Qwen2 and "
+            "2.5); not Gemma, Phi, Qwen3, Mixtral or other mixtures of experts"
+        )
+    for key, allowed in (("hidden_act", ("silu",)), ("mlp_bias", (False, None))):
+        if raw.get(key, allowed[0]) not in allowed:
+            raise InputError(f"{where}: {key} = {raw[key]!r} is not supported")
+    if raw.get("use_sliding_window"):
+        raise InputError(f"{where}: use_sliding_window is not supported")
+    if kind == "llama" and raw.get("attention_bias"):
+        raise InputError(f"{where}: attention_bias with model_type 'llama' is not supported")
+    try:
+        heads = int(raw["num_attention_heads"])
+        # Older files have rope_theta and rope_scaling, newer ones rope_parameters.
+        rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+        theta = float(rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0)
+        kind_of_rope = rope.get("rope_type", rope.get("type", "default"))
+        if kind_of_rope not in ("default", "llama3", "linear"):
+            raise InputError(f"{where}: rope type {kind_of_rope!r} is not supported")
+        eos = raw.get("eos_token_id")
+        bos = raw.get("bos_token_id")
+        return DecoderConfig(
+            vocab_size=int(raw["vocab_size"]),
+            dim=int(raw["hidden_size"]),
+            layers=int(raw["num_hidden_layers"]),
+            heads=heads,
+            kv_heads=int(raw.get("num_key_value_heads") or heads),
+            head_dim=int(raw.get("head_dim") or raw["hidden_size"] // heads),
+            intermediate=int(raw["intermediate_size"]),
+            norm_eps=float(raw["rms_norm_eps"]),
+            rope_theta=theta,
+            rope_scaling=None if kind_of_rope == "default" else {**rope, "type": kind_of_rope},
+            tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            qkv_bias=kind == "qwen2",
+            max_position=int(raw["max_position_embeddings"]),
+            bos_id=-1 if bos is None else int(bos),
+            eos_ids=tuple([] if eos is None else eos if isinstance(eos, list) else [int(eos)]),
+        )
+    except KeyError as error:
+        raise InputError(f"{where}: the key {error.args[0]!r} is missing") from error
+
+
+def rope_tables(config: DecoderConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin, each (length, head_dim / 2), with the config's rope scaling.
+
+    The llama3 rule is that of ``transformers.modeling_rope_utils._compute_llama3_parameters``.
+    """
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequency = 1.0 / config.rope_theta**half
+    scaling = config.rope_scaling
+    if scaling is not None and scaling["type"] == "linear":
+        frequency = frequency / float(scaling["factor"])
+    elif scaling is not None:
+        factor = float(scaling["factor"])
+        low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
+        original = float(scaling["original_max_position_embeddings"])
+        wavelength = 2 * math.pi / frequency
+        smooth = (original / wavelength - low) / (high - low)
+        blend = (1 - smooth) * frequency / factor + smooth * frequency
+        scaled = torch.where(wavelength > original / low, frequency / factor, frequency)
+        medium = (wavelength <= original / low) & (wavelength >= original / high)
+        frequency = torch.where(medium, blend, scaled)
+    angle = torch.outer(torch.arange(length, dtype=torch.float32), frequency)
+    return angle.cos(), angle.sin()

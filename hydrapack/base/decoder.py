@@ -1,0 +1,283 @@
+"""A plain Llama-family decoder whose LoRA weights arrive as two flat vectors.
+
+    logits[1, 1, V] = Decoder(tokens[1, S], input_pos[S], a[K_A], b[K_B])
+
+Shaped for few XNNPACK delegates: the linears, norms and the SwiGLU between two attentions form one
+*stage chain* that lowers to one delegate. Only what XNNPACK does not take, or what must lie between
+(the adapters' products, rotation, the cache and attention), runs on ExecuTorch's own kernels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hydrapack.base.config import DecoderConfig, rope_tables
+from hydrapack.layout import Layout
+
+# Attention reads the cache in steps of this many positions, so that its cost follows the text and
+# not the context limit.
+CACHE_STEP = 64
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square norm; the mean is a product with a row of 1/d, which XNNPACK takes."""
+
+    average: torch.Tensor
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.register_buffer("average", torch.full((1, dim), 1.0 / dim), persistent=False)
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(S, dim) -> (S, dim)."""
+        mean_square = F.linear(x * x, self.average)
+        return x * torch.rsqrt(mean_square + self.eps) * self.weight
+
+
+class Entry(nn.Module):
+    """Norm and the fused q, k, v projection of a layer."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        width = (config.heads + 2 * config.kv_heads) * config.head_dim
+        self.norm = RmsNorm(config.dim, config.norm_eps)
+        self.qkv = nn.Linear(config.dim, width, bias=config.qkv_bias)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(S, dim) -> normed (S, dim), qkv (S, width)."""
+        h = self.norm(x)
+        return h, self.qkv(h)
+
+
+class Mix(nn.Module):
+    """Attention output back into the stream, norm, gate and up."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.o = nn.Linear(config.heads * config.head_dim, config.dim, bias=False)
+        self.norm = RmsNorm(config.dim, config.norm_eps)
+        self.gate = nn.Linear(config.dim, config.intermediate, bias=False)
+        self.up = nn.Linear(config.dim, config.intermediate, bias=False)
+
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor, delta: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Stream x (S, dim), attention y, adapter's o-update -> x, normed, gate, up."""
+        x = x + self.o(y)
+        if delta is not None:
+            x = x + delta
+        h = self.norm(x)
+        return x, h, self.gate(h), self.up(h)
+
+
+class Down(nn.Module):
+    """SwiGLU and the down projection, added to the stream."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.down = nn.Linear(config.intermediate, config.dim, bias=False)
+
+    def forward(
+        self, x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """-> stream (S, dim), the down projection's input (S, intermediate)."""
+        inner = F.silu(gate) * up
+        return x + self.down(inner), inner
+
+
+class Exit(nn.Module):
+    """Final norm and the vocabulary matrix."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.norm = RmsNorm(config.dim, config.norm_eps)
+        self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(1, dim) -> logits (1, V)."""
+        return self.lm_head(self.norm(x))
+
+
+class Cache(nn.Module):
+    """Keys (kv_heads, head_dim, context) and values (kv_heads, context, head_dim) of a layer."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, config: DecoderConfig, context: int) -> None:
+        super().__init__()
+        heads, dim = config.kv_heads, config.head_dim
+        self.register_buffer("keys", torch.zeros(heads, dim, context), persistent=False)
+        self.register_buffer("values", torch.zeros(heads, context, dim), persistent=False)
+
+
+class Decoder(nn.Module):
+    """The base program's ``forward``. ``layout`` None gives a program without adapter inputs."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    positions: torch.Tensor
+
+    def __init__(self, config: DecoderConfig, layout: Layout | None, context: int) -> None:
+        super().__init__()
+        self.config, self.layout, self.context = config, layout, context
+        self.embed: nn.Module = nn.Embedding(config.vocab_size, config.dim)
+        self.entries = nn.ModuleList(Entry(config) for _ in range(config.layers))
+        self.mixes = nn.ModuleList(Mix(config) for _ in range(config.layers))
+        self.downs = nn.ModuleList(Down(config) for _ in range(config.layers))
+        self.exit = Exit(config)
+        self.caches = nn.ModuleList(Cache(config, context) for _ in range(config.layers))
+        cos, sin = rope_tables(config, context)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.register_buffer("positions", torch.arange(context), persistent=False)
+
+    def delegates(self) -> dict[str, str]:
+        """Module path -> the delegate it belongs to: a chain runs on until an adapter cuts in."""
+        targets = set(self.layout.targets) if self.layout else set()
+        chains = {"entries.0": "entry.0"}
+        for i in range(self.config.layers):
+            follower = f"entries.{i + 1}" if i + 1 < self.config.layers else "exit"
+            chains[f"mixes.{i}"] = chain = f"mix.{i}"
+            chain = f"down.{i}" if targets & {"gate", "up"} else chain
+            chains[f"downs.{i}"] = chain
+            chains[follower] = f"next.{i}" if "down" in targets else chain
+        return chains
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        input_pos: torch.Tensor,
+        a: torch.Tensor | None = None,
+        b: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits (1, 1, V) of the last position.
+
+        Args:
+            tokens: int64 (1, S).
+            input_pos: int64 (S,), ascending; the cache holds all positions before the first.
+            a, b: float32 vectors packed as ``Layout`` says.
+        """
+        x = self.embed(tokens)[0]
+        length = x.shape[0]
+        heads = self.config.heads + self.config.kv_heads
+        shape = (length, heads, self.config.head_dim // 2)
+        cos = self.cos[input_pos][:, None].expand(shape).clone()
+        sin = self.sin[input_pos][:, None].expand(shape).clone()
+        seen = self._positions_seen(input_pos)
+        hidden = self.positions[:seen][None, :] > input_pos[:, None]
+        mask = torch.where(hidden, -1e9, 0.0)[None]
+
+        h, qkv = self.entries[0](x)
+        for i in range(self.config.layers):
+            qkv = self._add(qkv, self._updates(h, i, ("q", "k", "v"), a, b), ("q", "k", "v"))
+            y = self._attend(qkv, self.caches[i], input_pos, cos, sin, mask, seen)
+            if i + 1 == self.config.layers:
+                # Only the last position's logits are asked for.
+                x, y = x[-1:], y[-1:]
+            delta = self._updates(y, i, ("o",), a, b).get("o")
+            x, h, gate, up = self.mixes[i](x, y, delta)
+            updates = self._updates(h, i, ("gate", "up"), a, b)
+            gate = gate + updates["gate"] if "gate" in updates else gate
+            up = up + updates["up"] if "up" in updates else up
+            x, inner = self.downs[i](x, gate, up)
+            updates = self._updates(inner, i, ("down",), a, b)
+            x = x + updates["down"] if "down" in updates else x
+            if i + 1 < self.config.layers:
+                h, qkv = self.entries[i + 1](x)
+        return self.exit(x)[None]
+
+    def _positions_seen(self, input_pos: torch.Tensor) -> int:
+        # The size of the attended part of the cache is read from the data: an unbacked size for
+        # torch.export, bounded so that memory can be planned.
+        last: int = torch.ops.aten._local_scalar_dense(input_pos[-1])
+        torch._check(last >= 0)
+        torch._check(last < self.context)
+        seen = (last // CACHE_STEP + 1) * CACHE_STEP
+        torch._check(seen >= CACHE_STEP)
+        torch._check(seen <= self.context)
+        return seen
+
+    def _updates(
+        self,
+        x: torch.Tensor,
+        layer: int,
+        group: tuple[str, ...],
+        a: torch.Tensor | None,
+        b: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """B·(A·x) for the adapted targets of ``group``: each (S, d_out)."""
+        layout = self.layout
+        if layout is None or a is None or b is None:
+            return {}
+        names = [name for name in group if name in layout.targets]
+        if not names:
+            return {}
+        shapes = dict(layout.shapes)
+        rank, d_in = layout.rank, shapes[names[0]][1]
+        start = layer * (layout.a_size // layout.layers)
+        for name, (_, width) in layout.shapes:
+            if name == names[0]:
+                break
+            start += rank * width
+        shared = a[start : start + len(names) * rank * d_in].view(d_in, len(names) * rank)
+        z = torch.mm(x, shared)
+        heads = b.view(rank, -1)
+        column = layer * (layout.b_size // layout.layers // rank)
+        updates = {}
+        for name, (d_out, _) in layout.shapes:
+            if name in names:
+                j = names.index(name)
+                head = heads[:, column : column + d_out]
+                updates[name] = torch.mm(z[:, j * rank : (j + 1) * rank], head)
+            column += d_out
+        return updates
+
+    def _add(
+        self, fused: torch.Tensor, updates: dict[str, torch.Tensor], order: tuple[str, ...]
+    ) -> torch.Tensor:
+        """``fused`` plus the updates side by side, zeros for the targets not adapted."""
+        if not updates:
+            return fused
+        parts = [
+            updates[name]
+            if name in updates
+            else fused.new_zeros(fused.shape[0], self.config.linear_shape(name)[0])
+            for name in order
+        ]
+        return fused + torch.cat(parts, -1)
+
+    def _attend(
+        self,
+        qkv: torch.Tensor,
+        cache: nn.Module,
+        input_pos: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        mask: torch.Tensor,
+        seen: int,
+    ) -> torch.Tensor:
+        """Rotate, write the cache, attend: qkv (S, width) -> (S, heads * head_dim)."""
+        c = self.config
+        length, rotated = qkv.shape[0], (c.heads + c.kv_heads) * c.head_dim
+        halves = qkv[:, :rotated].view(length, c.heads + c.kv_heads, 2, c.head_dim // 2)
+        first, second = halves[:, :, 0], halves[:, :, 1]
+        qk = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+        query, key = qk[:, : c.heads], qk[:, c.heads :]
+        value = qkv[:, rotated:].view(length, c.kv_heads, c.head_dim)
+        cache.keys[:, :, input_pos] = key.permute(1, 2, 0)
+        cache.values[:, input_pos] = value.transpose(0, 1)
+
+        group = c.heads // c.kv_heads
+        query = query.reshape(length, c.kv_heads, group, c.head_dim).permute(1, 2, 0, 3)
+        query = query.reshape(c.kv_heads, group * length, c.head_dim) * c.head_dim**-0.5
+        scores = torch.bmm(query, cache.keys[:, :, :seen])
+        scores = scores.view(c.heads, length, seen) + mask
+        weights = torch.softmax(scores, -1).view(c.kv_heads, group * length, seen)
+        y = torch.bmm(weights, cache.values[:, :seen])
+        y = y.view(c.kv_heads, group, length, c.head_dim).permute(2, 0, 1, 3)
+        return y.reshape(length, c.heads * c.head_dim)

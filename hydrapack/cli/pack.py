@@ -1,0 +1,47 @@
+"""``hydrapack pack``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from hydrapack.cli.terminal import megabytes, output, stages
+
+
+def pack(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE_DIR", help="What merge wrote.")],
+    out: Annotated[Path, typer.Option("--output", "-o", help="The package directory to write.")],
+    bits: Annotated[int, typer.Option(help="Bits a value: 8, 16 or 32.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
+) -> None:
+    """Quantize and serialize a bundle: adapters.pte and manifest.json.
+
+    Examples:
+
+        hydrapack pack bundle -o package
+
+        hydrapack pack bundle -o package --bits 16 --json
+    """
+    from hydrapack.bundle import read_bundle
+    from hydrapack.pack.package import write_package
+
+    with stages("packing"):
+        manifest = write_package(read_bundle(bundle), out, bits)
+    if as_json:
+        print(manifest.model_dump_json(indent=2))
+        return
+    table = Table("task", "merge error", "packed error")
+    for task in manifest.tasks:
+        merged, packed = task.merge_relative_error, task.packed_relative_error
+        table.add_row(task.name, f"{merged:.4f}", f"{packed:.4f}")
+    console = output()
+    console.print(table)
+    console.print(
+        f"{out}: {megabytes(manifest.storage.bytes)} at {bits} bits, rank {manifest.rank}, "
+        f"{manifest.heads} heads; the adapters apart: "
+        f"{megabytes(manifest.storage.baseline_bytes)} at 16 bits",
+        soft_wrap=True,
+    )

@@ -1,0 +1,57 @@
+"""``hydrapack run``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hydrapack.cli.terminal import print_json
+
+
+def run(
+    package: Annotated[Path, typer.Argument(metavar="PACKAGE_DIR", help="What pack wrote.")],
+    text: Annotated[str, typer.Argument(help="The task's input; - reads standard input.")],
+    model: Annotated[Path, typer.Option(help="What export-base wrote.")],
+    task: Annotated[
+        str | None, typer.Option(help="A task of the package; the bare base model without it.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="tokenizer.json; the one beside the model by default.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Answer at most so many.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Print swap, prefill and decode times.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print text and times as JSON.")] = False,
+) -> None:
+    """Generate on the ExecuTorch runtime with a task's head.
+
+    Examples:
+
+        hydrapack run package "He go to school." --model model.pte --task grammar --stats
+
+        cat mail.txt | hydrapack run package - --model model.pte --task summary
+    """
+    from hydrapack.device import Session
+
+    session = Session(model, package, tokenizer).use(task)
+    source = sys.stdin.read() if text == "-" else text
+    pieces = session.generate(source, max_new_tokens, temperature, seed)
+    if as_json:
+        print_json({"stats": vars(session.stats), "task": task, "text": "".join(pieces)})
+        return
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+    if stats:
+        s = session.stats
+        print(
+            f"load {s.load_ms:.0f} ms, swap {s.swap_ms:.2f} ms, prefill {s.prefill_tokens} tokens "
+            f"at {s.prefill_rate:.0f}/s, decode {s.decode_tokens} tokens at {s.decode_rate:.0f}/s",
+            file=sys.stderr,
+        )

@@ -1,0 +1,50 @@
+"""Progress on a terminal, silence elsewhere; tables and JSON on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+def output() -> Console:
+    """Standard output; wide where it is no terminal, so that nothing is cut in a log."""
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output, keys sorted."""
+    print(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True))
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error; the block calls it with (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=_console(), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def stages(label: str) -> Iterator[Callable[[str], None]]:
+    """A line on standard error with the running step and the time so far."""
+    columns = (TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=_console(), transient=True) as line:
+        task = line.add_task(label, total=None)
+        yield lambda name: line.update(task, description=f"{label}: {name}")
+
+
+def _console() -> Console:
+    # A console that is no terminal still prints a progress's last state: silence it whole.
+    return Console(stderr=True, quiet=not sys.stderr.isatty())
+
+
+def megabytes(count: int) -> str:
+    """Bytes as decimal megabytes."""
+    return f"{count / 1e6:.2f} MB"

@@ -1,0 +1,223 @@
+"""Merge, export, pack and run the five embedded adapters, beside what they replace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hydrapack import __version__
+from hydrapack.adapters.collect import read_adapters
+from hydrapack.adapters.lora import WEIGHTS, LoraAdapter
+from hydrapack.base import smollm2
+from hydrapack.base.export import export_base
+from hydrapack.bundle import read_bundle, write_bundle
+from hydrapack.device.session import Session
+from hydrapack.errors import InputError
+from hydrapack.layout import layout_of
+from hydrapack.merge.adapters import merge_adapters
+from hydrapack.pack.package import write_package
+from hydrapack.prompts import encode_prompt
+
+MAX_NEW_TOKENS = 40
+CONTEXT = 512
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One held-out input, and what three models make of it."""
+
+    task: str
+    input: str
+    base: str
+    adapter: str
+    head: str
+
+
+@dataclass(frozen=True)
+class StorageLine:
+    """Values and bytes on disk of one way to store the tasks."""
+
+    name: str
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo shows."""
+
+    answers: list[Answer]
+    storage: list[StorageLine]
+    swap_ms: float
+    decode_rate: float
+    seconds: float
+    folder: Path
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON form."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+def example_adapters() -> list[str]:
+    """Folders of the five embedded adapters."""
+    return [str(folder) for folder in sorted(_embedded("adapters").iterdir()) if folder.is_dir()]
+
+
+def heldout_input(task: str, row: int) -> str:
+    """Input of a task's held-out row.
+
+    Raises:
+        InputError: there is no such row.
+    """
+    lines = (_embedded("heldout") / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
+    if row >= len(lines):
+        raise InputError(f"--row {row}: the held-out files have rows 0 to {len(lines) - 1}")
+    return json.loads(lines[row])["input"]
+
+
+def _embedded(what: str) -> Path:
+    # In a wheel the files lie beside this one, in a checkout under examples/.
+    installed = Path(__file__).parent / what
+    checkout = Path(__file__).parents[2] / "examples"
+    source = {"adapters": checkout / "adapters", "heldout": checkout / "data" / "heldout"}[what]
+    return installed if installed.is_dir() else source
+
+
+def run_demo(
+    heads: int | None,
+    bits: int,
+    row: int,
+    out: Path | None,
+    stage: Callable[[str], None] = lambda name: None,
+) -> DemoResult:
+    """The main job, whole.
+
+    Args:
+        heads: M; as many as adapters when None.
+        bits: of the package.
+        row: which held-out row of each task to run.
+        out: where bundle and package are kept; the cache when None.
+        stage: called with the name of each step.
+
+    Raises:
+        InputError: an option out of range, or the model cannot be downloaded.
+    """
+    started = time.monotonic()
+    stage("the base model")
+    base = smollm2.base_model_directory()
+    folder = out or smollm2.cache_directory() / "demo"
+    stage("merging")
+    adapters = read_adapters(example_adapters())
+    inputs = {adapter.task: heldout_input(adapter.task, row) for adapter in adapters}
+    write_bundle(merge_adapters(adapters, heads=heads), adapters, folder / "bundle")
+    stage("packing")
+    bundle = read_bundle(folder / "bundle")
+    manifest = write_package(bundle, folder / "package", bits)
+    model = _base_program(
+        bundle.info.rank, layout_of(bundle.shapes, bundle.info.rank).targets, stage
+    )
+    stage("running heads on ExecuTorch")
+    session = Session(model, folder / "package")
+    base_answers, head_answers, swaps, rates = {}, {}, [], []
+    for adapter in adapters:
+        template = adapter.card.prompt_template
+        session.use(None)
+        base_answers[adapter.task] = "".join(
+            session.generate(inputs[adapter.task], MAX_NEW_TOKENS, prompt_template=template)
+        )
+        session.use(adapter.task)
+        swaps.append(session.stats.swap_ms)
+        head_answers[adapter.task] = "".join(session.generate(inputs[adapter.task], MAX_NEW_TOKENS))
+        rates.append(session.stats.decode_rate)
+    stage("running the adapters on PyTorch")
+    own_answers = _peft_answers(base, adapters, inputs, session)
+    package_name = f"one package, {manifest.heads} heads, {bits} bit"
+    apart = sum((a.folder / WEIGHTS).stat().st_size for a in adapters)
+    return DemoResult(
+        answers=[
+            Answer(t, text, base_answers[t], own_answers[t], head_answers[t])
+            for t, text in inputs.items()
+        ],
+        storage=[
+            StorageLine(
+                f"{len(adapters)} adapters apart, 16 bit", bundle.info.baseline_parameters, apart
+            ),
+            StorageLine(package_name, manifest.storage.parameters, manifest.storage.bytes),
+        ],
+        swap_ms=min(swaps),
+        decode_rate=max(rates),
+        seconds=time.monotonic() - started,
+        folder=folder,
+    )
+
+
+def _base_program(rank: int, targets: tuple[str, ...], stage: Callable[[str], None]) -> Path:
+    """The exported SmolLM2, cached under a digest of all that decides its bytes."""
+    key = json.dumps(
+        [
+            smollm2.GGUF_SHA256,
+            __version__,
+            metadata.version("executorch"),
+            metadata.version("torch"),
+            metadata.version("torchao"),
+            rank,
+            targets,
+            CONTEXT,
+            _source_digest(),
+        ]
+    )
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    model = smollm2.cache_directory() / "programs" / digest / "model.pte"
+    if not (model.exists() and (model.parent / "tokenizer.json").exists()):
+        export_base(
+            smollm2.NAME,
+            model,
+            rank,
+            targets,
+            max_context=CONTEXT,
+            stage=lambda name: stage(f"exporting the base program (once): {name}"),
+        )
+    return model
+
+
+def _source_digest() -> str:
+    """SHA-256 of the exporter's own source: a change to it makes another program."""
+    files = sorted((Path(__file__).parents[1] / "base").glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _peft_answers(
+    base: Path, adapters: list[LoraAdapter], inputs: dict[str, str], session: Session
+) -> dict[str, str]:
+    """Each adapter on its own input, in PyTorch with PEFT."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    answers = {}
+    for adapter in adapters:
+        name = adapter.task
+        if isinstance(model, PeftModel):
+            model.load_adapter(str(adapter.folder), adapter_name=name)
+        else:
+            model = PeftModel.from_pretrained(model, str(adapter.folder), adapter_name=name)
+        model.set_adapter(name)
+        ids = encode_prompt(session.tokenizer, adapter.card.prompt_template, inputs[name])
+        prompt = torch.tensor([ids])
+        with torch.no_grad():
+            new = model.generate(
+                input_ids=prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=MAX_NEW_TOKENS,
+                do_sample=False,
+            )
+        tokens = new[0, len(ids) :].tolist()
+        answers[name] = session.tokenizer.decode(tokens, skip_special_tokens=True)
+    return answers

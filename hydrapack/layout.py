@@ -1,0 +1,165 @@
+"""Which linears are adapted, at which rank, and where each one lies in the packed vectors.
+
+The base program takes the adapter as two flat float vectors. ``a`` holds every A and ``b`` every B:
+layer by layer, in each layer q, k, v, o, gate, up, down, only those the layout names. Matrices lie
+transposed, so that the program multiplies them as they are. Modules that read the same input
+(q, k, v; gate, up) share one matrix in ``a``, (d_in, modules * rank), for one product. ``b`` is one
+matrix (rank, sum of all d_out): a column for each output row of each module, so that scales by
+output row dequantize a whole head in one product.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from hydrapack.errors import InputError
+
+# In packing order. A group shares its input, hence one A product.
+GROUPS: tuple[tuple[str, ...], ...] = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+ORDER: tuple[str, ...] = tuple(name for group in GROUPS for name in group)
+_PARENT = dict.fromkeys(("q", "k", "v", "o"), "self_attn") | dict.fromkeys(("gate", "up", "down"), "mlp")
+
+
+def module_name(layer: int, target: str) -> str:
+    """``(3, "q")`` -> ``model.layers.3.self_attn.q_proj``, the name in Hugging Face's models."""
+    return f"model.layers.{layer}.{_PARENT[target]}.{target}_proj"
+
+
+def parse_targets(text: str | Iterable[str]) -> tuple[str, ...]:
+    """``"q,k,v,o"`` or ``["q_proj", "k_proj"]`` as target names in packing order.
+
+    Raises:
+        InputError: an unknown or empty target.
+    """
+    parts = text.split(",") if isinstance(text, str) else list(text)
+    names = {part.strip().removesuffix("_proj") for part in parts}
+    unknown = sorted(names - set(ORDER))
+    if unknown or not names:
+        raise InputError(
+            f"target modules: {', '.join(unknown) or 'none given'}; choose from {', '.join(ORDER)}"
+        )
+    return tuple(name for name in ORDER if name in names)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shapes of the adapted linears, equal in all layers.
+
+    ``shapes`` maps each target, in packing order, to (d_out, d_in).
+    """
+
+    layers: int
+    rank: int
+    shapes: tuple[tuple[str, tuple[int, int]], ...]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The adapted targets in packing order."""
+        return tuple(name for name, _ in self.shapes)
+
+    @property
+    def a_size(self) -> int:
+        """Values in the packed vector ``a``."""
+        return self.layers * sum(self.rank * d_in for _, (_, d_in) in self.shapes)
+
+    @property
+    def b_size(self) -> int:
+        """Values in the packed vector ``b``."""
+        return self.layers * sum(d_out * self.rank for _, (d_out, _) in self.shapes)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of everything that decides the meaning of ``a`` and ``b``."""
+        text = json.dumps(
+            {
+                "packing": 1,
+                "layers": self.layers,
+                "rank": self.rank,
+                "shapes": [[name, *shape] for name, shape in self.shapes],
+            },
+            sort_keys=True,
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """The targets of one layer, grouped by shared input."""
+        present = [tuple(n for n in group if n in self.targets) for group in GROUPS]
+        return [group for group in present if group]
+
+    def unpack(
+        self, a: torch.Tensor, b: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(A (rank, d_in), B (d_out, rank)) of each module, in packing order."""
+        shapes = dict(self.shapes)
+        heads = b.view(self.rank, -1).T
+        start = column = 0
+        for _ in range(self.layers):
+            for group in self.groups():
+                d_in, width = shapes[group[0]][1], len(group) * self.rank
+                shared = a[start : start + d_in * width].view(d_in, width)
+                start += d_in * width
+                for j, name in enumerate(group):
+                    d_out = shapes[name][0]
+                    part = shared[:, j * self.rank : (j + 1) * self.rank].T
+                    yield part, heads[column : column + d_out]
+                    column += d_out
+
+    def modules(self) -> list[str]:
+        """Module names in packing order."""
+        return [module_name(i, name) for i in range(self.layers) for name in self.targets]
+
+
+def layout_of(shapes: Mapping[str, tuple[int, int]], rank: int) -> Layout:
+    """The layout of modules by full name -> (d_out, d_in).
+
+    Raises:
+        InputError: names that are no decoder linears, layers that are missing, or layers of
+            different shape.
+    """
+    by_name: dict[str, tuple[int, int]] = dict(shapes)
+    found: dict[str, dict[int, tuple[int, int]]] = {}
+    for target in ORDER:
+        layer = 0
+        while (name := module_name(layer, target)) in by_name:
+            found.setdefault(target, {})[layer] = by_name.pop(name)
+            layer += 1
+    if by_name or not found:
+        odd = ", ".join(sorted(by_name)[:3]) or "none"
+        raise InputError(
+            f"modules that a packed adapter cannot hold: {odd}; it holds "
+            f"{module_name(0, 'q')} and its like ({', '.join(ORDER)}), in every layer from 0 on"
+        )
+    layers = {len(per_layer) for per_layer in found.values()}
+    if len(layers) > 1:
+        raise InputError(
+            "targets adapted in different numbers of layers: "
+            + ", ".join(f"{name} in {len(per_layer)}" for name, per_layer in found.items())
+        )
+    for target, per_layer in found.items():
+        if len(set(per_layer.values())) > 1:
+            raise InputError(f"target {target} has different shapes in different layers")
+    return Layout(
+        layers=layers.pop(),
+        rank=rank,
+        shapes=tuple((target, per_layer[0]) for target, per_layer in found.items()),
+    )
+
+
+def pack_a(layout: Layout, matrices: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """A by module name, each (rank, d_in), as the packed vector ``a`` (a_size,)."""
+    parts: list[torch.Tensor] = []
+    for layer in range(layout.layers):
+        for group in layout.groups():
+            stack = torch.cat([matrices[module_name(layer, name)] for name in group])
+            parts.append(stack.T.reshape(-1))
+    return torch.cat(parts)
+
+
+def pack_b(layout: Layout, matrices: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """B by module name, each (d_out, rank), as the packed vector ``b`` (b_size,)."""
+    return torch.cat([matrices[name] for name in layout.modules()]).T.reshape(-1)

@@ -1,0 +1,51 @@
+"""What a merge method takes and gives, for one module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hydrapack.adapters.lora import LoraModule
+
+
+@dataclass(frozen=True)
+class MergedModule:
+    """A shared A (rank, d_in), heads B (M, d_out, rank), and each task's head.
+
+    The scaling is folded into the heads: task k's update is ``heads[assignment[k]] @ A``.
+    """
+
+    A: torch.Tensor
+    heads: torch.Tensor
+    assignment: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """Options all methods share: number of heads M, rank R of the shared A, seed."""
+
+    heads: int
+    rank: int
+    seed: int = 0
+
+
+# A method maps the tasks' updates of one module to the merged module.
+MergeMethod = Callable[[Sequence[LoraModule], MergeOptions], MergedModule]
+
+
+def difference_norm(module: LoraModule, A: torch.Tensor, B: torch.Tensor) -> tuple[float, float]:
+    """Frobenius norms of (update - B @ A) and of the update.
+
+    By thin QR of the stacked factors: no d_out x d_in product, and no cancellation when the two
+    are equal.
+    """
+    left = torch.cat([module.scaled_b(), -B.double()], 1)
+    right = torch.cat([module.A.double(), A.double()])
+    r_left = torch.linalg.qr(left, mode="r").R
+    r_right = torch.linalg.qr(right.T, mode="r").R
+    rank = module.rank
+    whole = torch.linalg.matrix_norm(r_left @ r_right.T)
+    own = torch.linalg.matrix_norm(r_left[:, :rank] @ r_right[:, :rank].T)
+    return float(whole), float(own)

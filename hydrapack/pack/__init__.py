@@ -1,0 +1,1 @@
+"""A bundle to what the device gets: ``adapters.pte`` and ``manifest.json``."""

@@ -1,0 +1,105 @@
+"""``manifest.json``: what the device must know of a package (docs/manifest.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hydrapack.bundle import Digest
+from hydrapack.errors import InputError
+from hydrapack.prompts import check_template
+
+MANIFEST, ADAPTERS = "manifest.json", "adapters.pte"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class ManifestTask(_Strict):
+    """A task: how it is prompted, and its head in each module, in packing order."""
+
+    name: str = Field(min_length=1, max_length=200)
+    prompt_template: str
+    stop: list[str]
+    language: str | None
+    route: list[Annotated[int, Field(ge=0, lt=4096)]]
+    merge_relative_error: float = Field(ge=0)
+    """Norm of (adapter's updates - head's) over norm of the updates, before quantization."""
+    packed_relative_error: float = Field(ge=0)
+    """The same after quantization."""
+    source_digest: Digest
+    """SHA-256 of the adapter's adapter_model.safetensors."""
+
+
+class ManifestFile(_Strict):
+    """A file of the package."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    bytes: int = Field(ge=0)
+    sha256: Digest
+
+
+class Storage(_Strict):
+    """What the package takes against the adapters kept apart."""
+
+    parameters: int = Field(ge=1)
+    baseline_parameters: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    baseline_bytes: int = Field(ge=1)
+    """The adapters in half precision, as PEFT files: 2 bytes a value."""
+
+
+class Manifest(_Strict):
+    """The content of manifest.json."""
+
+    schema_version: Literal[1] = 1
+    hydrapack_version: str
+    base_model: str
+    layout_digest: Digest
+    rank: int = Field(ge=1, le=65536)
+    heads: int = Field(ge=1, le=4096)
+    target_modules: list[str]
+    bits: Literal[8, 16, 32]
+    tasks: list[ManifestTask] = Field(min_length=1)
+    files: list[ManifestFile] = Field(min_length=1)
+    storage: Storage
+    package_digest: Digest
+    """SHA-256 over the manifest with this field empty; the files are in it by their digests."""
+
+    def task(self, name: str) -> ManifestTask:
+        """The task called ``name``.
+
+        Raises:
+            InputError: no such task; the message lists those there are.
+        """
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        known = ", ".join(task.name for task in self.tasks)
+        raise InputError(f"unknown task {name!r}; the package has: {known}")
+
+
+def read_manifest(package: Path) -> Manifest:
+    """Read and check a package's manifest.
+
+    Raises:
+        InputError: missing or malformed; a file the manifest names is missing or not the one it
+            describes; a route out of range.
+    """
+    path = package / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}; is it a package?") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise InputError(f"{path}: {where}: {first['msg']}") from error
+    for task in manifest.tasks:
+        check_template(task.prompt_template, f"{path}: task {task.name!r}")
+        if not task.route or max(task.route) >= manifest.heads:
+            raise InputError(f"{path}: task {task.name!r}: route names a head that is not there")
+    return manifest

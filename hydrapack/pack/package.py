@@ -1,0 +1,151 @@
+"""A package directory: written whole from a bundle, and checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from hydrapack import __version__
+from hydrapack.atomic import new_directory
+from hydrapack.bundle import Bundle, BundleTask
+from hydrapack.errors import InputError
+from hydrapack.layout import Layout, layout_of, pack_a, pack_b
+from hydrapack.pack.manifest import (
+    ADAPTERS,
+    MANIFEST,
+    Manifest,
+    ManifestFile,
+    ManifestTask,
+    Storage,
+    read_manifest,
+)
+from hydrapack.pack.program import lower_adapters, route_tensor
+from hydrapack.pack.quantize import BITS
+
+
+def write_package(bundle: Bundle, target: Path, bits: int = 8) -> Manifest:
+    """Pack ``bundle`` into ``target``: ``adapters.pte`` and ``manifest.json``.
+
+    Args:
+        bits: 8 (int8 rows, float16 scales), 16 (float16) or 32 (float32) a value.
+
+    Raises:
+        InputError: bits not offered, modules no base program adapts, or an unwritable target.
+    """
+    if bits not in BITS:
+        raise InputError(f"--bits {bits}: choose one of {', '.join(map(str, BITS))}")
+    layout = layout_of(bundle.shapes, bundle.info.rank)
+    with new_directory(target) as partial:
+        packed = lower_adapters(bundle, layout, bits, partial / ADAPTERS)
+        manifest = _manifest(bundle, layout, bits, packed, partial / ADAPTERS)
+        text = json.dumps(manifest.model_dump(), ensure_ascii=False, indent=2, sort_keys=True)
+        (partial / MANIFEST).write_text(text + "\n", encoding="utf-8", newline="\n")
+    return manifest
+
+
+def package_digest(manifest: Manifest) -> str:
+    """SHA-256 (hex) of the manifest's canonical JSON with an empty ``package_digest``."""
+    content = {**manifest.model_dump(), "package_digest": ""}
+    text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_files(package: Path, manifest: Manifest) -> None:
+    """Compare the package's files with the manifest.
+
+    Raises:
+        InputError: a file is missing, or its size or SHA-256 is another, or the manifest's own
+            digest does not fit.
+    """
+    if package_digest(manifest) != manifest.package_digest:
+        raise InputError(
+            f"{package / MANIFEST}: package_digest does not fit: it was changed by hand"
+        )
+    for file in manifest.files:
+        path = package / file.name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
+            raise InputError(f"{path}: is not the file that {MANIFEST} describes; pack again")
+
+
+def read_package(package: Path) -> Manifest:
+    """The manifest of a package whose files are all as it says.
+
+    Raises:
+        InputError: see ``read_manifest`` and ``check_files``.
+    """
+    manifest = read_manifest(package)
+    check_files(package, manifest)
+    return manifest
+
+
+def _manifest(
+    bundle: Bundle, layout: Layout, bits: int, packed: dict[str, torch.Tensor], adapters: Path
+) -> Manifest:
+    data = adapters.read_bytes()
+    info = bundle.info
+    baseline = sum(task.source.parameters for task in info.tasks)
+    manifest = Manifest(
+        hydrapack_version=__version__,
+        base_model=info.base_model,
+        layout_digest=layout.digest,
+        rank=layout.rank,
+        heads=info.heads,
+        target_modules=list(layout.targets),
+        bits=bits,
+        tasks=[_task(bundle, layout, task, packed) for task in info.tasks],
+        files=[
+            ManifestFile(name=ADAPTERS, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        ],
+        storage=Storage(
+            parameters=info.parameters,
+            baseline_parameters=baseline,
+            bytes=len(data),
+            baseline_bytes=2 * baseline,
+        ),
+        package_digest="0" * 64,
+    )
+    return manifest.model_copy(update={"package_digest": package_digest(manifest)})
+
+
+def _task(
+    bundle: Bundle, layout: Layout, task: BundleTask, packed: dict[str, torch.Tensor]
+) -> ManifestTask:
+    rounding = _rounding_error(bundle, layout, task, packed)
+    return ManifestTask(
+        name=task.name,
+        prompt_template=task.card.prompt_template,
+        stop=task.card.stop,
+        language=task.card.language,
+        route=route_tensor(bundle, layout, task.route).tolist(),
+        merge_relative_error=task.relative_error,
+        packed_relative_error=math.hypot(task.relative_error, rounding),
+        source_digest=task.source.digest,
+    )
+
+
+def _rounding_error(
+    bundle: Bundle, layout: Layout, task: BundleTask, packed: dict[str, torch.Tensor]
+) -> float:
+    """Norm of (merged update - quantized update) over norm of the merged update."""
+    exact_a = pack_a(layout, bundle.A)
+    exact_b = pack_b(layout, bundle.head(task))
+    difference = own = 0.0
+    for (a, b), (a_packed, b_packed) in zip(
+        layout.unpack(exact_a, exact_b), layout.unpack(packed[""], packed[task.name]), strict=True
+    ):
+        left = torch.cat([b, -b_packed], 1).double()
+        right = torch.cat([a, a_packed]).double()
+        r_left = torch.linalg.qr(left, mode="r").R
+        r_right = torch.linalg.qr(right.T, mode="r").R
+        rank = a.shape[0]
+        difference += float((r_left @ r_right.T).square().sum())
+        own += float((r_left[:, :rank] @ r_right[:, :rank].T).square().sum())
+    return math.sqrt(difference / own) if own else 0.0
