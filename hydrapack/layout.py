@@ -22,7 +22,9 @@ from hydrapack.errors import InputError
 # In packing order. A group shares its input, hence one A product.
 GROUPS: tuple[tuple[str, ...], ...] = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
 ORDER: tuple[str, ...] = tuple(name for group in GROUPS for name in group)
-_PARENT = dict.fromkeys(("q", "k", "v", "o"), "self_attn") | dict.fromkeys(("gate", "up", "down"), "mlp")
+_PARENT = dict.fromkeys(("q", "k", "v", "o"), "self_attn") | dict.fromkeys(
+    ("gate", "up", "down"), "mlp"
+)
 
 
 def module_name(layer: int, target: str) -> str:
