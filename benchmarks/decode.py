@@ -1,0 +1,231 @@
+"""Decode cost of an adapter, head swap, prefill, load and export, on real ExecuTorch programs.
+
+    python benchmarks/decode.py --shape smollm2-135m --rank 16
+    python benchmarks/decode.py --shape llama-3.2-1b --rank 32
+
+Random weights of the model's shape: they serve for speed, size and memory only. Programs are timed
+in one interleaved run, so that the ratios hold where the machine's own speed drifts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SHAPES = {
+    "smollm2-135m": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+        "rope_theta": 1e5,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
+    "llama-3.2-1b": {
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "intermediate_size": 8192,
+        "rope_theta": 5e5,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": True,
+    },
+}
+PREFILL, ROUNDS, STEPS, HEADS = 64, 10, 12, 5
+TARGETS = ("q", "k", "v", "o")
+
+
+def config(shape: str):  # noqa: ANN201
+    from hydrapack.base.config import parse_config
+
+    raw = {"model_type": "llama", "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2}
+    return parse_config({**raw, **SHAPES[shape]}, shape)
+
+
+def export(shape: str, rank: int, context: int, out: Path) -> None:
+    """Export one program with random weights; print what it took as JSON."""
+    import torch
+
+    from hydrapack.base.decoder import Decoder
+    from hydrapack.base.lower import lower_decoder
+    from hydrapack.base.quantize import quantize_8da4w
+
+    torch.manual_seed(0)
+    started = time.monotonic()
+    model = config(shape)
+    decoder = Decoder(model, model.layout(TARGETS, rank) if rank else None, context)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.02)
+        quantize_8da4w(decoder)
+    lower_decoder(decoder, {"get_max_context_len": context}, out)
+    took = {
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+        "mb": round(out.stat().st_size / 1e6, 1),
+    }
+    out.with_suffix(".json").write_text(json.dumps(took))
+
+
+def export_heads(shape: str, rank: int, out: Path) -> dict[str, float]:
+    """Pack five random heads at 8 bits."""
+    import torch
+
+    from hydrapack.bundle import Bundle, BundleInfo, BundleTask, SourceAdapter
+    from hydrapack.adapters.task_card import TaskCard
+    from hydrapack.layout import module_name
+    from hydrapack.pack.package import write_package
+
+    layout = config(shape).layout(TARGETS, rank)
+    generator = torch.Generator().manual_seed(0)
+    a, heads = {}, {}
+    for name in layout.modules():
+        d_out, d_in = dict(layout.shapes)[name.rsplit(".", 1)[1].removesuffix("_proj")]
+        a[name] = torch.randn(rank, d_in, generator=generator) * 0.02
+        heads[name] = torch.randn(HEADS, d_out, rank, generator=generator) * 0.02
+    assert module_name(0, "q") in a
+    names = sorted(a)
+    source = SourceAdapter(digest="0" * 64, rank=rank, alpha=1.0, parameters=1)
+    info = BundleInfo(
+        hydrapack_version="0",
+        base_model=shape,
+        method="random",
+        seed=0,
+        heads=HEADS,
+        rank=rank,
+        modules=names,
+        module_errors={},
+        tasks=[
+            BundleTask(
+                name=f"t{k}",
+                route=[k] * len(names),
+                relative_error=0.0,
+                card=TaskCard(),
+                source=source,
+            )
+            for k in range(HEADS)
+        ],
+        parameters=1,
+        baseline_parameters=1,
+        tensors_sha256="0" * 64,
+    )
+    started = time.monotonic()
+    manifest = write_package(Bundle(info=info, A=a, heads=heads), out)
+    seconds = round(time.monotonic() - started, 1)
+    return {"pack_seconds": seconds, "adapters_mb": round(manifest.storage.bytes / 1e6, 2)}
+
+
+def measure(programs: dict[str, Path], package: Path, context: int) -> dict[str, object]:
+    """Interleaved decode times and swap times, in ms."""
+    import executorch.kernels.quantized  # noqa: F401
+    import torch
+    from executorch.runtime import Runtime
+
+    from hydrapack.pack.manifest import read_manifest
+
+    runtime = Runtime.get()
+    loads, methods, kept = {}, {}, []
+    for name, path in programs.items():
+        started = time.perf_counter()
+        program = runtime.load_program(path)
+        methods[name] = program.load_method("forward")
+        loads[name] = round(time.perf_counter() - started, 2)
+        kept.append(program)
+    adapters = runtime.load_program(package / "adapters.pte")
+    a = adapters.load_method("shared").execute([])[0]
+    head = adapters.load_method("head")
+    swaps = []
+    tasks = read_manifest(package).tasks
+    for k in range(40):
+        route = torch.tensor(tasks[k % len(tasks)].route)
+        started = time.perf_counter()
+        b = head.execute([route])[0]
+        swaps.append(1e3 * (time.perf_counter() - started))
+    zeros = [torch.zeros_like(a), torch.zeros_like(b)]
+    cases = {
+        "no adapter in the program": (methods["plain"], []),
+        "zero adapter": (methods["adapted"], zeros),
+        "a head (A and B inputs)": (methods["adapted"], [a, b]),
+    }
+    prefill, times = {}, {name: [] for name in cases}
+    for name, (method, extra) in cases.items():
+        for _ in range(2):
+            started = time.perf_counter()
+            method.execute([torch.arange(PREFILL)[None], torch.arange(PREFILL), *extra])
+            prefill[name] = round(1e3 * (time.perf_counter() - started), 1)
+    for _ in range(ROUNDS):
+        for name, (method, extra) in cases.items():
+            for step in range(STEPS):
+                inputs = [torch.tensor([[5]]), torch.tensor([PREFILL + step]), *extra]
+                started = time.perf_counter()
+                method.execute(inputs)
+                times[name].append(1e3 * (time.perf_counter() - started))
+    base = times["no adapter in the program"]
+    return {
+        "load_s": loads,
+        "swap_ms": {"min": round(min(swaps), 2), "median": round(statistics.median(swaps), 2)},
+        f"prefill_{PREFILL}_ms": prefill,
+        "decode_ms": {
+            name: {
+                "median": round(statistics.median(t), 2),
+                "min": round(min(t), 2),
+                "ratio_median": round(statistics.median(t) / statistics.median(base), 3),
+                "ratio_min": round(min(t) / min(base), 3),
+            }
+            for name, t in times.items()
+        },
+        "context": context,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="smollm2-135m")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--export", choices=["plain", "adapted"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    folder = args.out / f"{args.shape}-r{args.rank}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.export:
+        rank = args.rank if args.export == "adapted" else 0
+        export(args.shape, rank, args.context, folder / f"{args.export}.pte")
+        return
+    programs = {name: folder / f"{name}.pte" for name in ("plain", "adapted")}
+    for name, path in programs.items():
+        if not path.exists():
+            # A process of its own, so that the peak memory is the export's.
+            command = [sys.executable, __file__, *sys.argv[1:], "--export", name]
+            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    result: dict[str, object] = {
+        name: json.loads(path.with_suffix(".json").read_text()) for name, path in programs.items()
+    }
+    result.update(export_heads(args.shape, args.rank, folder / "package"))
+    result.update(measure(programs, folder / "package", args.context))
+    print(f"$ python benchmarks/decode.py {' '.join(sys.argv[1:])}")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

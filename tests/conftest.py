@@ -1,0 +1,142 @@
+"""Small real files for the tests: PEFT adapters and a Llama of a few hundred kilobytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+LAYERS, DIM, HEADS, KV_HEADS, INTERMEDIATE, VOCAB = 2, 64, 4, 2, 96, 300
+TEMPLATE = "<|user|>{input}<|end|>"
+WIDTHS = {"q": (DIM, DIM), "k": (DIM // 2, DIM), "v": (DIM // 2, DIM), "o": (DIM, DIM)}
+WIDTHS |= {"gate": (INTERMEDIATE, DIM), "up": (INTERMEDIATE, DIM), "down": (DIM, INTERMEDIATE)}
+
+
+def module_names(targets: str = "qkvo") -> list[str]:
+    from hydrapack.layout import module_name
+
+    names = {"q": "q", "k": "k", "v": "v", "o": "o", "g": "gate", "u": "up", "d": "down"}
+    return [module_name(i, names[t]) for i in range(LAYERS) for t in targets]
+
+
+def write_adapter(
+    folder: Path,
+    seed: int = 0,
+    rank: int = 4,
+    base: str = "tiny/llama",
+    dtype: torch.dtype = torch.float32,
+    names: list[str] | None = None,
+    shared_seed: int | None = None,
+    **config: object,
+) -> Path:
+    """A PEFT LoRA folder of random weights, as PEFT writes it."""
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.Generator().manual_seed(seed if shared_seed is None else shared_seed)
+    folder.mkdir(parents=True)
+    tensors = {}
+    for name in names or module_names():
+        d_out, d_in = WIDTHS[name.rsplit(".", 1)[1].removesuffix("_proj")]
+        a = torch.randn(rank, d_in, generator=start) / d_in**0.5
+        a = a + 0.1 * torch.randn(rank, d_in, generator=generator) / d_in**0.5
+        b = 0.3 * torch.randn(d_out, rank, generator=generator)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a.to(dtype)
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b.to(dtype)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    targets = sorted({name.rsplit(".", 1)[1] for name in names or module_names()})
+    content = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": targets,
+        "bias": "none",
+        **config,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(content))
+    return folder
+
+
+def edit_config(folder: Path, **changes: object) -> Path:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
+
+
+def edit_tensors(folder: Path, change) -> Path:
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    return folder
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> list[Path]:
+    """Three adapters from one initialisation of A."""
+    folders = []
+    for k in range(3):
+        folder = write_adapter(tmp_path / f"task{k}", seed=k + 1, shared_seed=99)
+        (folder / "task.json").write_text(json.dumps({"prompt_template": TEMPLATE}))
+        folders.append(folder)
+    return folders
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with grouped-query attention and llama3 rope, and a tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=DIM,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    special = ["<unk>", "<s>", "</s>", "<|user|>", "<|end|>"]
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*special, *characters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def hydrapack(*arguments: object, env: dict[str, str] | None = None, **options):
+    """Run the installed command as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "hydrapack", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **(env or {})},
+        **options,
+    )

@@ -1,0 +1,215 @@
+import math
+
+import pytest
+import torch
+from conftest import write_adapter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hydrapack.adapters.collect import read_adapters
+from hydrapack.adapters.lora import LoraModule
+from hydrapack.errors import InputError
+from hydrapack.merge.adapters import merge_adapters
+from hydrapack.merge.module import MergeOptions, difference_norm
+from hydrapack.merge.spectral import merge_spectral
+from hydrapack.merge.task_arithmetic import merge_task_arithmetic
+
+
+def random_updates(ranks, d_out=12, d_in=10, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        LoraModule(
+            torch.randn(r, d_in, generator=generator),
+            torch.randn(d_out, r, generator=generator),
+            0.5 + k,
+        )
+        for k, r in enumerate(ranks)
+    ]
+
+
+def dense(update):
+    return update.scaled_b() @ update.A.double()
+
+
+def squared_error(updates, merged):
+    return sum(
+        float((dense(u) - merged.heads[a].double() @ merged.A.double()).square().sum())
+        for u, a in zip(updates, merged.assignment, strict=True)
+    )
+
+
+def test_difference_norm_matches_dense():
+    update = random_updates([3])[0]
+    a, b = torch.randn(4, 10), torch.randn(12, 4)
+    difference, own = difference_norm(update, a, b)
+    expected = dense(update) - b.double() @ a.double()
+    assert difference == pytest.approx(float(expected.norm()), rel=1e-9)
+    assert own == pytest.approx(float(dense(update).norm()), rel=1e-9)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 5])
+def test_error_is_the_tail_of_the_singular_values(rank):
+    updates = random_updates([2, 3, 2])
+    stacked = torch.cat([dense(u) for u in updates])
+    tail = torch.linalg.svd(stacked).S[rank:].square().sum()
+    merged = merge_spectral(updates, MergeOptions(heads=3, rank=rank))
+    assert squared_error(updates, merged) == pytest.approx(float(tail), rel=1e-5)
+    torch.testing.assert_close(merged.A @ merged.A.T, torch.eye(rank), atol=1e-5, rtol=0)
+
+
+def test_full_rank_reconstructs(tmp_path):
+    folders = [write_adapter(tmp_path / f"t{k}", seed=k, rank=3 + k) for k in range(3)]
+    adapters = read_adapters([str(f) for f in folders])
+    merged = merge_adapters(adapters, rank=sum(a.rank for a in adapters))
+    assert max(merged.relative_errors.values()) < 1e-5
+    # More rank than all updates have: zero rows, still exact.
+    merged = merge_adapters(adapters, rank=20)
+    assert max(merged.relative_errors.values()) < 1e-5
+
+
+def test_copies_merge_to_one_head_without_error(tmp_path):
+    folder = write_adapter(tmp_path / "a")
+    adapters = read_adapters([f"x={folder}", f"y={folder}", f"z={folder}"])
+    merged = merge_adapters(adapters, heads=1)
+    assert max(merged.relative_errors.values()) < 1e-6
+
+
+def test_never_above_mean_a_with_least_squares_b():
+    for seed in range(5):
+        updates = random_updates([3, 3, 3, 3], seed=seed)
+        mean = torch.stack([u.A.double() for u in updates]).mean(0)
+        mean_error = sum(
+            float((dense(u) - dense(u) @ torch.linalg.pinv(mean) @ mean).square().sum())
+            for u in updates
+        )
+        merged = merge_spectral(updates, MergeOptions(heads=4, rank=3))
+        assert squared_error(updates, merged) <= mean_error * (1 + 1e-9)
+
+
+def test_falls_with_heads_and_rank():
+    updates = random_updates([3] * 5)
+    by_heads = [
+        squared_error(updates, merge_spectral(updates, MergeOptions(heads=m, rank=4)))
+        for m in range(1, 6)
+    ]
+    assert by_heads == sorted(by_heads, reverse=True)
+    by_rank = [
+        squared_error(updates, merge_spectral(updates, MergeOptions(heads=5, rank=r)))
+        for r in range(1, 11)
+    ]
+    assert by_rank == sorted(by_rank, reverse=True)
+
+
+def test_best_of_all_assignments_is_found():
+    """Four tasks, two heads: all seven partitions by hand."""
+    updates = random_updates([2] * 4, seed=3)
+    stacked = [dense(u) for u in updates]
+
+    def error(assignment):
+        total, gram = 0.0, torch.zeros(10, 10, dtype=torch.float64)
+        for head in (0, 1):
+            members = [s for s, a in zip(stacked, assignment, strict=True) if a == head]
+            mean = torch.stack(members).mean(0)
+            total += sum(float(s.square().sum()) for s in members)
+            gram += len(members) * mean.T @ mean
+        return total - float(torch.linalg.eigvalsh(gram)[-3:].sum())
+
+    partitions = [[(i >> k) & 1 for k in range(4)] for i in range(1, 8)]
+    best = min(error(p) for p in partitions if len(set(p)) == 2)
+    merged = merge_spectral(updates, MergeOptions(heads=2, rank=3))
+    assert squared_error(updates, merged) == pytest.approx(best, rel=1e-5)
+
+
+def test_planted_clusters_are_grouped():
+    centres = random_updates([3, 3, 3])
+    updates = []
+    for k in (0, 1, 0, 2, 1, 2, 0):
+        noise = 0.01 * torch.randn(12, 3, generator=torch.Generator().manual_seed(k))
+        updates.append(LoraModule(centres[k].A, centres[k].B + noise, centres[k].scaling))
+    merged = merge_spectral(updates, MergeOptions(heads=3, rank=9))
+    assert merged.assignment == (0, 1, 0, 2, 1, 2, 0)
+
+
+def test_a_missing_module_is_a_zero_update(tmp_path):
+    names = ["model.layers.0.self_attn.q_proj"]
+    one = write_adapter(tmp_path / "one", seed=1)
+    two = write_adapter(tmp_path / "two", seed=2, names=names)
+    merged = merge_adapters(read_adapters([str(one), str(two)]), rank=8)
+    other = merged.modules["model.layers.0.self_attn.k_proj"]
+    assert other.heads[1].abs().max() < 1e-6
+    assert max(merged.relative_errors.values()) < 1e-5
+
+
+def test_task_arithmetic_is_pefts(tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj"], init_lora_weights=False)
+    model = get_peft_model(LlamaForCausalLM(config), lora, adapter_name="x")
+    model.add_adapter("y", lora)
+    model.save_pretrained(tmp_path / "p")
+    model.add_weighted_adapter(["x", "y"], [0.5, 0.5], "mean", combination_type="linear")
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    adapters = read_adapters([str(tmp_path / "p" / "x"), str(tmp_path / "p" / "y")])
+    merged = merge_adapters(adapters, "task-arithmetic")
+    module = merged.modules["model.layers.0.self_attn.q_proj"]
+    torch.testing.assert_close(module.heads[0] @ module.A, layer.get_delta_weight("mean"))
+
+
+def test_options_are_checked(tmp_path):
+    adapters = read_adapters([str(write_adapter(tmp_path / f"t{k}", seed=k)) for k in range(2)])
+    for options, match in [
+        ({"heads": 3}, "--heads 3"),
+        ({"heads": 0}, "--heads 0"),
+        ({"rank": 0}, "--rank 0"),
+        ({"method": "x"}, "--method x"),
+        ({"method": "task-arithmetic", "heads": 2}, "--heads 1"),
+        ({"method": "task-arithmetic", "rank": 3}, "ranks must equal"),
+    ]:
+        with pytest.raises(InputError, match=match):
+            merge_adapters(adapters, **options)
+
+
+def test_s_percent(tmp_path):
+    adapters = read_adapters([str(write_adapter(tmp_path / f"t{k}", seed=k)) for k in range(5)])
+    merged = merge_adapters(adapters, heads=2)
+    a = sum(m.A.numel() for m in adapters[0].modules.values())
+    b = sum(m.B.numel() for m in adapters[0].modules.values())
+    assert merged.s_percent == pytest.approx(100 * (a + 2 * b) / (5 * (a + b)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    ranks=st.lists(st.integers(1, 4), min_size=2, max_size=4),
+    rank=st.integers(1, 6),
+    seed=st.integers(0, 1000),
+    scale=st.floats(1e-3, 1e3),
+)
+def test_permuting_and_scaling(ranks, rank, seed, scale):
+    updates = random_updates(ranks, seed=seed)
+    options = MergeOptions(heads=len(ranks), rank=rank)
+    merged = merge_spectral(updates, options)
+    assert torch.isfinite(merged.A).all() and torch.isfinite(merged.heads).all()
+    backwards = merge_spectral(updates[::-1], options)
+    whole = sum(float(dense(u).square().sum()) for u in updates)
+    difference = squared_error(updates, merged) - squared_error(updates[::-1], backwards)
+    assert abs(difference) < 1e-6 * whole
+    scaled = [LoraModule(u.A, u.B, u.scaling * scale) for u in updates]
+    error = squared_error(scaled, merge_spectral(scaled, options)) / scale**2
+    assert math.isclose(error, squared_error(updates, merged), rel_tol=1e-4, abs_tol=1e-6 * whole)
+
+
+def test_task_arithmetic_direct():
+    updates = random_updates([2, 2])
+    merged = merge_task_arithmetic(updates, MergeOptions(heads=1, rank=2))
+    expected = sum(math.sqrt(u.scaling / 2) * u.A for u in updates)
+    torch.testing.assert_close(merged.A, expected)
