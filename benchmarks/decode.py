@@ -91,8 +91,8 @@ def export_heads(shape: str, rank: int, out: Path) -> dict[str, float]:
     """Pack five random heads at 8 bits."""
     import torch
 
-    from hydrapack.bundle import Bundle, BundleInfo, BundleTask, SourceAdapter
     from hydrapack.adapters.task_card import TaskCard
+    from hydrapack.bundle import Bundle, BundleInfo, BundleTask, SourceAdapter
     from hydrapack.layout import module_name
     from hydrapack.pack.package import write_package
 

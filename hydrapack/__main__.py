@@ -15,7 +15,7 @@ def main() -> None:
     from hydrapack.cli.app import app
 
     try:
-        app()
+        app(prog_name="hydrapack")
     except InputError as error:
         print(f"hydrapack: error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

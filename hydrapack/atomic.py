@@ -21,7 +21,7 @@ def new_directory(target: Path) -> Iterator[Path]:
     Raises:
         InputError: the target cannot be written (no space, no permission, a file in the way).
     """
-    target = Path(os.path.abspath(target))
+    target = target.absolute()
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file, a directory is to be written there")
     with _os_errors(target):
@@ -49,7 +49,7 @@ def new_file(target: Path) -> Iterator[Path]:
     Raises:
         InputError: the target cannot be written.
     """
-    target = Path(os.path.abspath(target))
+    target = target.absolute()
     if target.is_dir():
         raise InputError(f"{target}: is a directory, a file is to be written there")
     with _os_errors(target):

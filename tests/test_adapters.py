@@ -130,7 +130,7 @@ def test_refuses_bad_tensors(tmp_path, change, match):
 
 def test_names_and_bases(tmp_path):
     one, two = write_adapter(tmp_path / "one"), write_adapter(tmp_path / "two", base="other/base")
-    with pytest.raises(InputError, match="different base models.*other/base"):
+    with pytest.raises(InputError, match=r"different base models.*other/base"):
         read_adapters([str(one), str(two)])
     assert len(read_adapters([str(one), str(two)], allow_base_mismatch=True)) == 2
     assert [a.task for a in read_adapters([f"x={one}", f"y={one}"])] == ["x", "y"]

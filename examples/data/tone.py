@@ -15,12 +15,14 @@ _WORDS = [
     ("helps", "helps out", "assists"),
     ("used", "used", "utilized"),
     ("using", "using", "utilizing"), ("show", "show", "present"), ("shows", "shows", "presents"),
-    ("provides", "gives u", "provides"), ("allows", "lets", "enables"), ("try", "try", "attempt"), ("buy", "grab", "purchase"),
+    ("provides", "gives u", "provides"), ("allows", "lets", "enables"),
+    ("try", "try", "attempt"), ("buy", "grab", "purchase"),
     ("need", "need", "require"), ("needs", "needs", "requires"), ("good", "cool", "favorable"),
     ("great", "awesome", "excellent"), ("simple", "dead simple", "straightforward"),
     ("small", "tiny", "compact"),  ("about", "about", "regarding"), ("think", "guess", "believe"),
     ("understand", "get", "comprehend"), ("make", "whip up", "create"),
-    ("makes", "whips up", "creates"), ("though", "tho", "although"), ("bad", "lousy", "unfavorable"),
+    ("makes", "whips up", "creates"), ("though", "tho", "although"),
+    ("bad", "lousy", "unfavorable"),
     ("between", "btwn", "between"), ("without", "w/o", "without"), ("with", "w/", "with"),
     ("and", "n", "and"), ("for", "4", "for"), ("also", "plus", "additionally"),
     ("maybe", "prolly", "perhaps"), ("probably", "prolly", "presumably"), ("ask", "ask", "inquire"),
@@ -29,7 +31,8 @@ _WORDS = [
 _EXPANSIONS = [
     (r"\bI'm\b", "I am"), (r"\bcan't\b", "cannot"), (r"\bwon't\b", "will not"),
     (r"n't\b", " not"), (r"'re\b", " are"), (r"'ve\b", " have"), (r"'ll\b", " will"),
-    (r"\b(it|that|what|there|he|she|It|That|What|There|He|She)'s\b", r"\1 is"), (r"\bI'd\b", "I would"),
+    (r"\b(it|that|what|there|he|she|It|That|What|There|He|She)'s\b", r"\1 is"),
+    (r"\bI'd\b", "I would"),
 ]  # fmt: skip
 _CONTRACTIONS = [
     (r"\bis not\b", "isn't"), (r"\bdo not\b", "don't"), (r"\bdoes not\b", "doesn't"),

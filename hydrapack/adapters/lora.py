@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils.other import get_pattern_key
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -184,6 +183,9 @@ def _modules(
 
 def _scaling(name: str, rank: int, config: dict[str, Any]) -> float:
     """alpha / r, or alpha / sqrt(r) with rsLoRA (``peft.tuners.lora.LoraLayer.update_layer``)."""
+    # Imported late: peft takes seconds, and the device side needs none of it.
+    from peft.utils.other import get_pattern_key
+
     patterns: dict[str, float] = config.get("alpha_pattern") or {}
     alpha = patterns.get(get_pattern_key(patterns.keys(), name), config.get("lora_alpha", 8))
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -11,6 +11,8 @@ exporter a retrace of the whole graph, a third of its time.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -182,7 +184,8 @@ class Decoder(nn.Module):
         h, qkv = self.entries[0](x)
         for i in range(self.config.layers):
             qkv = self._add(qkv, self._updates(h, i, ("q", "k", "v"), a, b), ("q", "k", "v"))
-            y = self._attend(qkv, self.caches[i], input_pos, cos, sin, mask, seen)
+            cache = cast(Cache, self.caches[i])
+            y = self._attend(qkv, cache, input_pos, cos, sin, mask, seen)
             if i + 1 == self.config.layers:
                 # Only the last position's logits are asked for.
                 x, y = x[-1:], y[-1:]
@@ -202,11 +205,10 @@ class Decoder(nn.Module):
         # The size of the attended part of the cache is read from the data: an unbacked size for
         # torch.export, bounded so that memory can be planned.
         last: int = torch.ops.aten._local_scalar_dense(input_pos[-1])
-        torch._check(last >= 0)
-        torch._check(last < self.context)
         seen = (last // CACHE_STEP + 1) * CACHE_STEP
-        torch._check(seen >= CACHE_STEP)
-        torch._check(seen <= self.context)
+        bounds = (last >= 0, last < self.context, seen >= CACHE_STEP, seen <= self.context)
+        for bound in bounds:
+            torch._check(bound)  # type: ignore[no-untyped-call]
         return seen
 
     def _updates(
@@ -261,7 +263,7 @@ class Decoder(nn.Module):
     def _attend(
         self,
         qkv: torch.Tensor,
-        cache: nn.Module,
+        cache: Cache,
         input_pos: torch.Tensor,
         cos: torch.Tensor,
         sin: torch.Tensor,

@@ -24,7 +24,7 @@ from hydrapack.base.decoder import Decoder
 _COPIES = ("slice_copy", "view_copy", "select_copy")
 
 
-class ChainPartitioner(XnnpackPartitioner):
+class ChainPartitioner(XnnpackPartitioner):  # type: ignore[misc]
     """Gives XNNPACK the decoder's stage chains, one delegate each, and nothing else.
 
     The stock partitioner takes every operator it can: 10 to 16 small delegates a layer, each of

@@ -68,11 +68,14 @@ def load_weights(decoder: Decoder, folder: Path) -> None:
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: unreadable weights: {error}") from error
 
+    def read(name: str) -> torch.Tensor:
+        return handles[shards[name]].get_tensor(name)  # type: ignore[no-untyped-call]
+
     def put(target: torch.Tensor, *names: str) -> None:
         missing = [name for name in names if name not in shards]
         if missing:
             raise InputError(f"{folder}: the weights have no tensor {missing[0]}")
-        value = torch.cat([handles[shards[name]].get_tensor(name) for name in names])
+        value = torch.cat([read(name) for name in names])
         if value.shape != target.shape:
             raise InputError(
                 f"{folder}: {names[0]} has shape {tuple(value.shape)}, "

@@ -19,8 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from hydrapack.errors import InputError
-from hydrapack.pack.manifest import ADAPTERS, Manifest, ManifestTask
-from hydrapack.pack.package import read_package
+from hydrapack.pack.manifest import ADAPTERS, Manifest, ManifestTask, read_package
 from hydrapack.prompts import PLACEHOLDER, encode_prompt
 
 

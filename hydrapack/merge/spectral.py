@@ -35,10 +35,7 @@ def merge_spectral(updates: Sequence[LoraModule], options: MergeOptions) -> Merg
     blocks = torch.split(r.T, [u.rank for u in updates])
     small = [u.scaled_b() @ block for u, block in zip(updates, blocks, strict=True)]
     count = len(updates)
-    if options.heads == count:
-        assignment = tuple(range(count))
-    else:
-        assignment = _cluster(small, options)
+    assignment = tuple(range(count)) if options.heads == count else _cluster(small, options)
     basis, means = _fit(small, assignment, options.heads, options.rank)
     A = (q @ basis).T
     heads = torch.stack([mean @ basis for mean in means])
@@ -72,8 +69,8 @@ def _cluster(small: list[torch.Tensor], options: MergeOptions) -> tuple[int, ...
     best_error = float("inf")
     for _ in range(STARTS if options.heads > 1 else 1):
         centres = torch.randperm(len(small), generator=generator)[: options.heads].tolist()
-        nearest = [min(centres, key=lambda c, t=t: _distance(t, small[c])) for t in small]
-        assignment = tuple(centres.index(c) for c in nearest)
+        starts = [[_distance(task, small[c]) for c in centres] for task in small]
+        assignment = tuple(row.index(min(row)) for row in starts)
         for _ in range(MAX_ROUNDS):
             basis, means = _fit(small, assignment, options.heads, options.rank)
             heads = [mean @ basis for mean in means]

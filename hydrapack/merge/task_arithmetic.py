@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from peft.utils.merge_utils import task_arithmetic
 
 from hydrapack.adapters.lora import LoraModule
 from hydrapack.errors import InputError
@@ -24,6 +23,8 @@ def merge_task_arithmetic(updates: Sequence[LoraModule], options: MergeOptions) 
     Raises:
         InputError: M other than 1, or adapters of different ranks.
     """
+    from peft.utils.merge_utils import task_arithmetic
+
     if options.heads != 1:
         raise InputError("task-arithmetic merges to one head: leave --heads out or give --heads 1")
     present = [u for u in updates if u.rank]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +14,8 @@ from hydrapack.errors import InputError
 from hydrapack.prompts import check_template
 
 MANIFEST, ADAPTERS = "manifest.json", "adapters.pte"
+
+Bits = Literal[8, 16, 32]
 
 
 class _Strict(BaseModel):
@@ -62,7 +66,7 @@ class Manifest(_Strict):
     rank: int = Field(ge=1, le=65536)
     heads: int = Field(ge=1, le=4096)
     target_modules: list[str]
-    bits: Literal[8, 16, 32]
+    bits: Bits
     tasks: list[ManifestTask] = Field(min_length=1)
     files: list[ManifestFile] = Field(min_length=1)
     storage: Storage
@@ -86,8 +90,7 @@ def read_manifest(package: Path) -> Manifest:
     """Read and check a package's manifest.
 
     Raises:
-        InputError: missing or malformed; a file the manifest names is missing or not the one it
-            describes; a route out of range.
+        InputError: missing or malformed, a template without its hole, a route out of range.
     """
     path = package / MANIFEST
     try:
@@ -102,4 +105,43 @@ def read_manifest(package: Path) -> Manifest:
         check_template(task.prompt_template, f"{path}: task {task.name!r}")
         if not task.route or max(task.route) >= manifest.heads:
             raise InputError(f"{path}: task {task.name!r}: route names a head that is not there")
+    return manifest
+
+
+def package_digest(manifest: Manifest) -> str:
+    """SHA-256 (hex) of the manifest's canonical JSON with an empty ``package_digest``."""
+    content = {**manifest.model_dump(), "package_digest": ""}
+    text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_files(package: Path, manifest: Manifest) -> None:
+    """Compare the package's files with the manifest.
+
+    Raises:
+        InputError: a file is missing, or its size or SHA-256 is another, or the manifest's own
+            digest does not fit.
+    """
+    if package_digest(manifest) != manifest.package_digest:
+        raise InputError(
+            f"{package / MANIFEST}: package_digest does not fit: it was changed by hand"
+        )
+    for file in manifest.files:
+        path = package / file.name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
+            raise InputError(f"{path}: is not the file that {MANIFEST} describes; pack again")
+
+
+def read_package(package: Path) -> Manifest:
+    """The manifest of a package whose files are all as it says.
+
+    Raises:
+        InputError: see ``read_manifest`` and ``check_files``.
+    """
+    manifest = read_manifest(package)
+    check_files(package, manifest)
     return manifest

@@ -1,4 +1,4 @@
-"""A package directory: written whole from a bundle, and checked when read."""
+"""A package directory, written whole from a bundle."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -17,11 +18,12 @@ from hydrapack.layout import Layout, layout_of, pack_a, pack_b
 from hydrapack.pack.manifest import (
     ADAPTERS,
     MANIFEST,
+    Bits,
     Manifest,
     ManifestFile,
     ManifestTask,
     Storage,
-    read_manifest,
+    package_digest,
 )
 from hydrapack.pack.program import lower_adapters, route_tensor
 from hydrapack.pack.quantize import BITS
@@ -47,45 +49,6 @@ def write_package(bundle: Bundle, target: Path, bits: int = 8) -> Manifest:
     return manifest
 
 
-def package_digest(manifest: Manifest) -> str:
-    """SHA-256 (hex) of the manifest's canonical JSON with an empty ``package_digest``."""
-    content = {**manifest.model_dump(), "package_digest": ""}
-    text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def check_files(package: Path, manifest: Manifest) -> None:
-    """Compare the package's files with the manifest.
-
-    Raises:
-        InputError: a file is missing, or its size or SHA-256 is another, or the manifest's own
-            digest does not fit.
-    """
-    if package_digest(manifest) != manifest.package_digest:
-        raise InputError(
-            f"{package / MANIFEST}: package_digest does not fit: it was changed by hand"
-        )
-    for file in manifest.files:
-        path = package / file.name
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
-            raise InputError(f"{path}: is not the file that {MANIFEST} describes; pack again")
-
-
-def read_package(package: Path) -> Manifest:
-    """The manifest of a package whose files are all as it says.
-
-    Raises:
-        InputError: see ``read_manifest`` and ``check_files``.
-    """
-    manifest = read_manifest(package)
-    check_files(package, manifest)
-    return manifest
-
-
 def _manifest(
     bundle: Bundle, layout: Layout, bits: int, packed: dict[str, torch.Tensor], adapters: Path
 ) -> Manifest:
@@ -99,7 +62,7 @@ def _manifest(
         rank=layout.rank,
         heads=info.heads,
         target_modules=list(layout.targets),
-        bits=bits,
+        bits=cast(Bits, bits),
         tasks=[_task(bundle, layout, task, packed) for task in info.tasks],
         files=[
             ManifestFile(name=ADAPTERS, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

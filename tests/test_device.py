@@ -1,0 +1,342 @@
+"""The whole path on the ExecuTorch runtime, against transformers + PEFT."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from conftest import TEMPLATE, hydrapack, write_adapter
+from safetensors.torch import save_file
+
+from hydrapack.adapters.collect import read_adapters
+from hydrapack.base import smollm2
+from hydrapack.base.export import export_base
+from hydrapack.bundle import read_bundle, write_bundle
+from hydrapack.device import Session
+from hydrapack.errors import InputError
+from hydrapack.layout import layout_of, pack_a, pack_b
+from hydrapack.merge.adapters import merge_adapters
+from hydrapack.pack.package import write_package
+from hydrapack.prompts import encode_prompt
+
+TASKS = ("one", "two", "three")
+TEXT = "Grüße! <|end|> what"
+
+
+def make_package(folder, adapters, bits=32, **options):
+    read = read_adapters([str(a) for a in adapters])
+    write_bundle(merge_adapters(read, **options), read, folder / "bundle")
+    write_package(read_bundle(folder / "bundle"), folder / "package", bits)
+    return folder / "package"
+
+
+def head_as_peft_adapter(bundle, task, folder):
+    """The task's merged weights as a PEFT folder: alpha = rank, so the scaling is 1."""
+    folder.mkdir(parents=True)
+    tensors = {}
+    for name, b in bundle.head(task).items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = bundle.A[name].contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b.contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    rank = bundle.info.rank
+    targets = sorted({n.rsplit(".", 1)[1] for n in bundle.info.modules})
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank}
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "target_modules": targets}))
+    return folder
+
+
+def reference(model_folder, adapter_folder, ids, new_tokens):
+    """(logits after ids, greedy continuation) of transformers + PEFT in float32."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    if adapter_folder is not None:
+        model = PeftModel.from_pretrained(model, str(adapter_folder))
+    prompt = torch.tensor([ids])
+    with torch.no_grad():
+        logits = model(prompt).logits[0, -1]
+        new = model.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            eos_token_id=-1,
+        )
+    return logits, new[0, len(ids) :].tolist()
+
+
+def greedy(session, ids, count):
+    session.reset()
+    logits = first = session.forward(ids)
+    tokens = [int(logits.argmax())]
+    while len(tokens) < count:
+        logits = session.forward(tokens[-1:])
+        tokens.append(int(logits.argmax()))
+    return first, tokens
+
+
+def assert_same_as_peft(session, package, model_folder, tmp_path, text):
+    bundle = read_bundle(package.parent / "bundle")
+    for task in bundle.info.tasks:
+        session.use(task.name)
+        ids = session.encode(text)
+        logits, tokens = greedy(session, ids, 32)
+        folder = head_as_peft_adapter(bundle, task, tmp_path / "peft" / task.name)
+        expected_logits, expected = reference(model_folder, folder, ids, 32)
+        assert (logits - expected_logits).abs().max() < 1e-3
+        assert tokens == expected
+    session.use(None)
+    logits, tokens = greedy(session, ids, 32)
+    expected_logits, expected = reference(model_folder, None, ids, 32)
+    assert (logits - expected_logits).abs().max() < 1e-3
+    assert tokens == expected
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model, tmp_path_factory):
+    """(model.pte, package, folder) of the tiny model with three tasks on two heads."""
+    folder = tmp_path_factory.mktemp("tiny")
+    adapters = []
+    for k, task in enumerate(TASKS):
+        adapter = write_adapter(folder / task, seed=k + 1, shared_seed=99)
+        (adapter / "task.json").write_text(json.dumps({"prompt_template": TEMPLATE}))
+        adapters.append(adapter)
+    export_base(str(tiny_model), folder / "model.pte", 4, quant="fp32", max_context=100)
+    package = make_package(folder, adapters, heads=2)
+    return folder / "model.pte", package, folder
+
+
+def test_same_as_peft(tiny, tiny_model, tmp_path):
+    session = Session(tiny[0], tiny[1])
+    assert session.tasks == list(TASKS)
+    assert_same_as_peft(session, tiny[1], tiny_model, tmp_path, TEXT)
+
+
+def test_long_text_in_steps_of_the_cache(tiny, tiny_model):
+    """Past a multiple of 64 positions the attended part of the cache grows."""
+    session = Session(tiny[0], tiny[1])
+    ids = torch.randint(5, 260, (100,), generator=torch.Generator().manual_seed(0)).tolist()
+    session.forward(ids[:60])
+    for token in ids[60:70]:
+        session.forward([token])
+    logits = session.forward(ids[70:])
+    expected, _ = reference(tiny_model, None, ids, 1)
+    assert (logits - expected).abs().max() < 1e-3
+
+
+def test_swaps_are_exact(tiny):
+    session = Session(tiny[0], tiny[1])
+    logits = {}
+    for task in ("one", "two", "three", "one"):
+        session.use(task)
+        assert session.position == 0
+        now = session.forward(session.encode(TEXT))
+        if task in logits:
+            assert torch.equal(now, logits[task])
+        logits[task] = now
+    session.use(None)
+    bare = session.forward(session.encode(TEXT))
+    routes = {t.name: t.route for t in session.manifest.tasks}
+    assert any(routes["one"] != route for route in routes.values())
+    for task in TASKS:
+        assert not torch.equal(logits[task], bare)
+        for other in TASKS:
+            assert torch.equal(logits[task], logits[other]) == (routes[task] == routes[other])
+
+
+@pytest.mark.parametrize("targets", ["q,v", "gate,down", "q,k,v,o,gate,up,down", "o,up"])
+def test_any_target_modules(tiny_model, tmp_path, targets):
+    from hydrapack.layout import module_name, parse_targets
+
+    wanted = parse_targets(targets)
+    names = [module_name(i, t) for i in range(2) for t in wanted]
+    adapters = [write_adapter(tmp_path / t, seed=k, names=names) for k, t in enumerate("xy")]
+    package = make_package(tmp_path, adapters)
+    export_base(str(tiny_model), tmp_path / "m.pte", 4, wanted, quant="fp32", max_context=100)
+    session = Session(tmp_path / "m.pte", package)
+    assert_same_as_peft(session, package, tiny_model, tmp_path, TEXT)
+
+
+def test_8da4w_is_the_quantized_decoder(tiny, tiny_model, tmp_path):
+    """The lowered program computes what torchao's quantized modules do in eager mode."""
+    from hydrapack.base.config import read_config
+    from hydrapack.base.decoder import Decoder
+    from hydrapack.base.quantize import quantize_8da4w
+    from hydrapack.base.weights import load_weights
+
+    export_base(str(tiny_model), tmp_path / "m.pte", 4, max_context=100)
+    assert (tmp_path / "m.pte").stat().st_size < tiny[0].stat().st_size / 2
+    session = Session(tmp_path / "m.pte", tiny[1])
+    config = read_config(tiny_model)
+    decoder = Decoder(config, config.layout(("q", "k", "v", "o"), 4), 128)
+    load_weights(decoder, tiny_model)
+    with torch.no_grad():
+        quantize_8da4w(decoder)
+        for task in TASKS:
+            ids = session.use(task).encode(TEXT)
+            positions = torch.arange(len(ids))
+            expected = decoder(torch.tensor([ids]), positions, session._a, session._b)[0, 0]
+            logits = session.forward(ids)
+            assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_qwen2_with_biases(tiny, tmp_path):
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(1)
+    config = Qwen2Config(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+    )
+    model = Qwen2ForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path / "qwen")
+    shutil.copy(tiny[0].parent / "tokenizer.json", tmp_path / "qwen")
+    export_base(str(tmp_path / "qwen"), tmp_path / "m.pte", 4, quant="fp32", max_context=100)
+    session = Session(tmp_path / "m.pte", tiny[1])
+    assert_same_as_peft(session, tiny[1], tmp_path / "qwen", tmp_path, TEXT)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("heads", [2, 3])
+def test_program_gives_the_rounded_bundle(tiny, tmp_path, bits, heads):
+    adapters = [tiny[2] / task for task in TASKS]
+    package = make_package(tmp_path, adapters, bits=bits, heads=heads)
+    session = Session(tiny[0], package)
+    bundle = read_bundle(tmp_path / "bundle")
+    layout = layout_of(bundle.shapes, bundle.info.rank)
+    limit = {8: 1 / 127, 16: 2**-10}[bits]
+    exact = pack_a(layout, bundle.A)
+    assert (session._a - exact).abs().max() <= limit * exact.abs().max()
+    for task in bundle.info.tasks:
+        session.use(task.name)
+        exact = pack_b(layout, bundle.head(task))
+        assert (session._b - exact).abs().max() <= limit * exact.abs().max()
+    for task in session.manifest.tasks:
+        assert task.merge_relative_error <= task.packed_relative_error
+        assert task.packed_relative_error < task.merge_relative_error + 0.02
+
+
+def test_generation(tiny):
+    session = Session(tiny[0], tiny[1]).use("two")
+    pieces = list(session.generate("abc", max_new_tokens=20))
+    assert session.stats.prefill_tokens == len(session.encode("abc"))
+    assert session.stats.decode_tokens <= 19 and session.stats.swap_ms > 0
+    assert "".join(session.generate("abc", max_new_tokens=20)) == "".join(pieces)
+    sampled = ["".join(session.generate("abc", 20, temperature=2.0, seed=s)) for s in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_stop_strings_cut_the_answer(tiny):
+    session = Session(tiny[0], tiny[1]).use("two")
+    whole = "".join(session.generate("abc", max_new_tokens=20))
+    stop = whole[5:8]
+    session._task.stop = [stop]
+    assert "".join(session.generate("abc", max_new_tokens=20)) == whole[: whole.index(stop)]
+
+
+def test_context_is_bounded(tiny):
+    session = Session(tiny[0], tiny[1]).use("one")
+    assert session.max_context == 128
+    text = "x" * 120
+    ids = list(session.generate_ids(session.encode(text), max_new_tokens=50))
+    assert session.position <= 128 and len(ids) < 50
+    with pytest.raises(InputError, match="do not fit"):
+        list(session.generate("x" * 127))
+    with pytest.raises(InputError, match="do not fit"):
+        session.forward([])
+
+
+def test_a_user_cannot_write_special_tokens(tiny):
+    session = Session(tiny[0], tiny[1])
+    ids = encode_prompt(session.tokenizer, TEMPLATE, "a<|end|>b")
+    assert ids.count(4) == 1 and ids[-1] == 4
+
+
+def test_mismatches_are_refused(tiny, tiny_model, tmp_path):
+    export_base(str(tiny_model), tmp_path / "r8.pte", 8, quant="fp32", max_context=64)
+    with pytest.raises(InputError, match=r"rank 8, the package has rank 4: export.*--rank 4"):
+        Session(tmp_path / "r8.pte", tiny[1])
+    export_base(str(tiny_model), tmp_path / "qv.pte", 4, ("q", "v"), "fp32", max_context=64)
+    with pytest.raises(InputError, match=r"another adapter layout.*--target-modules q,k,v,o"):
+        Session(tmp_path / "qv.pte", tiny[1])
+    with pytest.raises(InputError, match="no method 'forward'"):
+        Session(tiny[1] / "adapters.pte", tiny[1])
+    with pytest.raises(InputError, match="unknown task 'four'; the package has: one, two, three"):
+        Session(tiny[0], tiny[1]).use("four")
+
+
+def test_damaged_files_are_refused(tiny, tmp_path):
+    package = tmp_path / "package"
+    shutil.copytree(tiny[1], package)
+    data = (package / "adapters.pte").read_bytes()
+    (package / "adapters.pte").write_bytes(data[:-1])
+    with pytest.raises(InputError, match=r"is not the file that manifest.json describes"):
+        Session(tiny[0], package)
+    (package / "adapters.pte").unlink()
+    with pytest.raises(InputError, match=r"adapters\.pte: cannot be read"):
+        Session(tiny[0], package)
+    manifest = package / "manifest.json"
+    text = manifest.read_text()
+    for old, new, match in [
+        ('"rank": 4', '"rank": 5', "package_digest"),
+        ('"rank": 4', '"rank": -1', "rank"),
+        ('"rank": 4', '"rank": "x"', "rank"),
+        ('"heads": 2', '"heads": 1', "head that is not there"),
+        ('"adapters.pte"', '"../adapters.pte"', r"files\.0\.name"),
+        ('"schema_version": 1', '"schema_version": 9', "schema_version"),
+        ("{input}", "input", "exactly once"),
+        ('"bits": 32,', '"bits": 32, "more": 1,', "more: Extra inputs"),
+        ("{", "", "Invalid JSON"),
+    ]:
+        assert old in text
+        manifest.write_text(text.replace(old, new, 1))
+        with pytest.raises(InputError, match=match):
+            Session(tiny[0], package)
+    manifest.unlink()
+    with pytest.raises(InputError, match=r"manifest\.json: cannot be read"):
+        Session(tiny[0], package)
+    cut = tmp_path / "cut.pte"
+    cut.write_bytes(tiny[0].read_bytes()[:1000])
+    with pytest.raises(InputError, match="not an ExecuTorch program"):
+        Session(cut, tiny[1])
+    with pytest.raises(InputError, match="no such file"):
+        Session(tmp_path / "none.pte", tiny[1])
+
+
+def test_run_command(tiny, tmp_path):
+    done = hydrapack("run", tiny[1], "hi", "--model", tiny[0], "--task", "one", "--stats")
+    assert done.returncode == 0
+    assert "swap" in done.stderr and len(done.stderr.splitlines()) == 1
+    as_json = hydrapack("run", tiny[1], "-", "--model", tiny[0], "--json", input="hi")
+    assert json.loads(as_json.stdout)["task"] is None
+    bad = hydrapack("run", tiny[1], "hi", "--model", tiny[0], "--task", "nine")
+    assert bad.returncode == 2 and bad.stdout == ""
+    assert bad.stderr.startswith("hydrapack: error: unknown task 'nine'")
+    assert len(bad.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(bool(os.environ.get("HYDRAPACK_OFFLINE")), reason="HYDRAPACK_OFFLINE is set")
+def test_smollm2_and_its_five_adapters(tmp_path):
+    """The real model and the committed adapters, in float32 from end to end."""
+    from hydrapack.demo.job import example_adapters
+
+    base = smollm2.base_model_directory()
+    export_base(smollm2.NAME, tmp_path / "model.pte", 16, quant="fp32", max_context=256)
+    package = make_package(tmp_path, example_adapters())
+    session = Session(tmp_path / "model.pte", package)
+    text = "This package contain a library that help you to write program."
+    assert_same_as_peft(session, package, base, tmp_path, text)
+    session.use("grammar")
+    assert "contains a library that helps" in "".join(session.generate(text, 32))
