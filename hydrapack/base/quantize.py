@@ -34,6 +34,7 @@ class ByteEmbedding(nn.Module):
 def quantize_8da4w(decoder: nn.Module) -> None:
     """Quantize every linear and the embedding of ``decoder`` in place."""
     from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
+    from torchao.quantization.granularity import PerGroup
 
     config = Int8DynamicActivationIntxWeightConfig(
         weight_dtype=torch.int4,  # type: ignore[attr-defined]
