@@ -38,7 +38,7 @@ console = Console()
 
 def template(task: str) -> str:
     prompts = json.loads((HERE / "prompts.json").read_text(encoding="utf-8"))
-    return TEMPLATE.format(instruction=prompts[task]["template"])
+    return TEMPLATE.format(instruction=prompts[task])
 
 
 def load_examples(path: Path, tokenizer: Tokenizer, task: str) -> list[Example]:

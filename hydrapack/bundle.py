@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
@@ -20,17 +20,12 @@ from hydrapack.atomic import new_directory
 from hydrapack.errors import InputError
 from hydrapack.merge.adapters import Merge
 from hydrapack.merge.module import MergedModule
+from hydrapack.schema import Digest, Strict, read_model
 
 TENSORS, DESCRIPTION = "bundle.safetensors", "bundle.json"
 
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class SourceAdapter(_Strict):
+class SourceAdapter(Strict):
     """Where a task's update came from."""
 
     digest: Digest
@@ -40,7 +35,7 @@ class SourceAdapter(_Strict):
     parameters: int = Field(ge=1)
 
 
-class BundleTask(_Strict):
+class BundleTask(Strict):
     """One task: the head it uses in each module, in the order of ``BundleInfo.modules``."""
 
     name: str
@@ -50,7 +45,7 @@ class BundleTask(_Strict):
     source: SourceAdapter
 
 
-class BundleInfo(_Strict):
+class BundleInfo(Strict):
     """The content of bundle.json."""
 
     format: Literal["hydrapack-bundle-1"] = "hydrapack-bundle-1"
@@ -153,14 +148,7 @@ def read_bundle(folder: Path) -> Bundle:
             routes out of range.
     """
     path = folder / DESCRIPTION
-    try:
-        info = BundleInfo.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}; is it a bundle?") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"{path}: {where}: {first['msg']}") from error
+    info = read_model(path, BundleInfo, "; is it a bundle?")
     tensors_path = folder / TENSORS
     try:
         digest = hashlib.sha256(tensors_path.read_bytes()).hexdigest()

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hydrapack.adapters.task_card import TaskCard
 from hydrapack.errors import InputError
 from hydrapack.prompts import check_template
+from hydrapack.schema import read_model
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "task.json"
 # Older PEFT wrote the adapter's name ("default") into the key.
@@ -195,11 +195,6 @@ def _read_card(folder: Path) -> TaskCard:
     path = folder / CARD
     if not path.exists():
         return TaskCard()
-    try:
-        card = TaskCard.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        detail = error.errors()[0] if isinstance(error, ValidationError) else None
-        reason = f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" if detail else str(error)
-        raise InputError(f"{path}: {reason}") from error
+    card = read_model(path, TaskCard)
     check_template(card.prompt_template, f"{path}: prompt_template")
     return card

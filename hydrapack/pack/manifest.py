@@ -7,22 +7,18 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from hydrapack.bundle import Digest
 from hydrapack.errors import InputError
 from hydrapack.prompts import check_template
+from hydrapack.schema import Digest, Strict, read_model
 
 MANIFEST, ADAPTERS = "manifest.json", "adapters.pte"
 
 Bits = Literal[8, 16, 32]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class ManifestTask(_Strict):
+class ManifestTask(Strict):
     """A task: how it is prompted, and its head in each module, in packing order."""
 
     name: str = Field(min_length=1, max_length=200)
@@ -38,7 +34,7 @@ class ManifestTask(_Strict):
     """SHA-256 of the adapter's adapter_model.safetensors."""
 
 
-class ManifestFile(_Strict):
+class ManifestFile(Strict):
     """A file of the package."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -46,7 +42,7 @@ class ManifestFile(_Strict):
     sha256: Digest
 
 
-class Storage(_Strict):
+class Storage(Strict):
     """What the package takes against the adapters kept apart."""
 
     parameters: int = Field(ge=1)
@@ -56,7 +52,7 @@ class Storage(_Strict):
     """The adapters in half precision, as PEFT files: 2 bytes a value."""
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """The content of manifest.json."""
 
     schema_version: Literal[1] = 1
@@ -93,14 +89,7 @@ def read_manifest(package: Path) -> Manifest:
         InputError: missing or malformed, a template without its hole, a route out of range.
     """
     path = package / MANIFEST
-    try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}; is it a package?") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"{path}: {where}: {first['msg']}") from error
+    manifest = read_model(path, Manifest, "; is it a package?")
     for task in manifest.tasks:
         check_template(task.prompt_template, f"{path}: task {task.name!r}")
         if not task.route or max(task.route) >= manifest.heads:

@@ -1,0 +1,38 @@
+"""JSON files with a pydantic model: strict, and one clear line when they do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hydrapack.errors import InputError
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256 in hex."""
+
+
+class Strict(BaseModel):
+    """Unknown keys, NaN and infinity are refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_model(path: Path, kind: type[Model], hint: str = "") -> Model:
+    """The JSON file at ``path`` as ``kind``; ``hint`` ends the error of a file not there.
+
+    Raises:
+        InputError: unreadable, or not as ``kind`` asks; names the file and the key.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}{hint}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise InputError(f"{path}: {where}: {first['msg']}") from error
