@@ -146,6 +146,7 @@ def test_bad_bundles(adapters, tmp_path):
         ({"model_type": "gemma2"}, "model_type 'gemma2' is not supported"),
         ({"hidden_size": None}, "hidden_size"),
         ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"hidden_size": "wide"}, "wrong type"),
     ],
 )
 def test_models_not_taken(tiny_model, tmp_path, change, words):

@@ -119,6 +119,8 @@ def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
         )
     except KeyError as error:
         raise InputError(f"{where}: the key {error.args[0]!r} is missing") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: a value has the wrong type: {error}") from error
 
 
 def rope_tables(config: DecoderConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -72,9 +72,9 @@ class Session:
         self._check_layout(model)
         self.max_context = int(_constant(self._model, "get_max_context_len"))
         self._eos_ids = {int(i) for i in _constant_list(self._model, "get_eos_ids")}
-        self._forward = self._model.load_method("forward")
-        self._head = self._adapters.load_method("head")
-        self._a = self._adapters.load_method("shared").execute([])[0]
+        self._forward = _load_method(self._model, "forward")
+        self._head = _load_method(self._adapters, "head")
+        self._a = _load_method(self._adapters, "shared").execute([])[0]
         self._b = torch.zeros(_input_size(self._forward, 3))
         self._zero_a = torch.zeros_like(self._a)
         self.tokenizer = _load_tokenizer(Path(tokenizer or model.parent / "tokenizer.json"))
@@ -148,7 +148,9 @@ class Session:
             InputError: no ids, or more than the context holds.
         """
         count = len(ids)
-        if not 1 <= count <= self.max_context - self.position:
+        if count == 0:
+            raise InputError("the prompt is empty: there is nothing to go on from")
+        if count > self.max_context - self.position:
             raise InputError(
                 f"{count} tokens do not fit: {self.position} of {self.max_context} are taken"
             )
@@ -272,7 +274,16 @@ def _constant_list(program: Any, method: str) -> list[Any]:
         raise InputError(
             f"{program.hydrapack_path}: has no method {method!r}; export it with hydrapack"
         )
-    return list(program.load_method(method).execute([]))
+    return list(_load_method(program, method).execute([]))
+
+
+def _load_method(program: Any, method: str) -> Any:
+    try:
+        return program.load_method(method)
+    except Exception as error:  # the binding raises bare RuntimeErrors
+        raise InputError(
+            f"{program.hydrapack_path}: damaged: {method!r} cannot be loaded"
+        ) from error
 
 
 def _constant(program: Any, method: str) -> Any:
