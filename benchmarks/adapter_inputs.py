@@ -23,40 +23,20 @@ from torch import nn
 from hydrapack.base import lower
 from hydrapack.base.decoder import Decoder
 from hydrapack.base.quantize import quantize_8da4w
-from hydrapack.layout import Layout
 
 LAYERS, RANK, CONTEXT, PREFILL, ROUNDS, STEPS = 4, 32, 2048, 64, 12, 12
 LIB = torch.library.Library("quantized_decomposed", "FRAGMENT")
-
-
-def spans(layout: Layout, layer: int, names: list[str]) -> tuple[int, int, int, list]:
-    """Offset, d_in and width of a group in ``a``; (column, d_out) of its targets in ``b``."""
-    shapes = dict(layout.shapes)
-    start = layer * (layout.a_size // layout.layers)
-    for name, (_, width) in layout.shapes:
-        if name == names[0]:
-            break
-        start += layout.rank * width
-    column = layer * (layout.b_size // layout.layers // layout.rank)
-    columns = []
-    for name, (d_out, _) in layout.shapes:
-        if name in names:
-            columns.append((column, d_out))
-        column += d_out
-    return start, shapes[names[0]][1], len(names) * layout.rank, columns
 
 
 class Variant(Decoder):
     """A decoder whose adapter products differ; ``product`` is x @ matrix."""
 
     def pieces(self, a, b, layer, names):  # noqa: ANN001, ANN201
-        start, d_in, width, columns = spans(self.layout, layer, names)
-        shared = a[start : start + d_in * width].view(d_in, width)
-        heads = b.view(RANK, -1)
-        return shared, [heads[:, c : c + n] for c, n in columns]
+        heads = [self.layout.head_b(b, layer, name) for name in names]
+        return self.layout.shared_a(a, layer, names), heads
 
     def _updates(self, x, layer, group, a, b):  # noqa: ANN001, ANN202
-        names = [n for n in group if n in self.layout.targets]
+        names = tuple(n for n in group if n in self.layout.targets)
         if not names:
             return {}
         shared, heads = self.pieces(a, b, layer, names)
@@ -77,11 +57,10 @@ class FixedA(Variant):
 
     def __init__(self, *arguments) -> None:  # noqa: ANN002
         super().__init__(*arguments)
-        self.register_buffer("fixed", torch.randn(self.layout.a_size) * 0.02)
+        fixed = torch.randn(self.layout.a_size) * 0.02
         for layer in range(LAYERS):
             for group in self.layout.groups():
-                start, d_in, width, _ = spans(self.layout, layer, list(group))
-                matrix = self.fixed[start : start + d_in * width].view(d_in, width).clone()
+                matrix = self.layout.shared_a(fixed, layer, group).clone()
                 self.register_buffer(f"fixed_{layer}_{group[0]}", matrix)
 
     def pieces(self, a, b, layer, names):  # noqa: ANN001, ANN201
@@ -102,7 +81,7 @@ class Dynamic(Variant):
     def __init__(self, *arguments) -> None:  # noqa: ANN002
         super().__init__(*arguments)
         self.products = nn.ModuleList(Product() for _ in range(4 * LAYERS * 4))
-        self.used = 0
+        self.used = self.taken = 0
 
     def delegates(self) -> dict[str, str]:
         return super().delegates() | {
@@ -110,17 +89,18 @@ class Dynamic(Variant):
         }
 
     def _updates(self, x, layer, group, a, b):  # noqa: ANN001, ANN202
-        names = [n for n in group if n in self.layout.targets]
+        names = tuple(n for n in group if n in self.layout.targets)
         if not names:
             return {}
         if layer == 0 and names[0] == "q":
-            self.used = 0
-        start, d_in, _, columns = spans(self.layout, layer, names)
+            self.used = self.taken = 0
+        # XNNPACK wants (d_out, d_in): random values may as well be read as if they lay that way.
+        parts = self.layout.shared_a(a, layer, names).view(len(names) * RANK, -1).split(RANK)
         updates = {}
-        for j, (name, (column, d_out)) in enumerate(zip(names, columns, strict=True)):
-            low = start + j * RANK * d_in
-            part = a[low : low + RANK * d_in].view(RANK, d_in)
-            head = b[column * RANK : (column + d_out) * RANK].view(d_out, RANK)
+        for name, part in zip(names, parts, strict=True):
+            d_out = dict(self.layout.shapes)[name][0]
+            head = b[self.taken : self.taken + d_out * RANK].view(d_out, RANK)
+            self.taken += d_out * RANK
             z = self.products[self.used](x, part)
             updates[name] = self.products[self.used + 1](z, head)
             self.used += 2
@@ -131,7 +111,7 @@ class Bytes(Variant):
     """int8 inputs with their scales at the end, by ExecuTorch's mixed_mm kernel."""
 
     def _updates(self, x, layer, group, a, b):  # noqa: ANN001, ANN202
-        names = [n for n in group if n in self.layout.targets]
+        names = tuple(n for n in group if n in self.layout.targets)
         if not names:
             return {}
         shared, heads = self.pieces(a, b, layer, names)

@@ -93,23 +93,32 @@ class Layout:
         present = [tuple(n for n in group if n in self.targets) for group in GROUPS]
         return [group for group in present if group]
 
+    def shared_a(self, a: torch.Tensor, layer: int, group: tuple[str, ...]) -> torch.Tensor:
+        """The matrix (d_in, len(group) * rank) of one of ``groups()`` in the packed ``a``."""
+        before = self.targets[: self.targets.index(group[0])]
+        shapes = dict(self.shapes)
+        start = layer * (self.a_size // self.layers)
+        start += self.rank * sum(shapes[name][1] for name in before)
+        d_in, width = shapes[group[0]][1], len(group) * self.rank
+        return a[start : start + d_in * width].view(d_in, width)
+
+    def head_b(self, b: torch.Tensor, layer: int, target: str) -> torch.Tensor:
+        """The matrix (rank, d_out) of one module in the packed ``b``."""
+        before = self.targets[: self.targets.index(target)]
+        shapes = dict(self.shapes)
+        column = layer * (self.b_size // self.layers // self.rank)
+        column += sum(shapes[name][0] for name in before)
+        return b.view(self.rank, -1)[:, column : column + shapes[target][0]]
+
     def unpack(
         self, a: torch.Tensor, b: torch.Tensor
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(A (rank, d_in), B (d_out, rank)) of each module, in packing order."""
-        shapes = dict(self.shapes)
-        heads = b.view(self.rank, -1).T
-        start = column = 0
-        for _ in range(self.layers):
+        for layer in range(self.layers):
             for group in self.groups():
-                d_in, width = shapes[group[0]][1], len(group) * self.rank
-                shared = a[start : start + d_in * width].view(d_in, width)
-                start += d_in * width
-                for j, name in enumerate(group):
-                    d_out = shapes[name][0]
-                    part = shared[:, j * self.rank : (j + 1) * self.rank].T
-                    yield part, heads[column : column + d_out]
-                    column += d_out
+                parts = self.shared_a(a, layer, group).T.chunk(len(group))
+                for name, part in zip(group, parts, strict=True):
+                    yield part, self.head_b(b, layer, name).T
 
     def modules(self) -> list[str]:
         """Module names in packing order."""

@@ -223,28 +223,15 @@ class Decoder(nn.Module):
         layout = self.layout
         if layout is None or a is None or b is None:
             return {}
-        names = [name for name in group if name in layout.targets]
+        names = tuple(name for name in group if name in layout.targets)
         if not names:
             return {}
-        shapes = dict(layout.shapes)
-        rank, d_in = layout.rank, shapes[names[0]][1]
-        start = layer * (layout.a_size // layout.layers)
-        for name, (_, width) in layout.shapes:
-            if name == names[0]:
-                break
-            start += rank * width
-        shared = a[start : start + len(names) * rank * d_in].view(d_in, len(names) * rank)
-        z = torch.mm(x, shared)
-        heads = b.view(rank, -1)
-        column = layer * (layout.b_size // layout.layers // rank)
-        updates = {}
-        for name, (d_out, _) in layout.shapes:
-            if name in names:
-                j = names.index(name)
-                head = heads[:, column : column + d_out]
-                updates[name] = torch.mm(z[:, j * rank : (j + 1) * rank], head)
-            column += d_out
-        return updates
+        z = torch.mm(x, layout.shared_a(a, layer, names))
+        rank = layout.rank
+        return {
+            name: torch.mm(z[:, j * rank : (j + 1) * rank], layout.head_b(b, layer, name))
+            for j, name in enumerate(names)
+        }
 
     def _add(
         self, fused: torch.Tensor, updates: dict[str, torch.Tensor], order: tuple[str, ...]

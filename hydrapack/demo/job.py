@@ -19,7 +19,6 @@ from hydrapack.base.export import export_base
 from hydrapack.bundle import read_bundle, write_bundle
 from hydrapack.device.session import Session
 from hydrapack.errors import InputError
-from hydrapack.layout import layout_of
 from hydrapack.merge.adapters import merge_adapters
 from hydrapack.pack.package import write_package
 from hydrapack.prompts import encode_prompt
@@ -119,9 +118,7 @@ def run_demo(
     stage("packing")
     bundle = read_bundle(folder / "bundle")
     manifest = write_package(bundle, folder / "package", bits)
-    model = _base_program(
-        bundle.info.rank, layout_of(bundle.shapes, bundle.info.rank).targets, stage
-    )
+    model = _base_program(manifest.rank, tuple(manifest.target_modules), stage)
     stage("running heads on ExecuTorch")
     session = Session(model, folder / "package")
     base_answers, head_answers, swaps, rates = {}, {}, [], []

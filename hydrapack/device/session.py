@@ -76,7 +76,6 @@ class Session:
         self._head = _load_method(self._adapters, "head")
         self._a = _load_method(self._adapters, "shared").execute([])[0]
         self._b = torch.zeros(_input_size(self._forward, 3))
-        self._zero_a = torch.zeros_like(self._a)
         self.tokenizer = _load_tokenizer(Path(tokenizer or model.parent / "tokenizer.json"))
         self.stats = Stats(load_ms=_ms_since(started))
         self.position = 0
@@ -124,6 +123,7 @@ class Session:
         chosen = None if task is None else self.manifest.task(task)
         started = time.perf_counter()
         if chosen is None:
+            # A zero b makes every update zero, whatever a is.
             self._b = torch.zeros_like(self._b)
         else:
             self._b = self._head.execute([torch.tensor(chosen.route)])[0]
@@ -154,13 +154,12 @@ class Session:
             raise InputError(
                 f"{count} tokens do not fit: {self.position} of {self.max_context} are taken"
             )
-        a = self._a if self._task else self._zero_a
         logits = None
         # The program takes at most context - 1 positions a call.
         for start in range(0, count, self.max_context - 1):
             part = list(ids[start : start + self.max_context - 1])
             positions = torch.arange(self.position, self.position + len(part))
-            logits = self._forward.execute([torch.tensor([part]), positions, a, self._b])[0]
+            logits = self._forward.execute([torch.tensor([part]), positions, self._a, self._b])[0]
             self.position += len(part)
         assert logits is not None
         return logits[0, 0]

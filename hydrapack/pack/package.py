@@ -11,14 +11,15 @@ from typing import cast
 import torch
 
 from hydrapack import __version__
+from hydrapack.adapters.lora import LoraModule
 from hydrapack.atomic import new_directory
 from hydrapack.bundle import Bundle, BundleTask
 from hydrapack.errors import InputError
-from hydrapack.layout import Layout, layout_of, pack_a, pack_b
+from hydrapack.layout import Layout, layout_of
+from hydrapack.merge.module import difference_norm
 from hydrapack.pack.manifest import (
     ADAPTERS,
     MANIFEST,
-    Bits,
     Manifest,
     ManifestFile,
     ManifestTask,
@@ -26,7 +27,7 @@ from hydrapack.pack.manifest import (
     package_digest,
 )
 from hydrapack.pack.program import lower_adapters, route_tensor
-from hydrapack.pack.quantize import BITS
+from hydrapack.pack.quantize import BITS, Bits
 
 
 def write_package(bundle: Bundle, target: Path, bits: int = 8) -> Manifest:
@@ -54,7 +55,6 @@ def _manifest(
 ) -> Manifest:
     data = adapters.read_bytes()
     info = bundle.info
-    baseline = sum(task.source.parameters for task in info.tasks)
     manifest = Manifest(
         hydrapack_version=__version__,
         base_model=info.base_model,
@@ -69,9 +69,9 @@ def _manifest(
         ],
         storage=Storage(
             parameters=info.parameters,
-            baseline_parameters=baseline,
+            baseline_parameters=info.baseline_parameters,
             bytes=len(data),
-            baseline_bytes=2 * baseline,
+            baseline_bytes=2 * info.baseline_parameters,
         ),
         package_digest="0" * 64,
     )
@@ -98,17 +98,11 @@ def _rounding_error(
     bundle: Bundle, layout: Layout, task: BundleTask, packed: dict[str, torch.Tensor]
 ) -> float:
     """Norm of (merged update - quantized update) over norm of the merged update."""
-    exact_a = pack_a(layout, bundle.A)
-    exact_b = pack_b(layout, bundle.head(task))
-    difference = own = 0.0
-    for (a, b), (a_packed, b_packed) in zip(
-        layout.unpack(exact_a, exact_b), layout.unpack(packed[""], packed[task.name]), strict=True
-    ):
-        left = torch.cat([b, -b_packed], 1).double()
-        right = torch.cat([a, a_packed]).double()
-        r_left = torch.linalg.qr(left, mode="r").R
-        r_right = torch.linalg.qr(right.T, mode="r").R
-        rank = a.shape[0]
-        difference += float((r_left @ r_right.T).square().sum())
-        own += float((r_left[:, :rank] @ r_right[:, :rank].T).square().sum())
-    return math.sqrt(difference / own) if own else 0.0
+    heads = bundle.head(task)
+    rounded = layout.unpack(packed[""], packed[task.name])
+    norms = [
+        difference_norm(LoraModule(bundle.A[name], heads[name], 1.0), a, b)
+        for name, (a, b) in zip(layout.modules(), rounded, strict=True)
+    ]
+    own = math.hypot(*(norm for _, norm in norms))
+    return math.hypot(*(norm for norm, _ in norms)) / own if own else 0.0

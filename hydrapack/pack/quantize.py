@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 
-BITS = (8, 16, 32)
+Bits = Literal[8, 16, 32]
+BITS: tuple[int, ...] = get_args(Bits)
 
 
 def quantize_rows(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
