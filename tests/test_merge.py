@@ -2,17 +2,17 @@ import math
 
 import pytest
 import torch
-from conftest import write_adapter
+from conftest import edit_tensors, write_adapter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.lora import LoraModule
 from hydrapack.errors import InputError
-from hydrapack.merge.adapters import merge_adapters
+from hydrapack.merge.adapters import merge_adapters, module_seed
+from hydrapack.merge.elementwise import elementwise
 from hydrapack.merge.module import MergeOptions, difference_norm
 from hydrapack.merge.spectral import merge_spectral
-from hydrapack.merge.task_arithmetic import merge_task_arithmetic
 
 
 def random_updates(ranks, d_out=12, d_in=10, seed=0):
@@ -140,7 +140,9 @@ def test_a_missing_module_is_a_zero_update(tmp_path):
     assert max(merged.relative_errors.values()) < 1e-5
 
 
-def test_task_arithmetic_is_pefts(tmp_path):
+@pytest.fixture(scope="module")
+def peft_pair(tmp_path_factory):
+    """Two saved adapters of one linear, and PEFT's model that holds both."""
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -156,13 +158,112 @@ def test_task_arithmetic_is_pefts(tmp_path):
     lora = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj"], init_lora_weights=False)
     model = get_peft_model(LlamaForCausalLM(config), lora, adapter_name="x")
     model.add_adapter("y", lora)
-    model.save_pretrained(tmp_path / "p")
+    folder = tmp_path_factory.mktemp("pair")
+    model.save_pretrained(folder)
+    return model, read_adapters([str(folder / "x"), str(folder / "y")])
+
+
+Q_PROJ = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("method", "peft_name", "weight"),
+    [
+        ("task-arithmetic", "linear", 0.5),
+        ("ties", "ties", 1.0),
+        ("dare", "dare_linear", 0.5),
+        ("dare-ties", "dare_ties", 1.0),
+    ],
+)
+def test_baselines_are_pefts(peft_pair, method, peft_name, weight):
+    model, adapters = peft_pair
+    merged = merge_adapters(adapters, method, seed=5, density=0.3).modules[Q_PROJ]
+    layer = model.get_submodule(f"base_model.model.{Q_PROJ}")
+    torch.manual_seed(module_seed(5, Q_PROJ))
+    A, B = model.base_model._generalized_task_arithmetic_weighted_adapter(
+        peft_name, ["x", "y"], [weight, weight], layer, 0.3, "total"
+    )
+    torch.testing.assert_close(merged.A, A, rtol=0, atol=0)
+    torch.testing.assert_close(merged.heads[0], B, rtol=0, atol=0)
+    assert merged.assignment == (0, 0)
+
+
+def test_task_arithmetic_is_add_weighted_adapter(peft_pair):
+    model, adapters = peft_pair
     model.add_weighted_adapter(["x", "y"], [0.5, 0.5], "mean", combination_type="linear")
-    layer = model.base_model.model.model.layers[0].self_attn.q_proj
-    adapters = read_adapters([str(tmp_path / "p" / "x"), str(tmp_path / "p" / "y")])
-    merged = merge_adapters(adapters, "task-arithmetic")
-    module = merged.modules["model.layers.0.self_attn.q_proj"]
-    torch.testing.assert_close(module.heads[0] @ module.A, layer.get_delta_weight("mean"))
+    layer = model.get_submodule(f"base_model.model.{Q_PROJ}")
+    merged = merge_adapters(adapters, "task-arithmetic").modules[Q_PROJ]
+    torch.testing.assert_close(merged.heads[0] @ merged.A, layer.get_delta_weight("mean"))
+    model.delete_adapter("mean")
+
+
+@pytest.mark.parametrize("method", ["task-arithmetic", "ties", "dare", "dare-ties"])
+def test_only_a(peft_pair, method):
+    from peft.utils import merge_utils
+
+    _, adapters = peft_pair
+    updates = [a.modules[Q_PROJ] for a in adapters]
+    kept = merge_adapters(adapters, method, only_a=True, seed=1)
+    module = kept.modules[Q_PROJ]
+    assert module.assignment == (0, 1)
+    for k, update in enumerate(updates):
+        torch.testing.assert_close(module.heads[k], update.scaled_b().float(), rtol=0, atol=0)
+    if method == "ties":
+        expected = merge_utils.ties([u.A for u in updates], torch.ones(2), 0.5)
+        torch.testing.assert_close(module.A, expected, rtol=0, atol=0)
+    refitted = merge_adapters(adapters, method, only_a=True, refit_b=True, seed=1)
+    assert torch.equal(refitted.modules[Q_PROJ].A, module.A)
+    for k, update in enumerate(updates):
+        best = torch.linalg.lstsq(module.A.T.double(), dense(update).T).solution.T
+        torch.testing.assert_close(refitted.modules[Q_PROJ].heads[k], best.float())
+    assert sum(refitted.relative_errors.values()) < sum(kept.relative_errors.values())
+
+
+def test_dare_needs_its_seed(peft_pair):
+    _, adapters = peft_pair
+    one, same, other = (merge_adapters(adapters, "dare", seed=s).modules[Q_PROJ] for s in (0, 0, 1))
+    assert torch.equal(one.A, same.A) and not torch.equal(one.A, other.A)
+
+
+def test_global_routing(tmp_path):
+    """Two pairs of near copies: one route for all modules finds the pairs."""
+    folders = []
+    for k, start in enumerate((7, 8, 7, 8)):
+        folder = write_adapter(tmp_path / f"t{k}", seed=start, shared_seed=9)
+        generator = torch.Generator().manual_seed(k)
+
+        def blur(tensors, generator=generator):
+            for tensor in tensors.values():
+                tensor += 0.2 * tensor.std() * torch.randn(tensor.shape, generator=generator)
+
+        folders.append(str(edit_tensors(folder, blur)))
+    adapters = read_adapters(folders)
+    merged = merge_adapters(adapters, heads=2, routing="global")
+    assert {m.assignment for m in merged.modules.values()} == {(0, 1, 0, 1)}
+    for heads in (1, 2, 3):
+        one_route = merge_adapters(adapters, heads=heads, routing="global")
+        free = merge_adapters(adapters, heads=heads)
+        assert len({m.assignment for m in one_route.modules.values()}) == 1
+        assert total(free) <= total(one_route) * (1 + 1e-9)
+
+
+def total(merged):
+    return sum(e**2 for e in merged.relative_errors.values())
+
+
+def test_weights_favour_a_task(adapters):
+    read = read_adapters([str(a) for a in adapters])
+    plain = merge_adapters(read, rank=2)
+    heavy = merge_adapters(read, rank=2, weights={"task1": 50.0})
+    assert heavy.relative_errors["task1"] < plain.relative_errors["task1"]
+    assert heavy.relative_errors["task0"] > plain.relative_errors["task0"]
+    same = merge_adapters(read, rank=2, weights=dict.fromkeys(("task0", "task1", "task2"), 3.0))
+    assert same.relative_errors == pytest.approx(plain.relative_errors)
+    # One head alone: the weighted mean of the updates.
+    updates = random_updates([2, 2])
+    merged = merge_spectral(updates, MergeOptions(heads=1, rank=10, weights=(3.0, 1.0)))
+    mean = (3 * dense(updates[0]) + dense(updates[1])) / 4
+    torch.testing.assert_close(merged.heads[0] @ merged.A, mean.float(), atol=1e-5, rtol=1e-5)
 
 
 def test_options_are_checked(tmp_path):
@@ -172,8 +273,14 @@ def test_options_are_checked(tmp_path):
         ({"heads": 0}, "--heads 0"),
         ({"rank": 0}, "--rank 0"),
         ({"method": "x"}, "--method x"),
-        ({"method": "task-arithmetic", "heads": 2}, "--heads 1"),
+        ({"method": "task-arithmetic", "heads": 2}, "--heads 2: task-arithmetic makes one head"),
         ({"method": "task-arithmetic", "rank": 3}, "ranks must equal"),
+        ({"method": "ties", "density": 1.5}, "--density 1.5"),
+        ({"routing": "x"}, "--routing x"),
+        ({"weights": {"x": 1.0}}, "--weight x: no such task"),
+        ({"weights": {"t0": -1.0}}, "--weight t0=-1"),
+        ({"refit_b": True}, "--refit-b"),
+        ({"only_a": True}, "--only-a"),
     ]:
         with pytest.raises(InputError, match=match):
             merge_adapters(adapters, **options)
@@ -210,6 +317,6 @@ def test_permuting_and_scaling(ranks, rank, seed, scale):
 
 def test_task_arithmetic_direct():
     updates = random_updates([2, 2])
-    merged = merge_task_arithmetic(updates, MergeOptions(heads=1, rank=2))
+    merged = elementwise("task-arithmetic")(updates, MergeOptions(heads=1, rank=2))
     expected = sum(math.sqrt(u.scaling / 2) * u.A for u in updates)
     torch.testing.assert_close(merged.A, expected)

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json, progress_bar
+from hydrapack.errors import InputError
 
 
 def merge(
@@ -22,8 +23,26 @@ def merge(
     rank: Annotated[
         int | None, typer.Option(help="R, rank of the shared A; the adapters' own by default.")
     ] = None,
-    method: Annotated[str, typer.Option(help="spectral or task-arithmetic.")] = "spectral",
-    seed: Annotated[int, typer.Option(help="Seed of the starts when heads are shared.")] = 0,
+    method: Annotated[
+        str, typer.Option(help="spectral, task-arithmetic, ties, dare or dare-ties.")
+    ] = "spectral",
+    routing: Annotated[
+        str, typer.Option(help="Shared heads: per-module, or global (one head for all modules).")
+    ] = "per-module",
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK=WEIGHT", help="Weight of a task's error; 1 by default."),
+    ] = None,
+    density: Annotated[
+        float, typer.Option(help="Share of values ties, dare and dare-ties keep.")
+    ] = 0.5,
+    only_a: Annotated[
+        bool, typer.Option("--only-a", help="Merge A alone, every task keeps its own B.")
+    ] = False,
+    refit_b: Annotated[
+        bool, typer.Option("--refit-b", help="With --only-a: least-squares B for the merged A.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of shared heads' starts and of dare.")] = 0,
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Merge adapters of different bases.")
     ] = False,
@@ -36,14 +55,28 @@ def merge(
         hydrapack merge adapters/* -o bundle
 
         hydrapack merge gc=runs/7 sr=runs/9 qa=runs/12 -o bundle --heads 2
+
+        hydrapack merge adapters/* -o baseline --method ties --density 0.2
     """
     from hydrapack.adapters.collect import read_adapters
     from hydrapack.bundle import write_bundle
-    from hydrapack.merge.adapters import merge_adapters
+    from hydrapack.merge.adapters import absent_modules, merge_adapters
 
     read = read_adapters(adapters, allow_base_mismatch)
     with progress_bar("merging modules") as progress:
-        merged = merge_adapters(read, method, heads, rank, seed, progress)
+        merged = merge_adapters(
+            read,
+            method,
+            heads,
+            rank,
+            seed,
+            progress,
+            routing=routing,
+            weights=_weights(weight or []),
+            density=density,
+            only_a=only_a,
+            refit_b=refit_b,
+        )
     info = write_bundle(merged, read, out)
     if as_json:
         print_json({**info.model_dump(exclude={"module_errors"}), "s_percent": info.s_percent})
@@ -58,4 +91,21 @@ def merge(
         f"{len(info.modules)} modules, M = {info.heads} heads of {len(info.tasks)}, "
         f"rank {info.rank}, {info.method}: S = {info.s_percent:.1f} % of the adapters' parameters"
     )
+    for task_name, names in absent_modules(read).items():
+        console.print(
+            f"{task_name}: leaves {len(names)} modules alone that others adapt ({names[0]}, …): "
+            "zero updates there",
+            soft_wrap=True,
+        )
     console.print(f"bundle written to {out}", soft_wrap=True)
+
+
+def _weights(arguments: list[str]) -> dict[str, float]:
+    weights = {}
+    for argument in arguments:
+        task, _, value = argument.partition("=")
+        try:
+            weights[task] = float(value)
+        except ValueError:
+            raise InputError(f"--weight {argument}: give TASK=NUMBER") from None
+    return weights

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from hydrapack.adapters.lora import LoraAdapter, LoraModule
 from hydrapack.errors import InputError
+from hydrapack.merge.elementwise import elementwise
 from hydrapack.merge.module import MergedModule, MergeMethod, MergeOptions, difference_norm
-from hydrapack.merge.spectral import merge_spectral
-from hydrapack.merge.task_arithmetic import merge_task_arithmetic
+from hydrapack.merge.spectral import assign, joint, merge_spectral
 
 METHODS: dict[str, MergeMethod] = {
     "spectral": merge_spectral,
-    "task-arithmetic": merge_task_arithmetic,
+    "task-arithmetic": elementwise("task-arithmetic"),
+    "ties": elementwise("ties"),
+    "dare": elementwise("dare"),
+    "dare-ties": elementwise("dare-ties"),
 }
+ROUTINGS = ("per-module", "global")
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,25 @@ def merge_adapters(
     rank: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    routing: str = "per-module",
+    weights: Mapping[str, float] | None = None,
+    density: float = 0.5,
+    only_a: bool = False,
+    refit_b: bool = False,
 ) -> Merge:
     """Merge ``adapters`` with ``method``.
 
     Args:
-        heads: M from 1 to N; N by default (1 for task-arithmetic).
+        heads: M from 1 to N; by default N for spectral and with ``only_a``, else 1.
         rank: R of the shared A; the largest rank of the adapters by default.
         progress: called with modules done and modules in all.
+        routing: with M < N, ``per-module`` lets a task use another head in each module,
+            ``global`` gives it one for all.
+        weights: of the tasks' squared errors, by task; 1 where not named.
+        density: share of values that ties, dare and dare-ties keep.
+        only_a: merge A alone by one of the elementwise methods, every task keeping its B.
+        refit_b: with ``only_a``, the least-squares B for the merged A instead.
 
     Raises:
         InputError: an unknown method, or options the method cannot take.
@@ -64,21 +81,33 @@ def merge_adapters(
     if method not in METHODS:
         raise InputError(f"--method {method}: choose one of {', '.join(METHODS)}")
     count = len(adapters)
-    heads = heads if heads is not None else (count if method == "spectral" else 1)
+    heads = heads if heads is not None else (count if method == "spectral" or only_a else 1)
     rank = rank if rank is not None else max(a.rank for a in adapters)
-    if not 1 <= heads <= count:
-        raise InputError(f"--heads {heads}: must be from 1 to the number of adapters, {count}")
     if rank < 1:
         raise InputError(f"--rank {rank}: must be 1 or more")
-    options = MergeOptions(heads=heads, rank=rank, seed=seed)
+    _check(method, heads, count, routing, density, only_a, refit_b)
+    options = MergeOptions(
+        heads=heads,
+        rank=rank,
+        seed=seed,
+        weights=_weights(adapters, weights or {}),
+        density=density,
+        only_a=only_a,
+        refit_b=refit_b,
+    )
     names = sorted({name for adapter in adapters for name in adapter.modules})
     modules: dict[str, MergedModule] = {}
     module_errors: dict[str, tuple[float, ...]] = {}
     squared = [[0.0, 0.0] for _ in adapters]
+    if routing == "global" and heads < count:
+        problems = [joint(_updates(adapters, name)) for name in names]
+        options = replace(options, assignment=assign(problems, options))
     for done, name in enumerate(names):
         progress(done, len(names))
         updates = _updates(adapters, name)
-        modules[name] = merged = METHODS[method](updates, options)
+        modules[name] = merged = METHODS[method](
+            updates, replace(options, seed=module_seed(seed, name))
+        )
         errors = []
         for k, update in enumerate(updates):
             head = merged.heads[merged.assignment[k]]
@@ -90,7 +119,7 @@ def merge_adapters(
     progress(len(names), len(names))
     return Merge(
         tasks=tuple(a.task for a in adapters),
-        method=method,
+        method=_label(method, only_a, refit_b),
         heads=heads,
         rank=rank,
         seed=seed,
@@ -110,3 +139,56 @@ def _updates(adapters: Sequence[LoraAdapter], name: str) -> list[LoraModule]:
     d_out, d_in = next(a.modules[name].shape for a in adapters if name in a.modules)
     absent = LoraModule(torch.zeros(0, d_in), torch.zeros(d_out, 0), 1.0)
     return [adapter.modules.get(name, absent) for adapter in adapters]
+
+
+def module_seed(seed: int, name: str) -> int:
+    """The seed of one module: another for each, so that random masks differ."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:6], "big")
+
+
+def absent_modules(adapters: Sequence[LoraAdapter]) -> dict[str, list[str]]:
+    """By task: the modules that other tasks adapt and this one does not (zero updates)."""
+    every = {name for adapter in adapters for name in adapter.modules}
+    absent = {a.task: sorted(every - set(a.modules)) for a in adapters}
+    return {task: names for task, names in absent.items() if names}
+
+
+def _label(method: str, only_a: bool, refit_b: bool) -> str:
+    return method + (" (A only" + (", B refitted)" if refit_b else ")") if only_a else "")
+
+
+def _check(
+    method: str,
+    heads: int,
+    count: int,
+    routing: str,
+    density: float,
+    only_a: bool,
+    refit_b: bool,
+) -> None:
+    if not 1 <= heads <= count:
+        raise InputError(f"--heads {heads}: must be from 1 to the number of adapters, {count}")
+    if routing not in ROUTINGS:
+        raise InputError(f"--routing {routing}: choose one of {', '.join(ROUTINGS)}")
+    if not 0 < density < 1:
+        raise InputError(f"--density {density}: must lie between 0 and 1")
+    if refit_b and not only_a:
+        raise InputError("--refit-b: goes with --only-a")
+    if method == "spectral":
+        if only_a:
+            raise InputError("--only-a: goes with task-arithmetic, ties, dare and dare-ties")
+    elif heads != (count if only_a else 1):
+        made = f"{count} heads with --only-a, one for each task" if only_a else "one head"
+        raise InputError(f"--heads {heads}: {method} makes {made}; leave --heads out")
+
+
+def _weights(
+    adapters: Sequence[LoraAdapter], weights: Mapping[str, float]
+) -> tuple[float, ...] | None:
+    tasks = [a.task for a in adapters]
+    for name, weight in weights.items():
+        if name not in tasks:
+            raise InputError(f"--weight {name}: no such task; there are {', '.join(tasks)}")
+        if not (math.isfinite(weight) and weight > 0):
+            raise InputError(f"--weight {name}={weight:g}: must be above 0")
+    return tuple(weights.get(task, 1.0) for task in tasks) if weights else None

@@ -24,11 +24,25 @@ class MergedModule:
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """Options all methods share: number of heads M, rank R of the shared A, seed."""
+    """What a method may need beside the updates; each reads what concerns it."""
 
     heads: int
+    """M."""
     rank: int
+    """R of the shared A."""
     seed: int = 0
+    weights: tuple[float, ...] | None = None
+    """Per task, in task order; all 1 by default."""
+    assignment: tuple[int, ...] | None = None
+    """Each task's head, where it is settled beforehand (one route for all modules)."""
+    density: float = 0.5
+    """Share of values that TIES and DARE keep."""
+    only_a: bool = False
+    refit_b: bool = False
+
+    def weight(self, task: int) -> float:
+        """The weight of a task's squared error."""
+        return 1.0 if self.weights is None else self.weights[task]
 
 
 # A method maps the tasks' updates of one module to the merged module.
@@ -49,3 +63,11 @@ def difference_norm(module: LoraModule, A: torch.Tensor, B: torch.Tensor) -> tup
     whole = torch.linalg.matrix_norm(r_left @ r_right.T)
     own = torch.linalg.matrix_norm(r_left[:, :rank] @ r_right[:, :rank].T)
     return float(whole), float(own)
+
+
+def best_head(module: LoraModule, A: torch.Tensor) -> torch.Tensor:
+    """The B (d_out, rank of A) that brings B @ A nearest to the update, float64.
+
+    Least squares through the pseudo-inverse, so that any A will do.
+    """
+    return module.scaled_b() @ (module.A.double() @ torch.linalg.pinv(A.double()))

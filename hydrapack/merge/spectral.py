@@ -2,24 +2,73 @@
 
 HydraOpt (https://arxiv.org/abs/2507.17706) minimises sum_k d(dW_k, B_k A) over a shared A and the
 heads by gradient descent. With d the squared Frobenius norm and M = N that is a truncated
-eigenproblem. Stack the A_k and take a thin QR, [A_1; ...; A_N]^T = Q R: each dW_k = C_k Q^T with
-C_k = B_k R_k^T small. The best A is the top eigenvectors of sum_k C_k^T C_k, mapped back by Q; its
-rows are orthonormal, so the best heads are B_k = dW_k A^T. For M < N, Lloyd's iterations alternate
-between assigning each task to its nearest head and refitting A and the heads, from several seeded
-starts. No d_out x d_in matrix is formed.
+eigenproblem. Stack the A_k and take a thin QR, [A_1; ...; A_N]^T = Q R. With K the Gram matrix of
+the stacked B_k, sum_k dW_k^T dW_k = Q (R W R^T) Q^T, where W is K with all but the blocks of one
+task's own set to zero. The best A is the top eigenvectors of R W R^T, mapped back by Q; its rows
+are orthonormal, so the best heads are B_k = dW_k A^T.
+
+For M < N a head is the weighted mean of its tasks, and W keeps the blocks of tasks that share one.
+Lloyd's iterations alternate between assigning each task to its nearest head and refitting. All
+distances come from the N x N inner products of the updates, so no d_out x d_in matrix is formed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from hydrapack.adapters.lora import LoraModule
 from hydrapack.merge.module import MergedModule, MergeOptions
 
-STARTS = 8
+STARTS = 32
+REFINED = 4
 MAX_ROUNDS = 50
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One module's updates in the span of all its A's, float64.
+
+    ``basis`` (d_in, P) is orthonormal; task k's A is ``inner[:, k's columns].T @ basis.T``;
+    ``outer`` (sum of ranks)^2 is the Gram matrix of the scaled B's.
+    """
+
+    basis: torch.Tensor
+    inner: torch.Tensor
+    outer: torch.Tensor
+    owner: torch.Tensor
+    """Which task each column belongs to."""
+
+    def products(self, projection: torch.Tensor | None = None) -> torch.Tensor:
+        """Inner products (N, N) of the updates, projected on (P, rank) orthonormal columns."""
+        inner = self.inner if projection is None else projection.T @ self.inner
+        tasks = torch.nn.functional.one_hot(self.owner).to(inner.dtype)
+        return tasks.T @ ((inner.T @ inner) * self.outer) @ tasks
+
+    def gram(self, shares: torch.Tensor) -> torch.Tensor:
+        """Gram matrix (P, P) of the heads, each counted with its tasks' weight.
+
+        ``shares`` (N, M) is w_k / sqrt(weight of the head) where task k has the head, else 0.
+        """
+        pairs = (shares @ shares.T)[self.owner][:, self.owner]
+        return self.inner @ (self.outer * pairs) @ self.inner.T
+
+
+def joint(updates: Sequence[LoraModule]) -> Joint:
+    """The updates of one module, some perhaps of rank 0, as one small problem."""
+    basis, inner = torch.linalg.qr(torch.cat([u.A.double() for u in updates]).T)
+    outer = torch.cat([u.scaled_b() for u in updates], 1)
+    owner = torch.cat([torch.full((u.rank,), k) for k, u in enumerate(updates)])
+    # A task without this module still needs its row in the one-hot matrix of tasks.
+    missing = len(updates) - 1 - int(owner.max()) if len(owner) else len(updates)
+    if missing > 0:
+        padding = (0, 1)
+        inner = torch.nn.functional.pad(inner, padding)
+        outer = torch.nn.functional.pad(outer, padding)
+        owner = torch.cat([owner, torch.tensor([len(updates) - 1])])
+    return Joint(basis, inner, outer.T @ outer, owner)
 
 
 def merge_spectral(updates: Sequence[LoraModule], options: MergeOptions) -> MergedModule:
@@ -28,83 +77,138 @@ def merge_spectral(updates: Sequence[LoraModule], options: MergeOptions) -> Merg
     Args:
         updates: the tasks' updates, in task order; rank 0 for a task without this module.
         options: ``heads`` M from 1 to N, ``rank`` R of A (rows beyond the updates' joint rank
-            are zero), ``seed`` of the starts when M < N.
+            are zero), ``seed`` of the starts when M < N, ``weights``, ``assignment``.
     """
-    stacked = torch.cat([u.A.double() for u in updates])
-    q, r = torch.linalg.qr(stacked.T)
-    blocks = torch.split(r.T, [u.rank for u in updates])
-    small = [u.scaled_b() @ block for u, block in zip(updates, blocks, strict=True)]
-    count = len(updates)
-    assignment = tuple(range(count)) if options.heads == count else _cluster(small, options)
-    basis, means = _fit(small, assignment, options.heads, options.rank)
-    A = (q @ basis).T
-    heads = torch.stack([mean @ basis for mean in means])
+    problem = joint(updates)
+    assignment = options.assignment or assign([problem], options)
+    weights = _weights(options, len(updates))
+    shares = _shares(assignment, weights, options.heads)
+    vectors = top_eigenvectors(problem.gram(shares), options.rank)
+    A = (problem.basis @ vectors).T
+    heads = A.new_zeros(options.heads, updates[0].shape[0], A.shape[0])
+    totals = _members(assignment, options.heads).T @ weights
+    for k, update in enumerate(updates):
+        head = assignment[k]
+        heads[head] += (weights[k] / totals[head]) * (update.scaled_b() @ (update.A.double() @ A.T))
     if (missing := options.rank - A.shape[0]) > 0:
         A = torch.nn.functional.pad(A, (0, 0, 0, missing))
         heads = torch.nn.functional.pad(heads, (0, missing))
     return MergedModule(A.float(), heads.float(), assignment)
 
 
-def _fit(
-    small: list[torch.Tensor], assignment: tuple[int, ...], heads: int, rank: int
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The best basis (P, rank) for an assignment, and each head's mean update (d_out, P)."""
-    means: list[torch.Tensor] = []
-    gram = small[0].new_zeros(small[0].shape[1], small[0].shape[1])
-    for head in range(heads):
-        members = [c for c, a in zip(small, assignment, strict=True) if a == head]
-        mean = torch.stack(members).mean(0) if members else torch.zeros_like(small[0])
-        gram += len(members) * (mean.T @ mean)
-        means.append(mean)
-    vectors = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank]
-    # An eigenvector's sign is arbitrary; fix it, so that the same input gives the same bytes.
-    largest = vectors.abs().argmax(0, keepdim=True)
-    return vectors * torch.sign(vectors.gather(0, largest)), means
+def assign(problems: Sequence[Joint], options: MergeOptions) -> tuple[int, ...]:
+    """Each task's head, one for all of ``problems``, of lowest squared error found.
 
-
-def _cluster(small: list[torch.Tensor], options: MergeOptions) -> tuple[int, ...]:
-    """The assignment of lowest squared error over several seeded starts."""
+    Lloyd's iterations on the whole updates from many seeded starts, which cost next to nothing;
+    the best few are refined with A refitted in every round.
+    """
+    whole = sum((p.products() for p in problems), torch.zeros(1, dtype=torch.float64))
+    count = whole.shape[0]
+    if options.heads == count:
+        return tuple(range(count))
+    weights = _weights(options, count)
     generator = torch.Generator().manual_seed(options.seed)
-    best: tuple[int, ...] = ()
-    best_error = float("inf")
+    found: dict[tuple[int, ...], float] = {}
     for _ in range(STARTS if options.heads > 1 else 1):
-        centres = torch.randperm(len(small), generator=generator)[: options.heads].tolist()
-        starts = [[_distance(task, small[c]) for c in centres] for task in small]
-        assignment = tuple(row.index(min(row)) for row in starts)
+        centres = torch.randperm(count, generator=generator)[: options.heads]
+        start = _nearest(whole, torch.eye(count, dtype=torch.float64)[:, centres])
+        assignment = start
         for _ in range(MAX_ROUNDS):
-            basis, means = _fit(small, assignment, options.heads, options.rank)
-            heads = [mean @ basis for mean in means]
-            projected = [c @ basis for c in small]
-            distances = [[_distance(p, h) for h in heads] for p in projected]
-            moved = _fill_empty(tuple(row.index(min(row)) for row in distances), distances)
+            moved = _move(whole, assignment, weights, options.heads)
             if moved == assignment:
                 break
             assignment = moved
-        basis, means = _fit(small, assignment, options.heads, options.rank)
-        error = sum(
-            float((c - means[a] @ basis @ basis.T).square().sum())
-            for c, a in zip(small, assignment, strict=True)
-        )
-        if error < best_error * (1 - 1e-12):
-            best, best_error = assignment, error
-    return _canonical(best)
+        found[assignment] = _kept(whole, assignment, weights, options.heads)
+    best, most = min(found), float("-inf")
+    for start in sorted(found, key=lambda a: (-found[a], a))[:REFINED]:
+        assignment, kept = _refine(problems, start, weights, options)
+        if kept > most * (1 + 1e-12) or most == float("-inf"):
+            best, most = assignment, kept
+    return best
 
 
-def _fill_empty(assignment: tuple[int, ...], distances: list[list[float]]) -> tuple[int, ...]:
-    """Give each head that lost all its tasks the task that its own head serves worst."""
-    filled = list(assignment)
-    for head in range(len(distances[0])):
+def _refine(
+    problems: Sequence[Joint], start: tuple[int, ...], weights: torch.Tensor, options: MergeOptions
+) -> tuple[tuple[int, ...], float]:
+    """Lloyd's rounds with A refitted; the assignment and the squared norm it keeps."""
+    best, most, assignment = start, float("-inf"), start
+    for _ in range(MAX_ROUNDS):
+        shares = _shares(assignment, weights, options.heads)
+        kept, products = 0.0, torch.zeros(1, dtype=torch.float64)
+        for problem in problems:
+            gram = problem.gram(shares)
+            vectors = top_eigenvectors(gram, options.rank)
+            kept += float((vectors * (gram @ vectors)).sum())
+            products = products + problem.products(vectors)
+        if kept <= most:
+            break
+        best, most = assignment, kept
+        assignment = _move(products, assignment, weights, options.heads)
+    return best, most
+
+
+def top_eigenvectors(gram: torch.Tensor, rank: int) -> torch.Tensor:
+    """Eigenvectors (P, at most rank) of the largest eigenvalues, largest first."""
+    vectors = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank]
+    # An eigenvector's sign is arbitrary; fix it, so that the same input gives the same bytes.
+    largest = vectors.abs().argmax(0, keepdim=True)
+    return vectors * torch.sign(vectors.gather(0, largest))
+
+
+def _weights(options: MergeOptions, count: int) -> torch.Tensor:
+    return torch.tensor([options.weight(k) for k in range(count)], dtype=torch.float64)
+
+
+def _members(assignment: tuple[int, ...], heads: int) -> torch.Tensor:
+    """(N, M): 1 where a task has the head."""
+    return torch.nn.functional.one_hot(torch.tensor(assignment), heads).double()
+
+
+def _shares(assignment: tuple[int, ...], weights: torch.Tensor, heads: int) -> torch.Tensor:
+    members = _members(assignment, heads) * weights[:, None]
+    return members / members.sum(0).clamp(min=1e-300).sqrt()
+
+
+def _means(assignment: tuple[int, ...], weights: torch.Tensor, heads: int) -> torch.Tensor:
+    members = _members(assignment, heads) * weights[:, None]
+    return members / members.sum(0).clamp(min=1e-300)
+
+
+def _kept(
+    products: torch.Tensor, assignment: tuple[int, ...], weights: torch.Tensor, heads: int
+) -> float:
+    """Squared norm of the heads, each counted with its tasks' weight."""
+    shares = _shares(assignment, weights, heads)
+    return float(torch.einsum("km,kl,lm->", shares, products, shares))
+
+
+def _distances(products: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+    """Squared distances (N, M) of the updates to means given as mixtures (N, M) of them."""
+    own = products.diagonal()[:, None]
+    return own - 2 * products @ means + torch.einsum("km,kl,lm->m", means, products, means)
+
+
+def _nearest(products: torch.Tensor, means: torch.Tensor) -> tuple[int, ...]:
+    return _canonical(_fill_empty(_distances(products, means)))
+
+
+def _move(
+    products: torch.Tensor, assignment: tuple[int, ...], weights: torch.Tensor, heads: int
+) -> tuple[int, ...]:
+    return _nearest(products, _means(assignment, weights, heads))
+
+
+def _fill_empty(distances: torch.Tensor) -> list[int]:
+    """The nearest head of each task; a head without any takes the task served worst elsewhere."""
+    filled: list[int] = distances.argmin(1).tolist()
+    for head in range(distances.shape[1]):
         if head not in filled:
             movable = [k for k, a in enumerate(filled) if filled.count(a) > 1]
-            filled[max(movable, key=lambda k: distances[k][filled[k]])] = head
-    return tuple(filled)
+            filled[max(movable, key=lambda k: float(distances[k, filled[k]]))] = head
+    return filled
 
 
-def _distance(x: torch.Tensor, y: torch.Tensor) -> float:
-    return float((x - y).square().sum())
-
-
-def _canonical(assignment: tuple[int, ...]) -> tuple[int, ...]:
+def _canonical(assignment: list[int]) -> tuple[int, ...]:
     """Heads numbered in the order in which the tasks first use them."""
     order = list(dict.fromkeys(assignment))
     return tuple(order.index(head) for head in assignment)

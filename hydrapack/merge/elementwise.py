@@ -1,0 +1,76 @@
+"""The baselines that merge A and B value by value, with PEFT's own functions.
+
+Task arithmetic (https://arxiv.org/abs/2212.04089), TIES (https://arxiv.org/abs/2306.01708), DARE
+and DARE-TIES (https://arxiv.org/abs/2311.03099), as in ``peft.LoraModel.add_weighted_adapter``: A
+and B are merged apart, each task with the square root of its weight times its scaling. Weights are
+the HydraOpt paper's: 1/N for task arithmetic and DARE, 1 for TIES and DARE-TIES.
+
+With ``only_a`` (the paper's Fig. 6) A alone is merged and every task keeps its own B; with
+``refit_b`` (ours) that B is replaced by the least-squares one for the merged A.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from hydrapack.adapters.lora import LoraModule
+from hydrapack.errors import InputError
+from hydrapack.merge.module import MergedModule, MergeOptions, best_head
+
+# PEFT's function, whether it takes a density, and whether weights sum to 1.
+_FUNCTIONS = {
+    "task-arithmetic": ("task_arithmetic", False, True),
+    "ties": ("ties", True, False),
+    "dare": ("dare_linear", True, True),
+    "dare-ties": ("dare_ties", True, False),
+}
+
+
+def elementwise(name: str) -> Callable[[Sequence[LoraModule], MergeOptions], MergedModule]:
+    """The merge method called ``name``, one of task-arithmetic, ties, dare, dare-ties."""
+
+    def merge(updates: Sequence[LoraModule], options: MergeOptions) -> MergedModule:
+        return _merge(name, updates, options)
+
+    return merge
+
+
+def _merge(name: str, updates: Sequence[LoraModule], options: MergeOptions) -> MergedModule:
+    present = [k for k, u in enumerate(updates) if u.rank]
+    ranks = {updates[k].rank for k in present}
+    if ranks != {options.rank}:
+        raise InputError(
+            f"{name} merges A and B value by value: all ranks must equal --rank; adapters have "
+            f"{sorted(ranks)}, --rank is {options.rank}"
+        )
+    weights = [options.weight(k) / (len(updates) if _FUNCTIONS[name][2] else 1) for k in present]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        if options.only_a:
+            A = _combine(name, [updates[k].A for k in present], weights, options.density)
+            heads = [_own_head(u, A, options.refit_b) for u in updates]
+            return MergedModule(A, torch.stack(heads).float(), tuple(range(len(updates))))
+        roots = [math.sqrt(w * updates[k].scaling) for k, w in zip(present, weights, strict=True)]
+        A = _combine(name, [updates[k].A for k in present], roots, options.density)
+        B = _combine(name, [updates[k].B for k in present], roots, options.density)
+    return MergedModule(A, B[None], (0,) * len(updates))
+
+
+def _combine(
+    name: str, tensors: list[torch.Tensor], weights: list[float], density: float
+) -> torch.Tensor:
+    # Imported late: peft takes seconds.
+    from peft.utils import merge_utils
+
+    function, takes_density, _ = _FUNCTIONS[name]
+    arguments = [tensors, torch.tensor(weights), *([density] if takes_density else [])]
+    return getattr(merge_utils, function)(*arguments)
+
+
+def _own_head(update: LoraModule, A: torch.Tensor, refit: bool) -> torch.Tensor:
+    if not update.rank:
+        return torch.zeros(update.shape[0], A.shape[0], dtype=torch.float64)
+    return best_head(update, A) if refit else update.scaled_b()
