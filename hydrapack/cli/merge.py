@@ -24,7 +24,7 @@ def merge(
         int | None, typer.Option(help="R, rank of the shared A; the adapters' own by default.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="spectral, task-arithmetic, ties, dare or dare-ties.")
+        str, typer.Option(help="spectral, hydraopt, task-arithmetic, ties, dare, dare-ties.")
     ] = "spectral",
     routing: Annotated[
         str, typer.Option(help="Shared heads: per-module, or global (one head for all modules).")
@@ -42,7 +42,16 @@ def merge(
     refit_b: Annotated[
         bool, typer.Option("--refit-b", help="With --only-a: least-squares B for the merged A.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of shared heads' starts and of dare.")] = 0,
+    distance: Annotated[str, typer.Option(help="hydraopt's loss: mae, fro, mse or cs.")] = "mae",
+    steps: Annotated[int, typer.Option(help="hydraopt's AdamW steps, at most.")] = 200,
+    lr: Annotated[float, typer.Option(help="hydraopt's learning rate, relative.")] = 0.05,
+    temperature: Annotated[
+        float, typer.Option(help="hydraopt's softmax temperature; it falls to a twentieth.")
+    ] = 1.0,
+    init: Annotated[
+        str, typer.Option(help="hydraopt's start: adapters, spectral or random.")
+    ] = "adapters",
+    seed: Annotated[int, typer.Option(help="Seed of starts, coefficients and dare.")] = 0,
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Merge adapters of different bases.")
     ] = False,
@@ -76,6 +85,11 @@ def merge(
             density=density,
             only_a=only_a,
             refit_b=refit_b,
+            distance=distance,
+            steps=steps,
+            learning_rate=lr,
+            temperature=temperature,
+            init=init,
         )
     info = write_bundle(merged, read, out)
     if as_json:

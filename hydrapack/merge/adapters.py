@@ -12,16 +12,19 @@ import torch
 from hydrapack.adapters.lora import LoraAdapter, LoraModule
 from hydrapack.errors import InputError
 from hydrapack.merge.elementwise import elementwise
+from hydrapack.merge.hydraopt import assign_hydraopt, merge_hydraopt
 from hydrapack.merge.module import MergedModule, MergeMethod, MergeOptions, difference_norm
 from hydrapack.merge.spectral import assign, joint, merge_spectral
 
 METHODS: dict[str, MergeMethod] = {
     "spectral": merge_spectral,
+    "hydraopt": merge_hydraopt,
     "task-arithmetic": elementwise("task-arithmetic"),
     "ties": elementwise("ties"),
     "dare": elementwise("dare"),
     "dare-ties": elementwise("dare-ties"),
 }
+_MANY = ("spectral", "hydraopt")
 ROUTINGS = ("per-module", "global")
 
 
@@ -54,26 +57,32 @@ def merge_adapters(
     heads: int | None = None,
     rank: int | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[float, int, str], None] = lambda done, total, note: None,
     *,
     routing: str = "per-module",
     weights: Mapping[str, float] | None = None,
     density: float = 0.5,
     only_a: bool = False,
     refit_b: bool = False,
+    distance: str = "mae",
+    steps: int = 200,
+    learning_rate: float = 0.05,
+    temperature: float = 1.0,
+    init: str = "adapters",
 ) -> Merge:
     """Merge ``adapters`` with ``method``.
 
     Args:
         heads: M from 1 to N; by default N for spectral and with ``only_a``, else 1.
         rank: R of the shared A; the largest rank of the adapters by default.
-        progress: called with modules done and modules in all.
+        progress: called with modules done, modules in all and a note (HydraOpt's loss).
         routing: with M < N, ``per-module`` lets a task use another head in each module,
             ``global`` gives it one for all.
         weights: of the tasks' squared errors, by task; 1 where not named.
         density: share of values that ties, dare and dare-ties keep.
         only_a: merge A alone by one of the elementwise methods, every task keeping its B.
         refit_b: with ``only_a``, the least-squares B for the merged A instead.
+        distance, steps, learning_rate, temperature, init: of hydraopt, see ``MergeOptions``.
 
     Raises:
         InputError: an unknown method, or options the method cannot take.
@@ -81,8 +90,15 @@ def merge_adapters(
     if method not in METHODS:
         raise InputError(f"--method {method}: choose one of {', '.join(METHODS)}")
     count = len(adapters)
-    heads = heads if heads is not None else (count if method == "spectral" or only_a else 1)
+    heads = heads if heads is not None else (count if method in _MANY or only_a else 1)
     rank = rank if rank is not None else max(a.rank for a in adapters)
+    for flag, value in (
+        ("--steps", steps),
+        ("--lr", learning_rate),
+        ("--temperature", temperature),
+    ):
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{flag} {value:g}: must be above 0")
     if rank < 1:
         raise InputError(f"--rank {rank}: must be 1 or more")
     _check(method, heads, count, routing, density, only_a, refit_b)
@@ -94,19 +110,28 @@ def merge_adapters(
         density=density,
         only_a=only_a,
         refit_b=refit_b,
+        distance=distance,
+        steps=steps,
+        learning_rate=learning_rate,
+        temperature=temperature,
+        init=init,
     )
     names = sorted({name for adapter in adapters for name in adapter.modules})
     modules: dict[str, MergedModule] = {}
     module_errors: dict[str, tuple[float, ...]] = {}
     squared = [[0.0, 0.0] for _ in adapters]
     if routing == "global" and heads < count:
-        problems = [joint(_updates(adapters, name)) for name in names]
-        options = replace(options, assignment=assign(problems, options))
+        options = replace(
+            options, assignment=_one_route(adapters, names, method, options, progress)
+        )
     for done, name in enumerate(names):
-        progress(done, len(names))
+        progress(done, len(names), "")
         updates = _updates(adapters, name)
         modules[name] = merged = METHODS[method](
-            updates, replace(options, seed=module_seed(seed, name))
+            updates,
+            replace(
+                options, seed=module_seed(seed, name), report=_reporter(progress, done, len(names))
+            ),
         )
         errors = []
         for k, update in enumerate(updates):
@@ -116,7 +141,7 @@ def merge_adapters(
             squared[k][1] += own**2
             errors.append(difference / own if own else difference)
         module_errors[name] = tuple(errors)
-    progress(len(names), len(names))
+    progress(len(names), len(names), "")
     return Merge(
         tasks=tuple(a.task for a in adapters),
         method=_label(method, only_a, refit_b),
@@ -139,6 +164,30 @@ def _updates(adapters: Sequence[LoraAdapter], name: str) -> list[LoraModule]:
     d_out, d_in = next(a.modules[name].shape for a in adapters if name in a.modules)
     absent = LoraModule(torch.zeros(0, d_in), torch.zeros(d_out, 0), 1.0)
     return [adapter.modules.get(name, absent) for adapter in adapters]
+
+
+def _one_route(
+    adapters: Sequence[LoraAdapter],
+    names: Sequence[str],
+    method: str,
+    options: MergeOptions,
+    progress: Callable[[float, int, str], None],
+) -> tuple[int, ...]:
+    modules = [_updates(adapters, name) for name in names]
+    if method == "hydraopt" and options.init != "spectral":
+        total = len(names)
+
+        def report(share: float, loss: float) -> None:
+            progress(share * total, total, f"routing, loss {loss:.4f}")
+
+        return assign_hydraopt(modules, replace(options, report=report))
+    return assign([joint(updates) for updates in modules], options)
+
+
+def _reporter(
+    progress: Callable[[float, int, str], None], done: int, total: int
+) -> Callable[[float, float], None]:
+    return lambda share, loss: progress(done + share, total, f"loss {loss:.4f}")
 
 
 def module_seed(seed: int, name: str) -> int:
@@ -174,7 +223,7 @@ def _check(
         raise InputError(f"--density {density}: must lie between 0 and 1")
     if refit_b and not only_a:
         raise InputError("--refit-b: goes with --only-a")
-    if method == "spectral":
+    if method in _MANY:
         if only_a:
             raise InputError("--only-a: goes with task-arithmetic, ties, dare and dare-ties")
     elif heads != (count if only_a else 1):

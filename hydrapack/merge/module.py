@@ -39,6 +39,16 @@ class MergeOptions:
     """Share of values that TIES and DARE keep."""
     only_a: bool = False
     refit_b: bool = False
+    distance: str = "mae"
+    """HydraOpt's d: mae, fro, mse or cs."""
+    steps: int = 200
+    learning_rate: float = 0.05
+    """Relative to the root mean square of what is trained."""
+    temperature: float = 1.0
+    init: str = "adapters"
+    """HydraOpt's start: adapters, spectral or random."""
+    report: Callable[[float, float], None] = lambda share, loss: None
+    """Called with the share of the steps done and the loss."""
 
     def weight(self, task: int) -> float:
         """The weight of a task's squared error."""

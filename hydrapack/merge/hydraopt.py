@@ -1,0 +1,196 @@
+"""HydraOpt as published: Eq. (1) and (2) of https://arxiv.org/abs/2507.17706 by AdamW.
+
+Minimises sum_k d(dW_k, sum_m softmax(c_k / t)_m B_m A) over a shared A, M heads B_m and, for M < N,
+coefficients c_k that start Gaussian and are dropped in the end for the largest. The temperature t
+falls geometrically; for the last fifth of the steps every task has its one head.
+
+d is mae (mean absolute error), fro (squared Frobenius norm, whose optimum the spectral method has in
+closed form), mse (its mean, which differs from fro only where modules of several sizes share
+coefficients) or cs (1 - cosine).
+
+The loss is relative: 1 is the distance of an adapter left out. Learning rates are relative too, to
+the root mean square of what they move, so that one default fits every scale of adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from hydrapack.adapters.lora import LoraModule
+from hydrapack.errors import InputError
+from hydrapack.merge.module import MergedModule, MergeOptions
+from hydrapack.merge.spectral import merge_spectral
+
+DISTANCES = ("mae", "fro", "mse", "cs")
+INITS = ("adapters", "spectral", "random")
+ANNEALED = 0.05
+"""Share of the temperature left at the end."""
+SOFT = 0.8
+"""Share of the steps with coefficients."""
+PATIENCE, PLATEAU = 40, 1e-4
+
+
+class _Module:
+    """One module's targets and what is trained for it, on the device."""
+
+    def __init__(self, updates: Sequence[LoraModule], options: MergeOptions) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        # Gram matrices cancel where the fit is good; full products do not.
+        dtype = torch.float32 if options.distance == "mae" else torch.float64
+        self.targets = [(u.A.to(device, dtype), u.scaled_b().to(device, dtype)) for u in updates]
+        A, heads = _start(updates, options)
+        self.A = A.to(device, dtype).requires_grad_()
+        self.heads = heads.to(device, dtype).requires_grad_()
+        self.squares = [float(((B.T @ B) * (A @ A.T)).sum()) for A, B in self.targets]
+        self.values = updates[0].shape[0] * updates[0].shape[1]
+        with torch.no_grad():
+            self.whole = sum(self._size(k, options.distance) for k in range(len(updates)))
+
+    def groups(self, rate: float) -> list[dict[str, object]]:
+        """AdamW's parameter groups."""
+        return [
+            {"params": [p], "lr": rate * float(p.detach().square().mean().sqrt())}
+            for p in (self.A, self.heads)
+        ]
+
+    def _size(self, k: int, distance: str) -> float:
+        if distance == "mae":
+            A, B = self.targets[k]
+            return float((B @ A).abs().mean())
+        return {"fro": self.squares[k], "mse": self.squares[k] / self.values}.get(
+            distance, float(self.squares[k] > 0)
+        )
+
+    def distance(self, k: int, head: torch.Tensor, kind: str) -> torch.Tensor:
+        """Of task k's update from ``head`` @ A; only mae forms the d_out x d_in product."""
+        A, B = self.targets[k]
+        if kind == "mae":
+            return (torch.cat([head, -B], 1) @ torch.cat([self.A, A])).abs().mean()
+        norm = ((head.T @ head) * (self.A @ self.A.T)).sum()
+        cross = ((B.T @ head) * (A @ self.A.T)).sum()
+        if kind == "cs":
+            if not self.squares[k]:
+                return norm * 0
+            return 1 - cross / (norm * self.squares[k]).clamp(min=1e-300).sqrt()
+        square = (self.squares[k] - 2 * cross + norm).clamp(min=0)
+        return square if kind == "fro" else square / self.values
+
+
+def merge_hydraopt(updates: Sequence[LoraModule], options: MergeOptions) -> MergedModule:
+    """Train A and the heads of one module.
+
+    Args:
+        options: ``heads`` M, ``rank`` R, ``seed``, ``weights``, ``assignment``, ``distance``,
+            ``steps``, ``learning_rate``, ``temperature``, ``init``, ``report``.
+
+    Raises:
+        InputError: an unknown distance or init.
+    """
+    if options.assignment is None and options.init == "spectral":
+        start = merge_spectral(updates, replace(options, weights=None))
+        options = replace(options, assignment=start.assignment)
+    (module,), assignment = _train([updates], options)
+    return MergedModule(
+        module.A.detach().float().cpu(), module.heads.detach().float().cpu(), assignment
+    )
+
+
+def assign_hydraopt(
+    modules: Sequence[Sequence[LoraModule]], options: MergeOptions
+) -> tuple[int, ...]:
+    """One head a task for all modules, by Eq. (1) with coefficients that all modules share."""
+    return _train(modules, options)[1]
+
+
+def _train(
+    modules: Sequence[Sequence[LoraModule]], options: MergeOptions
+) -> tuple[list[_Module], tuple[int, ...]]:
+    if options.distance not in DISTANCES:
+        raise InputError(f"--distance {options.distance}: choose one of {', '.join(DISTANCES)}")
+    if options.init not in INITS:
+        raise InputError(f"--init {options.init}: choose one of {', '.join(INITS)}")
+    count, heads = len(modules[0]), options.heads
+    trained = [_Module(updates, options) for updates in modules]
+    whole = sum(module.whole for module in trained) or 1.0
+    generator = torch.Generator().manual_seed(options.seed)
+    coefficients = torch.randn(count, heads, generator=generator).to(trained[0].A).requires_grad_()
+    assignment = options.assignment or (tuple(range(count)) if heads == count else None)
+    groups = [group for module in trained for group in module.groups(options.learning_rate)]
+    if assignment is None:
+        # Coefficients are of size 1 and must be able to turn round within the run.
+        groups.append({"params": [coefficients], "lr": 10 * options.learning_rate})
+    optimizer = torch.optim.AdamW(groups, eps=1e-15)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+    best, kept, stale = float("inf"), _copy(trained), 0
+    for step in range(options.steps + 1):
+        if assignment is None and step >= SOFT * options.steps:
+            assignment = tuple(coefficients.argmax(1).tolist())
+        temperature = options.temperature * ANNEALED ** (step / (SOFT * options.steps))
+        if assignment is None:
+            mixture = torch.softmax(coefficients / temperature, 1)
+        else:
+            mixture = torch.eye(heads, device=coefficients.device)[list(assignment)]
+        optimizer.zero_grad()
+        loss = _backward(trained, mixture.to(coefficients.dtype), options, whole)
+        options.report(step / options.steps, loss)
+        if assignment is not None:
+            stale = 0 if loss < best * (1 - PLATEAU) else stale + 1
+            if loss < best:
+                best, kept = loss, _copy(trained)
+            if stale > PATIENCE:
+                break
+        if step < options.steps:
+            optimizer.step()
+            schedule.step()
+    for module, (A, B) in zip(trained, kept, strict=True):
+        module.A.data, module.heads.data = A, B
+    return trained, assignment or tuple(coefficients.argmax(1).tolist())
+
+
+def _backward(
+    modules: Sequence[_Module], mixture: torch.Tensor, options: MergeOptions, whole: float
+) -> float:
+    """The relative loss; gradients are added up a module and a task at a time."""
+    total = 0.0
+    leaf = mixture.detach().requires_grad_()
+    for module in modules:
+        for k in range(len(module.targets)):
+            head = torch.einsum("m,mor->or", leaf[k], module.heads)
+            loss = module.distance(k, head, options.distance) * (options.weight(k) / whole)
+            torch.autograd.backward(loss)
+            total += float(loss.detach())
+    if mixture.requires_grad and leaf.grad is not None:
+        torch.autograd.backward(mixture, leaf.grad)
+    return total
+
+
+def _copy(modules: Sequence[_Module]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(m.A.detach().clone(), m.heads.detach().clone()) for m in modules]
+
+
+def _start(
+    updates: Sequence[LoraModule], options: MergeOptions
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (R, d_in) and heads (M, d_out, R) to start from, float64."""
+    if options.init == "spectral":
+        merged = merge_spectral(updates, replace(options, weights=None))
+        return merged.A.double(), merged.heads.double()
+    d_out, d_in = updates[0].shape
+    present = [u for u in updates if u.rank]
+    generator = torch.Generator().manual_seed(options.seed)
+    size_a = float(torch.stack([u.A.double().square().mean() for u in present]).mean().sqrt())
+    size_b = float(torch.stack([u.scaled_b().square().mean() for u in present]).mean().sqrt())
+    A = size_a * torch.randn(options.rank, d_in, generator=generator, dtype=torch.float64)
+    shape = (options.heads, d_out, options.rank)
+    heads = 0.1 * size_b * torch.randn(shape, generator=generator, dtype=torch.float64)
+    if options.init == "adapters":
+        shared = min(options.rank, present[0].rank)
+        A[:shared] = present[0].A[:shared].double()
+        for head, update in zip(heads, updates, strict=False):
+            own = min(options.rank, update.rank)
+            head[:, :own] = update.scaled_b()[:, :own]
+            head[:, own:] = 0
+    return A, heads
