@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = ("", "demo", "merge", "export-base", "pack", "run")
+COMMANDS = ("", "demo", "merge", "add", "unpack", "export-base", "pack", "run")
 
 
 def help_page() -> str:

@@ -97,11 +97,6 @@ def write_bundle(merge: Merge, adapters: Sequence[LoraAdapter], target: Path) ->
         InputError: the target cannot be written.
     """
     names = sorted(merge.modules)
-    tensors: dict[str, torch.Tensor] = {}
-    for name in names:
-        tensors[f"{name}.A"] = merge.modules[name].A.contiguous()
-        tensors[f"{name}.B"] = merge.modules[name].heads.contiguous()
-    data = save(dict(sorted(tensors.items())))
     info = BundleInfo(
         hydrapack_version=__version__,
         base_model=adapters[0].base_model,
@@ -114,14 +109,43 @@ def write_bundle(merge: Merge, adapters: Sequence[LoraAdapter], target: Path) ->
         tasks=[_task(merge, k, adapter, names) for k, adapter in enumerate(adapters)],
         parameters=merge.parameters,
         baseline_parameters=merge.baseline_parameters,
-        tensors_sha256=hashlib.sha256(data).hexdigest(),
+        tensors_sha256="0" * 64,
     )
+    A = {name: merge.modules[name].A for name in names}
+    return write_tensors(info, A, {name: merge.modules[name].heads for name in names}, target)
+
+
+def write_tensors(
+    info: BundleInfo, A: dict[str, torch.Tensor], heads: dict[str, torch.Tensor], target: Path
+) -> BundleInfo:
+    """Write a bundle of A (rank, d_in) and heads (M, d_out, rank) by module name.
+
+    Returns:
+        ``info`` with the digest of the tensors.
+
+    Raises:
+        InputError: the target cannot be written.
+    """
+    tensors = {f"{name}.A": A[name].contiguous() for name in info.modules}
+    tensors |= {f"{name}.B": heads[name].contiguous() for name in info.modules}
+    data = save(dict(sorted(tensors.items())))
+    info = info.model_copy(update={"tensors_sha256": hashlib.sha256(data).hexdigest()})
     with new_directory(target) as partial:
         (partial / TENSORS).write_bytes(data)
         (partial / DESCRIPTION).write_text(
             info.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n"
         )
     return info
+
+
+def describe_source(adapter: LoraAdapter) -> SourceAdapter:
+    """What a bundle notes of an adapter."""
+    return SourceAdapter(
+        digest=adapter.digest,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        parameters=adapter.parameters,
+    )
 
 
 def _task(merge: Merge, k: int, adapter: LoraAdapter, names: list[str]) -> BundleTask:
@@ -131,12 +155,7 @@ def _task(merge: Merge, k: int, adapter: LoraAdapter, names: list[str]) -> Bundl
         route=[module.assignment[k] for module in modules],
         relative_error=merge.relative_errors[adapter.task],
         card=adapter.card,
-        source=SourceAdapter(
-            digest=adapter.digest,
-            rank=adapter.rank,
-            alpha=adapter.alpha,
-            parameters=adapter.parameters,
-        ),
+        source=describe_source(adapter),
     )
 
 

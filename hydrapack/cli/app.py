@@ -7,11 +7,13 @@ from typing import Annotated
 import typer
 
 from hydrapack import __version__
+from hydrapack.cli.add import add
 from hydrapack.cli.demo import demo
 from hydrapack.cli.export_base import export_base
 from hydrapack.cli.merge import merge
 from hydrapack.cli.pack import pack
 from hydrapack.cli.run import run
+from hydrapack.cli.unpack import unpack
 
 app = typer.Typer(
     name="hydrapack",
@@ -50,6 +52,8 @@ def _options(
 
 app.command()(demo)
 app.command()(merge)
+app.command()(add)
+app.command()(unpack)
 app.command("export-base")(export_base)
 app.command()(pack)
 app.command()(run)

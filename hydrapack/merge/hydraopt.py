@@ -4,8 +4,8 @@ Minimises sum_k d(dW_k, sum_m softmax(c_k / t)_m B_m A) over a shared A, M heads
 coefficients c_k that start Gaussian and are dropped in the end for the largest. The temperature t
 falls geometrically; for the last fifth of the steps every task has its one head.
 
-d is mae (mean absolute error), fro (squared Frobenius norm, whose optimum the spectral method has in
-closed form), mse (its mean, which differs from fro only where modules of several sizes share
+d is mae (mean absolute error), fro (squared Frobenius norm, whose optimum the spectral method has
+in closed form), mse (its mean, which differs from fro only where modules of several sizes share
 coefficients) or cs (1 - cosine).
 
 The loss is relative: 1 is the distance of an adapter left out. Learning rates are relative too, to

@@ -1,0 +1,54 @@
+"""``hydrapack add``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hydrapack.cli.terminal import output, print_json
+
+
+def add(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE_DIR", help="What merge wrote.")],
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER_DIR", help="A PEFT folder, or NAME=DIR.")
+    ],
+    out: Annotated[Path, typer.Option("--output", "-o", help="The bundle directory to write.")],
+    allow_base_mismatch: Annotated[
+        bool, typer.Option("--allow-base-mismatch", help="Add an adapter of another base.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Add a task to a bundle; A and all old heads stay as they are, to the bit.
+
+    Examples:
+
+        hydrapack add bundle adapters/translate -o bundle2
+    """
+    from hydrapack.adapters.collect import read_adapters
+    from hydrapack.bundle import read_bundle
+    from hydrapack.extend import add_adapter
+
+    (read,) = read_adapters([adapter])
+    extension = add_adapter(read_bundle(bundle), read, out, allow_base_mismatch)
+    if as_json:
+        print_json(
+            {
+                "advice": extension.advice,
+                "relative_error": extension.relative_error,
+                "remerge_relative_error": extension.remerge_relative_error,
+                "s_percent": extension.info.s_percent,
+                "task": read.task,
+            }
+        )
+        return
+    console = output()
+    console.print(
+        f"{read.task}: relative error {extension.relative_error:.4f}; {extension.info.heads} heads,"
+        f" S = {extension.info.s_percent:.1f} %; bundle written to {out}",
+        soft_wrap=True,
+    )
+    if extension.advice:
+        console.print(extension.advice, soft_wrap=True)

@@ -1,0 +1,46 @@
+"""``hydrapack unpack``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hydrapack.cli.terminal import output, print_json
+from hydrapack.errors import InputError
+
+
+def unpack(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE_DIR", help="What merge wrote.")],
+    out: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.")],
+    task: Annotated[str | None, typer.Option(help="The task to write.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every task, in DIR/TASK.")] = False,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the folders as JSON.")] = False,
+) -> None:
+    """Write merged heads as standard PEFT LoRA adapters.
+
+    Examples:
+
+        hydrapack unpack bundle --task summary -o summary-merged
+
+        hydrapack unpack bundle --all -o merged --dtype bfloat16
+    """
+    from hydrapack.bundle import read_bundle
+    from hydrapack.unpack import unpack_all, unpack_task
+
+    if every == (task is not None):
+        raise InputError("give either --task NAME or --all")
+    read = read_bundle(bundle)
+    if task is None:
+        unpack_all(read, out, dtype)
+        folders = {t.name: str(out / t.name) for t in read.info.tasks}
+    else:
+        unpack_task(read, task, out, dtype)
+        folders = {task: str(out)}
+    if as_json:
+        print_json(folders)
+        return
+    for name, folder in folders.items():
+        output().print(f"{name}: {folder}", soft_wrap=True)

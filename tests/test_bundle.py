@@ -1,0 +1,121 @@
+"""What is done with a bundle: heads back to PEFT, and a task more."""
+
+import json
+
+import pytest
+import torch
+from conftest import hydrapack, module_names, write_adapter
+
+from hydrapack.adapters.collect import read_adapters
+from hydrapack.adapters.lora import read_adapter
+from hydrapack.bundle import read_bundle, write_bundle
+from hydrapack.errors import InputError
+from hydrapack.extend import add_adapter
+from hydrapack.merge.adapters import merge_adapters
+from hydrapack.unpack import target_modules, unpack_all, unpack_task
+
+
+def bundle_of(folders, target, **options):
+    adapters = read_adapters([str(f) for f in folders])
+    write_bundle(merge_adapters(adapters, **options), adapters, target)
+    return read_bundle(target)
+
+
+def test_peft_loads_an_unpacked_head(adapters, tiny_model, tmp_path):
+    """With rank enough to be exact, PEFT's logits are the adapter's own."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    bundle = bundle_of(adapters, tmp_path / "bundle", rank=12)
+    unpack_all(bundle, tmp_path / "all")
+    ids = torch.arange(40).view(1, -1)
+    for folder in adapters:
+        logits = []
+        for source in (folder, tmp_path / "all" / folder.name):
+            base = AutoModelForCausalLM.from_pretrained(tiny_model)
+            model = PeftModel.from_pretrained(base, str(source))
+            with torch.no_grad():
+                logits.append(model(ids).logits)
+        torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+
+
+def test_unpacked_is_the_head(adapters, tmp_path):
+    bundle = bundle_of(adapters, tmp_path / "bundle", heads=2)
+    unpack_task(bundle, "task1", tmp_path / "one")
+    read = read_adapter(tmp_path / "one", "x")
+    assert read.card == bundle.info.tasks[1].card
+    for name, B in bundle.head(bundle.info.tasks[1]).items():
+        assert torch.equal(read.modules[name].A, bundle.A[name])
+        assert torch.equal(read.modules[name].scaled_b().float(), B)
+    unpack_task(bundle, "task1", tmp_path / "again")
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+    with pytest.raises(InputError, match="--task x: not in the bundle"):
+        unpack_task(bundle, "x", tmp_path / "none")
+    with pytest.raises(InputError, match="--dtype int8"):
+        unpack_task(bundle, "task1", tmp_path / "none", "int8")
+
+
+def test_target_modules():
+    assert target_modules(module_names()) == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    uneven = module_names()[:-1]
+    assert target_modules(uneven) == sorted(uneven)
+    assert target_modules(["transformer.head"]) == ["transformer.head"]
+
+
+def test_add_leaves_the_rest_alone(adapters, tmp_path):
+    bundle = bundle_of(adapters, tmp_path / "bundle", rank=4)
+    new = read_adapter(write_adapter(tmp_path / "new", seed=50, shared_seed=99), "new")
+    extension = add_adapter(bundle, new, tmp_path / "bundle2")
+    extended = read_bundle(tmp_path / "bundle2")
+    assert extended.info == extension.info
+    assert [t.name for t in extended.info.tasks] == ["task0", "task1", "task2", "new"]
+    for name in bundle.info.modules:
+        assert torch.equal(extended.A[name], bundle.A[name])
+        assert torch.equal(extended.heads[name][:3], bundle.heads[name])
+        update, A = new.modules[name], bundle.A[name].double()
+        dense = update.scaled_b() @ update.A.double()
+        best = torch.linalg.lstsq(A.T, dense.T).solution.T
+        torch.testing.assert_close(extended.heads[name][3], best.float())
+    assert extension.relative_error < 0.3 and extension.advice is None
+    stored = sum(t.numel() for t in [*extended.A.values(), *extended.heads.values()])
+    assert extended.info.parameters == stored
+
+
+def test_add_advises_a_merge(adapters, tmp_path):
+    bundle = bundle_of(adapters, tmp_path / "bundle", rank=8)
+    stranger = read_adapter(write_adapter(tmp_path / "s", seed=50), "s")
+    for module in stranger.modules.values():
+        module.B.mul_(20)
+    extension = add_adapter(bundle, stranger, tmp_path / "bundle2")
+    assert extension.relative_error > 0.5
+    assert extension.advice is not None and "merge all adapters again" in extension.advice
+
+
+def test_add_refuses(adapters, tmp_path):
+    bundle = bundle_of(adapters, tmp_path / "bundle")
+    for folder, task, match in [
+        (adapters[0], "task0", "has a task 'task0'"),
+        (write_adapter(tmp_path / "b", base="other"), "b", "of base model 'other'"),
+        (
+            write_adapter(tmp_path / "m", names=module_names("qkvog")),
+            "m",
+            "for which the bundle has no A",
+        ),
+    ]:
+        with pytest.raises(InputError, match=match):
+            add_adapter(bundle, read_adapter(folder, task), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_commands(adapters, tmp_path):
+    bundle = tmp_path / "bundle"
+    assert hydrapack("merge", *adapters[:2], "-o", bundle).returncode == 0
+    done = hydrapack("add", bundle, f"late={adapters[2]}", "-o", tmp_path / "b2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["task"] == "late"
+    done = hydrapack("unpack", tmp_path / "b2", "--all", "-o", tmp_path / "all", "--json")
+    assert sorted(json.loads(done.stdout)) == ["late", "task0", "task1"]
+    assert (tmp_path / "all" / "late" / "adapter_config.json").exists()
+    done = hydrapack("unpack", bundle, "-o", tmp_path / "x")
+    assert done.returncode == 2 and "--task NAME or --all" in done.stderr
