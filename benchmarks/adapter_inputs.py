@@ -31,11 +31,11 @@ LIB = torch.library.Library("quantized_decomposed", "FRAGMENT")
 class Variant(Decoder):
     """A decoder whose adapter products differ; ``product`` is x @ matrix."""
 
-    def pieces(self, a, b, layer, names):  # noqa: ANN001, ANN201
+    def pieces(self, a, b, layer, names):
         heads = [self.layout.head_b(b, layer, name) for name in names]
         return self.layout.shared_a(a, layer, names), heads
 
-    def _updates(self, x, layer, group, a, b):  # noqa: ANN001, ANN202
+    def _updates(self, x, layer, group, a, b):
         names = tuple(n for n in group if n in self.layout.targets)
         if not names:
             return {}
@@ -47,7 +47,7 @@ class Variant(Decoder):
 class Half(Variant):
     """float16 inputs, widened in the program."""
 
-    def pieces(self, a, b, layer, names):  # noqa: ANN001, ANN201
+    def pieces(self, a, b, layer, names):
         shared, heads = super().pieces(a, b, layer, names)
         return shared.to(torch.float32), [h.to(torch.float32) for h in heads]
 
@@ -55,7 +55,7 @@ class Half(Variant):
 class FixedA(Variant):
     """A as constants of the program, B as input."""
 
-    def __init__(self, *arguments) -> None:  # noqa: ANN002
+    def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
         fixed = torch.randn(self.layout.a_size) * 0.02
         for layer in range(LAYERS):
@@ -63,7 +63,7 @@ class FixedA(Variant):
                 matrix = self.layout.shared_a(fixed, layer, group).clone()
                 self.register_buffer(f"fixed_{layer}_{group[0]}", matrix)
 
-    def pieces(self, a, b, layer, names):  # noqa: ANN001, ANN201
+    def pieces(self, a, b, layer, names):
         _, heads = super().pieces(a, b, layer, names)
         return self.get_buffer(f"fixed_{layer}_{names[0]}"), heads
 
@@ -78,7 +78,7 @@ class Product(nn.Module):
 class Dynamic(Variant):
     """Both products in XNNPACK, which packs the weights at each call."""
 
-    def __init__(self, *arguments) -> None:  # noqa: ANN002
+    def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
         self.products = nn.ModuleList(Product() for _ in range(4 * LAYERS * 4))
         self.used = self.taken = 0
@@ -88,7 +88,7 @@ class Dynamic(Variant):
             f"products.{i}": f"products.{i}" for i in range(len(self.products))
         }
 
-    def _updates(self, x, layer, group, a, b):  # noqa: ANN001, ANN202
+    def _updates(self, x, layer, group, a, b):
         names = tuple(n for n in group if n in self.layout.targets)
         if not names:
             return {}
@@ -110,7 +110,7 @@ class Dynamic(Variant):
 class Bytes(Variant):
     """int8 inputs with their scales at the end, by ExecuTorch's mixed_mm kernel."""
 
-    def _updates(self, x, layer, group, a, b):  # noqa: ANN001, ANN202
+    def _updates(self, x, layer, group, a, b):
         names = tuple(n for n in group if n in self.layout.targets)
         if not names:
             return {}
@@ -125,14 +125,14 @@ class Bytes(Variant):
             for j, n in enumerate(names)
         }
 
-    def __init__(self, *arguments) -> None:  # noqa: ANN002
+    def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
         for size in {RANK, *(s[1] for _, s in self.layout.shapes)}:
             self.register_buffer(f"ones_{size}", torch.ones(size))
 
 
 @torch.library.register_fake("quantized_decomposed::mixed_mm")
-def _(x, weight, scales, zero_points):  # noqa: ANN001, ANN202
+def _(x, weight, scales, zero_points):
     return x.new_empty(x.shape[0], weight.shape[1])
 
 
@@ -158,7 +158,7 @@ def export(kind: type[Decoder], dtype: torch.dtype | None, path: Path) -> None:
     zeros = torch.zeros
     stock = lower.ChainPartitioner
 
-    def partitioner(delegates):  # noqa: ANN001, ANN202
+    def partitioner(delegates):
         made = stock(delegates)
         if kind is Dynamic:
             dynamic = lower.XnnpackPartitioner(force_non_static_weights_for_f32_linear=True)

@@ -54,7 +54,7 @@ PREFILL, ROUNDS, STEPS, HEADS = 64, 10, 12, 5
 TARGETS = ("q", "k", "v", "o")
 
 
-def config(shape: str):  # noqa: ANN201
+def config(shape: str):
     from hydrapack.base.config import parse_config
 
     raw = {"model_type": "llama", "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2}

@@ -7,7 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = ("", "demo", "merge", "add", "unpack", "export-base", "pack", "run")
+COMMANDS = (
+    "",
+    "demo",
+    "merge",
+    "tradeoff",
+    "add",
+    "unpack",
+    "inspect",
+    "export-base",
+    "pack",
+    "run",
+)
 
 
 def help_page() -> str:

@@ -1,4 +1,4 @@
-"""What is done with a bundle: heads back to PEFT, and a task more."""
+"""What is done with a bundle: heads back to PEFT, a task more, a look inside."""
 
 import json
 
@@ -119,3 +119,23 @@ def test_commands(adapters, tmp_path):
     assert (tmp_path / "all" / "late" / "adapter_config.json").exists()
     done = hydrapack("unpack", bundle, "-o", tmp_path / "x")
     assert done.returncode == 2 and "--task NAME or --all" in done.stderr
+
+
+def test_inspect(adapters, tmp_path):
+    bundle, package = tmp_path / "bundle", tmp_path / "package"
+    assert hydrapack("merge", *adapters, "-o", bundle).returncode == 0
+    assert hydrapack("pack", bundle, "-o", package).returncode == 0
+    for path, kind, key, value in [
+        (adapters[0], "adapter", "ranks", [4]),
+        (bundle, "bundle", "heads", 3),
+        (package, "package", "bits", 8),
+        (package / "adapters.pte", "adapter program", "get_adapter_rank", 4),
+    ]:
+        facts = json.loads(hydrapack("inspect", path, "--json").stdout)
+        assert facts["kind"] == kind and facts[key] == value
+    assert "task1" in hydrapack("inspect", bundle).stdout
+    done = hydrapack("inspect", tmp_path)
+    assert done.returncode == 2 and "neither an adapter folder" in done.stderr
+    (package / "adapters.pte").write_bytes(b"x" * 100)
+    done = hydrapack("inspect", package / "adapters.pte")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1

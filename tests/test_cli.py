@@ -194,7 +194,7 @@ def test_readme_commands_exist():
 
 
 def test_help_has_examples():
-    for command in ("merge", "add", "unpack", "export-base", "pack", "run", "demo"):
+    for command in ("merge", "tradeoff", "inspect", "export-base", "pack", "run", "demo"):
         done = hydrapack(command, "--help")
         assert done.returncode == 0 and "Examples:" in done.stdout
     assert hydrapack("--version").stdout.startswith("hydrapack 0.")

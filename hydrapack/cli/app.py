@@ -10,9 +10,11 @@ from hydrapack import __version__
 from hydrapack.cli.add import add
 from hydrapack.cli.demo import demo
 from hydrapack.cli.export_base import export_base
+from hydrapack.cli.inspect import inspect
 from hydrapack.cli.merge import merge
 from hydrapack.cli.pack import pack
 from hydrapack.cli.run import run
+from hydrapack.cli.tradeoff import tradeoff
 from hydrapack.cli.unpack import unpack
 
 app = typer.Typer(
@@ -52,8 +54,10 @@ def _options(
 
 app.command()(demo)
 app.command()(merge)
+app.command()(tradeoff)
 app.command()(add)
 app.command()(unpack)
+app.command()(inspect)
 app.command("export-base")(export_base)
 app.command()(pack)
 app.command()(run)

@@ -126,7 +126,7 @@ def merge_adapters(
         )
     for done, name in enumerate(names):
         progress(done, len(names), "")
-        updates = _updates(adapters, name)
+        updates = module_updates(adapters, name)
         modules[name] = merged = METHODS[method](
             updates,
             replace(
@@ -159,7 +159,7 @@ def merge_adapters(
     )
 
 
-def _updates(adapters: Sequence[LoraAdapter], name: str) -> list[LoraModule]:
+def module_updates(adapters: Sequence[LoraAdapter], name: str) -> list[LoraModule]:
     """Each task's update of the module; rank 0 where a task leaves it alone."""
     d_out, d_in = next(a.modules[name].shape for a in adapters if name in a.modules)
     absent = LoraModule(torch.zeros(0, d_in), torch.zeros(d_out, 0), 1.0)
@@ -173,7 +173,7 @@ def _one_route(
     options: MergeOptions,
     progress: Callable[[float, int, str], None],
 ) -> tuple[int, ...]:
-    modules = [_updates(adapters, name) for name in names]
+    modules = [module_updates(adapters, name) for name in names]
     if method == "hydraopt" and options.init != "spectral":
         total = len(names)
 

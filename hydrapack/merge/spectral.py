@@ -79,11 +79,27 @@ def merge_spectral(updates: Sequence[LoraModule], options: MergeOptions) -> Merg
         options: ``heads`` M from 1 to N, ``rank`` R of A (rows beyond the updates' joint rank
             are zero), ``seed`` of the starts when M < N, ``weights``, ``assignment``.
     """
+    if options.assignment is not None:
+        assignment = options.assignment
+    elif options.heads == len(updates):
+        assignment = tuple(range(len(updates)))
+    else:
+        assignment = assign([joint(updates)], options)
+    A, heads = fit(updates, assignment, options)
+    return MergedModule(A.float(), heads.float(), assignment)
+
+
+def fit(
+    updates: Sequence[LoraModule], assignment: tuple[int, ...], options: MergeOptions
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best A (rank, d_in) and heads (M, d_out, rank) for an assignment, float64.
+
+    A smaller rank's best A and heads are the first rows and columns of these.
+    """
     problem = joint(updates)
-    assignment = options.assignment or assign([problem], options)
     weights = _weights(options, len(updates))
-    shares = _shares(assignment, weights, options.heads)
-    vectors = top_eigenvectors(problem.gram(shares), options.rank)
+    gram = problem.gram(_shares(assignment, weights, options.heads))
+    vectors = top_eigenvectors(gram, options.rank)
     A = (problem.basis @ vectors).T
     heads = A.new_zeros(options.heads, updates[0].shape[0], A.shape[0])
     totals = _members(assignment, options.heads).T @ weights
@@ -93,7 +109,7 @@ def merge_spectral(updates: Sequence[LoraModule], options: MergeOptions) -> Merg
     if (missing := options.rank - A.shape[0]) > 0:
         A = torch.nn.functional.pad(A, (0, 0, 0, missing))
         heads = torch.nn.functional.pad(heads, (0, missing))
-    return MergedModule(A.float(), heads.float(), assignment)
+    return A, heads
 
 
 def assign(problems: Sequence[Joint], options: MergeOptions) -> tuple[int, ...]:

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from hydrapack.errors import InputError
-from hydrapack.pack.quantize import Bits
 from hydrapack.prompts import check_template
+from hydrapack.quantize import Bits
 from hydrapack.schema import Digest, Strict, read_model
 
 MANIFEST, ADAPTERS = "manifest.json", "adapters.pte"

@@ -27,7 +27,7 @@ from hydrapack.pack.manifest import (
     package_digest,
 )
 from hydrapack.pack.program import lower_adapters, route_tensor
-from hydrapack.pack.quantize import BITS, Bits
+from hydrapack.quantize import BITS, Bits
 
 
 def write_package(bundle: Bundle, target: Path, bits: int = 8) -> Manifest:

@@ -14,7 +14,7 @@ from torch import nn
 
 from hydrapack.bundle import Bundle
 from hydrapack.layout import Layout, module_name
-from hydrapack.pack.quantize import quantize_rows
+from hydrapack.quantize import quantize_rows
 
 
 class Shared(nn.Module):

@@ -1,0 +1,223 @@
+"""Merging measured: time, peak memory and errors of the methods.
+
+    python benchmarks/merge.py shapes      # Llama-3.2-1B shapes, made adapters
+    python benchmarks/merge.py methods     # spectral against hydraopt on the five example adapters
+    python benchmarks/merge.py two-sided   # a common output basis against M heads, at equal size
+
+Shapes run in a process each; peak memory is above what the imports take. Made adapters are random
+with a common start, rank 32: they serve time and memory only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+WIDTHS = {"q": (2048, 2048), "k": (512, 2048), "v": (512, 2048), "o": (2048, 2048)}
+WIDTHS_ALL = {**WIDTHS, "gate": (8192, 2048), "up": (8192, 2048), "down": (2048, 8192)}
+LAYERS = 16
+
+
+def made_adapters(count: int, widths: dict[str, tuple[int, int]], rank: int, layers: int):
+    from hydrapack.adapters.lora import LoraAdapter, LoraModule
+    from hydrapack.layout import module_name
+
+    generator = torch.Generator().manual_seed(0)
+    modules: list[dict[str, LoraModule]] = [{} for _ in range(count)]
+    for layer in range(layers):
+        for target, (d_out, d_in) in widths.items():
+            start = torch.randn(rank, d_in, generator=generator)
+            for own in modules:
+                a = start + 0.3 * torch.randn(rank, d_in, generator=generator)
+                b = torch.randn(d_out, rank, generator=generator)
+                own[module_name(layer, target)] = LoraModule(a, b, 1.0)
+    return [
+        LoraAdapter(f"t{k}", Path(), "made", rank, float(rank), "0" * 64, own)
+        for k, own in enumerate(modules)
+    ]
+
+
+def apart(function, *arguments):
+    """The result of ``function`` in a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def time_shape(count: int, targets: str, heads: int) -> tuple[float, float, float]:
+    from hydrapack.merge.adapters import merge_adapters
+
+    imported = peak_bytes()
+    adapters = made_adapters(count, WIDTHS_ALL if targets == "all" else WIDTHS, 32, LAYERS)
+    size = sum(m.A.numel() + m.B.numel() for a in adapters for m in a.modules.values()) * 4
+    started = time.monotonic()
+    merge_adapters(adapters, heads=heads)
+    return time.monotonic() - started, (peak_bytes() - imported) / 1e9, size / 1e9
+
+
+def shapes() -> None:
+    print("| N | targets | M | merge s | peak GB above imports | of it the adapters (fp32) |")
+    print("|---|---|---|---|---|---|")
+    for count, targets, heads in (
+        (5, "q,k,v,o", 5),
+        (5, "q,k,v,o", 2),
+        (5, "all", 5),
+        (8, "q,k,v,o", 8),
+        (40, "q,k,v,o", 40),
+    ):
+        seconds, gigabytes, size = apart(time_shape, count, targets, heads)
+        print(
+            f"| {count} | {targets} | {heads} | {seconds:.1f} | {gigabytes:.2f} | {size:.2f} |",
+            flush=True,
+        )
+
+
+def example_adapters():
+    from hydrapack.adapters.collect import read_adapters
+
+    return read_adapters(sorted(map(str, (ROOT / "examples" / "adapters").iterdir())))
+
+
+def errors(adapters, merged) -> tuple[float, float]:
+    """Squared error over the updates' squares, and mean absolute error over theirs."""
+    sums = [0.0] * 4
+    for name, module in merged.modules.items():
+        for k, adapter in enumerate(adapters):
+            update = adapter.modules[name]
+            whole = update.scaled_b() @ update.A.double()
+            rest = whole - module.heads[module.assignment[k]].double() @ module.A.double()
+            for i, value in enumerate(
+                (rest.square().sum(), whole.square().sum(), rest.abs().sum(), whole.abs().sum())
+            ):
+                sums[i] += float(value)
+    return sums[0] / sums[1], sums[2] / sums[3]
+
+
+def methods(every: int = 6) -> None:
+    import dataclasses
+
+    from hydrapack.merge.adapters import merge_adapters
+
+    adapters = example_adapters()
+    names = sorted(adapters[0].modules)[::every]
+    adapters = [dataclasses.replace(a, modules={n: a.modules[n] for n in names}) for a in adapters]
+    merge_adapters(adapters)
+    print(f"{len(names)} of the {every * len(names)} modules")
+    print("| M | method | start | s | times spectral | squared error | MAE |")
+    print("|---|---|---|---|---|---|---|")
+    for heads in range(1, len(adapters) + 1):
+        base = 0.0
+        for method, options in (
+            ("spectral", {}),
+            ("hydraopt", {"distance": "mae", "init": "adapters"}),
+            ("hydraopt", {"distance": "mae", "init": "random"}),
+            ("hydraopt", {"distance": "mae", "init": "spectral"}),
+            ("hydraopt", {"distance": "fro", "init": "adapters"}),
+        ):
+            seconds = math.inf
+            for _ in range(3 if method == "spectral" else 1):
+                started = time.monotonic()
+                merged = merge_adapters(adapters, method, heads, **options)
+                seconds = min(seconds, time.monotonic() - started)
+            base = base or seconds
+            square, absolute = errors(adapters, merged)
+            print(
+                f"| {heads} | {method} {options.get('distance', '')} | {options.get('init', '')} | "
+                f"{seconds:.2f} | {seconds / base:.0f} | {square:.4f} | {absolute:.4f} |",
+                flush=True,
+            )
+
+
+def planted(count: int, groups: int, d: int = 512, rank: int = 16):
+    """Updates that share half of A, and half of B within a group."""
+    from hydrapack.adapters.lora import LoraModule
+
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    start, common = normal(rank, d), [normal(d, rank) for _ in range(groups)]
+    return [
+        LoraModule(start + 0.5 * normal(rank, d), common[k % groups] + normal(d, rank), 1.0)
+        for k in range(count)
+    ]
+
+
+def top(gram: torch.Tensor, rank: int) -> torch.Tensor:
+    return torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank]
+
+
+def two_sided_kept(updates, rank: int, width: int, rounds: int = 6) -> float:
+    """Squared norm that U C_k A keeps, U of ``width`` columns and A of ``rank`` rows.
+
+    Alternating eigenproblems (higher-order orthogonal iteration) on S_k R_k^T, the updates in the
+    span of all B's and all A's.
+    """
+    r = torch.linalg.qr(torch.cat([u.A.double() for u in updates]).T, mode="r").R
+    s = torch.linalg.qr(torch.cat([u.scaled_b() for u in updates], 1), mode="r").R
+    ranks = [u.rank for u in updates]
+    small = list(zip(s.split(ranks, 1), r.split(ranks, 1), strict=True))
+    left = top(sum(sk @ (rk.T @ rk) @ sk.T for sk, rk in small), width)
+    for _ in range(rounds):
+        right = top(sum(rk @ (sk.T @ left @ left.T @ sk) @ rk.T for sk, rk in small), rank)
+        left = top(sum(sk @ (rk.T @ right @ right.T @ rk) @ sk.T for sk, rk in small), width)
+    return sum(float(((left.T @ sk) @ (rk.T @ right)).square().sum()) for sk, rk in small)
+
+
+def two_sided() -> None:
+    from hydrapack.merge.module import MergeOptions, difference_norm
+    from hydrapack.merge.spectral import merge_spectral
+
+    adapters = example_adapters()
+    cases = {
+        "five examples, every 6th module": [
+            [a.modules[n] for a in adapters] for n in sorted(adapters[0].modules)[::6]
+        ],
+        "N = 8 made, 3 groups": [planted(8, 3)],
+        "N = 8 made, no groups": [planted(8, 8)],
+        "N = 40 made, 5 groups": [planted(40, 5)],
+    }
+    print("Relative error at equal stored values; R is the adapters' rank 16 in both, Q what fits.")
+    print("| adapters | M | values | M heads | two-sided, R = 16 | Q |")
+    print("|---|---|---|---|---|---|")
+    for label, modules in cases.items():
+        count = len(modules[0])
+        for heads in [m for m in (1, 2, 3, 5, 8, 20, 40) if m <= count]:
+            whole = lost = lost_two = 0.0
+            values, width = 0, 0
+            for updates in modules:
+                d_out, d_in = updates[0].shape
+                merged = merge_spectral(updates, MergeOptions(heads, 16))
+                for u, a in zip(updates, merged.assignment, strict=True):
+                    difference, own = difference_norm(u, merged.A, merged.heads[a])
+                    lost, whole = lost + difference**2, whole + own**2
+                    lost_two += own**2
+                stored = 16 * d_in + heads * 16 * d_out
+                width = (stored - 16 * d_in) // (d_out + count * 16)
+                values += stored
+                lost_two -= two_sided_kept(updates, 16, min(width, 16 * count))
+            print(
+                f"| {label} | {heads} | {values:,} | {math.sqrt(lost / whole):.3f} | "
+                f"{math.sqrt(max(lost_two, 0) / whole):.3f} | {width} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1:] or ["shapes", "methods", "two-sided"]
+    for name in wanted:
+        print(f"\n$ python benchmarks/merge.py {name}\n", flush=True)
+        print(json.dumps({"cores": torch.get_num_threads(), "torch": torch.__version__}), "\n")
+        {"shapes": shapes, "methods": methods, "two-sided": two_sided}[name]()

@@ -1,0 +1,52 @@
+"""``hydrapack inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from hydrapack.cli.terminal import output, print_json
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Adapter folder, bundle, package or .pte.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Say what an artifact is and holds.
+
+    Examples:
+
+        hydrapack inspect bundle
+
+        hydrapack inspect package/adapters.pte --json
+    """
+    from hydrapack.inspect import describe
+
+    facts = describe(path)
+    if as_json:
+        print_json(facts)
+        return
+    console = output()
+    table = Table(show_header=False)
+    for key, value in facts.items():
+        if key not in ("tasks", "files"):
+            table.add_row(key, _short(value))
+    console.print(table)
+    for key in ("tasks", "files"):
+        if rows := facts.get(key):
+            names = [name for name in rows[0] if name not in ("card", "prompt_template", "source")]
+            listed = Table(*names)
+            for row in rows:
+                listed.add_row(*(_short(row[name]) for name in names))
+            console.print(listed)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list) and len(value) > 8:
+        return f"{', '.join(map(str, sorted(set(value))))} ({len(value)} entries)"
+    return str(value)

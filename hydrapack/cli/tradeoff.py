@@ -1,0 +1,81 @@
+"""``hydrapack tradeoff``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from hydrapack.cli.terminal import megabytes, output, print_json, progress_bar
+from hydrapack.errors import InputError
+
+
+def tradeoff(
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="ADAPTER_DIR...", help="PEFT folders, or NAME=DIR.")
+    ],
+    out: Annotated[Path, typer.Option("--output", "-o", help="Directory for tradeoff.json, .png.")],
+    ranks: Annotated[
+        str | None, typer.Option(help="Ranks R, as 8,16; a quarter to twice the adapters' own.")
+    ] = None,
+    bits: Annotated[str, typer.Option(help="Bits a value, of 8,16,32.")] = "8,16",
+    seed: Annotated[int, typer.Option(help="Seed of the starts when heads are shared.")] = 0,
+    allow_base_mismatch: Annotated[
+        bool, typer.Option("--allow-base-mismatch", help="Take adapters of different bases.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the points as JSON.")] = False,
+) -> None:
+    """Bytes against error for every M, rank and bit width, with the baselines beside them.
+
+    Examples:
+
+        hydrapack tradeoff adapters/* -o tradeoff
+
+        hydrapack tradeoff adapters/* -o tradeoff --ranks 8,16,24,32 --bits 8
+    """
+    from hydrapack.adapters.collect import read_adapters
+    from hydrapack.atomic import new_directory
+    from hydrapack.merge.tradeoff import trade_off
+    from hydrapack.plots import plot_trade_off, require_matplotlib
+
+    require_matplotlib()
+    widths = _numbers("--bits", bits)
+    read = read_adapters(adapters, allow_base_mismatch)
+    with progress_bar("factorizing modules") as progress:
+        chosen = _numbers("--ranks", ranks) if ranks else None
+        points = trade_off(read, chosen, widths, seed, progress)
+    own = max(a.rank for a in read)
+    document = {"adapters": [a.task for a in read], "points": [asdict(p) for p in points]}
+    with new_directory(out) as partial:
+        text = json.dumps(document, indent=2, sort_keys=True)
+        (partial / "tradeoff.json").write_text(text + "\n", encoding="utf-8", newline="\n")
+        plot_trade_off(points, own, min(widths), partial / "tradeoff.png")
+    if as_json:
+        print_json(document)
+        return
+    table = Table("method", "M", "rank", "bits", "bytes", "S %", "relative error")
+    for p in points:
+        if p.method != "spectral" or p.rank == own or ranks:
+            table.add_row(
+                p.method,
+                str(p.heads),
+                str(p.rank),
+                str(p.bits),
+                megabytes(p.bytes),
+                f"{p.s_percent:.1f}",
+                f"{p.relative_error:.4f}",
+            )
+    console = output()
+    console.print(table)
+    console.print(f"{len(points)} points: {out}/tradeoff.json, tradeoff.png", soft_wrap=True)
+
+
+def _numbers(flag: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{flag} {text}: give numbers, as 8,16") from None

@@ -1,0 +1,85 @@
+import itertools
+import json
+
+import pytest
+from conftest import hydrapack
+
+from hydrapack.adapters.collect import read_adapters
+from hydrapack.bundle import read_bundle, write_bundle
+from hydrapack.errors import InputError
+from hydrapack.merge.adapters import merge_adapters
+from hydrapack.merge.module import difference_norm
+from hydrapack.merge.tradeoff import trade_off
+from hydrapack.pack.package import write_package
+
+
+def whole_error(adapters, merged):
+    squares = [0.0, 0.0]
+    for name, module in merged.modules.items():
+        for k, adapter in enumerate(adapters):
+            head = module.heads[module.assignment[k]]
+            for i, norm in enumerate(difference_norm(adapter.modules[name], module.A, head)):
+                squares[i] += norm**2
+    return (squares[0] / squares[1]) ** 0.5
+
+
+def test_points_are_what_merging_gives(adapters, tmp_path):
+    read = read_adapters([str(a) for a in adapters])
+    points = {(p.method, p.heads, p.rank, p.bits): p for p in trade_off(read, [2, 4, 6], [8, 32])}
+    for heads, rank in [(1, 4), (2, 4), (3, 2), (3, 4), (3, 6)]:
+        merged = merge_adapters(read, heads=heads, rank=rank)
+        point = points["spectral", heads, rank, 32]
+        assert point.relative_error == pytest.approx(whole_error(read, merged), rel=1e-4)
+        assert point.parameters == merged.parameters
+        assert point.s_percent == pytest.approx(merged.s_percent)
+    # At 8 bits: what the packer writes.
+    merged = merge_adapters(read, heads=2)
+    write_bundle(merged, read, tmp_path / "bundle")
+    manifest = write_package(read_bundle(tmp_path / "bundle"), tmp_path / "package")
+    point = points["spectral", 2, 4, 8]
+    assert 0 < manifest.storage.bytes - point.bytes < 60_000
+    packed = [t.packed_relative_error for t in manifest.tasks]
+    assert min(packed) <= point.relative_error <= max(packed)
+    apart = points["adapters apart", 3, 4, 16]
+    assert apart.s_percent == 100 and apart.relative_error == 0
+    ties = merge_adapters(read, "ties")
+    assert points["ties", 1, 4, 16].relative_error == pytest.approx(whole_error(read, ties))
+
+
+def test_falls_along_each_axis(adapters):
+    read = read_adapters([str(a) for a in adapters])
+    points = [p for p in trade_off(read, [2, 4, 6], [8, 16, 32]) if p.method == "spectral"]
+    for axis in ("heads", "rank", "bits"):
+        others = [a for a in ("heads", "rank", "bits") if a != axis]
+        lines = {}
+        for p in sorted(points, key=lambda p, axis=axis: getattr(p, axis)):
+            lines.setdefault(tuple(getattr(p, a) for a in others), []).append(p)
+        for line in lines.values():
+            errors = [p.relative_error for p in line]
+            assert all(b <= a * 1.001 + 1e-6 for a, b in itertools.pairwise(errors))
+            sizes = [p.bytes for p in line]
+            assert sizes == sorted(sizes) and len(set(sizes)) == len(sizes)
+
+
+def test_options(adapters):
+    read = read_adapters([str(a) for a in adapters])
+    with pytest.raises(InputError, match="--ranks 0"):
+        trade_off(read, [0, 4])
+    with pytest.raises(InputError, match="--bits 5"):
+        trade_off(read, bits=[5])
+
+
+def test_command(adapters, tmp_path):
+    outputs = []
+    for run in ("one", "two"):
+        done = hydrapack("tradeoff", *adapters, "-o", tmp_path / run, "--ranks", "2,4")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == "" and "task-arithmetic" in done.stdout
+        files = sorted((tmp_path / run).iterdir())
+        assert [f.name for f in files] == ["tradeoff.json", "tradeoff.png"]
+        outputs.append([f.read_bytes() for f in files])
+    assert outputs[0] == outputs[1]
+    assert outputs[0][1].startswith(b"\x89PNG")
+    assert len(json.loads(outputs[0][0])["points"]) == 3 * 2 * 2 + 6
+    done = hydrapack("tradeoff", *adapters, "-o", tmp_path / "x", "--bits", "many")
+    assert done.returncode == 2 and "--bits many" in done.stderr
