@@ -79,24 +79,23 @@ def merge_spectral(updates: Sequence[LoraModule], options: MergeOptions) -> Merg
         options: ``heads`` M from 1 to N, ``rank`` R of A (rows beyond the updates' joint rank
             are zero), ``seed`` of the starts when M < N, ``weights``, ``assignment``.
     """
-    if options.assignment is not None:
-        assignment = options.assignment
-    elif options.heads == len(updates):
-        assignment = tuple(range(len(updates)))
-    else:
-        assignment = assign([joint(updates)], options)
-    A, heads = fit(updates, assignment, options)
+    problem = joint(updates)
+    assignment = options.assignment or assign([problem], options)
+    A, heads = fit(problem, updates, assignment, options)
     return MergedModule(A.float(), heads.float(), assignment)
 
 
 def fit(
-    updates: Sequence[LoraModule], assignment: tuple[int, ...], options: MergeOptions
+    problem: Joint,
+    updates: Sequence[LoraModule],
+    assignment: tuple[int, ...],
+    options: MergeOptions,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The best A (rank, d_in) and heads (M, d_out, rank) for an assignment, float64.
 
-    A smaller rank's best A and heads are the first rows and columns of these.
+    ``problem`` is ``joint(updates)``. A smaller rank's best A and heads are the first rows and
+    columns of these.
     """
-    problem = joint(updates)
     weights = _weights(options, len(updates))
     gram = problem.gram(_shares(assignment, weights, options.heads))
     vectors = top_eigenvectors(gram, options.rank)
@@ -118,10 +117,10 @@ def assign(problems: Sequence[Joint], options: MergeOptions) -> tuple[int, ...]:
     Lloyd's iterations on the whole updates from many seeded starts, which cost next to nothing;
     the best few are refined with A refitted in every round.
     """
-    whole = sum((p.products() for p in problems), torch.zeros(1, dtype=torch.float64))
-    count = whole.shape[0]
+    count = int(problems[0].owner.max()) + 1
     if options.heads == count:
         return tuple(range(count))
+    whole = sum((p.products() for p in problems), torch.zeros(1, dtype=torch.float64))
     weights = _weights(options, count)
     generator = torch.Generator().manual_seed(options.seed)
     found: dict[tuple[int, ...], float] = {}

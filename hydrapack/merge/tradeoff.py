@@ -16,7 +16,7 @@ import torch
 from hydrapack.adapters.lora import LoraAdapter, LoraModule
 from hydrapack.errors import InputError
 from hydrapack.merge.adapters import merge_adapters, module_seed, module_updates
-from hydrapack.merge.module import MergeOptions
+from hydrapack.merge.module import MergedModule, MergeOptions
 from hydrapack.merge.spectral import assign, fit, joint
 from hydrapack.quantize import quantize_rows
 
@@ -86,7 +86,8 @@ def trade_off(
         for heads in range(1, len(adapters) + 1):
             options = MergeOptions(heads, own, module_seed(seed, name))
             assignment = assign([problem], options)
-            _add_points(sums, updates, _fit_all(updates, assignment, heads, ranks), bits)
+            A, found = fit(problem, updates, assignment, MergeOptions(heads, max(ranks)))
+            _add_points(sums, updates, MergedModule(A, found, assignment), ranks, bits)
     progress(len(names), len(names), "")
     baseline = sum(a.parameters for a in adapters)
     points = [
@@ -100,29 +101,6 @@ def trade_off(
     ]
 
 
-@dataclass(frozen=True)
-class _Fit:
-    A: torch.Tensor
-    heads: torch.Tensor
-    assignment: tuple[int, ...]
-    squared: dict[int, float]
-    """Squared error before rounding, by rank."""
-
-
-def _fit_all(
-    updates: Sequence[LoraModule], assignment: tuple[int, ...], heads: int, ranks: Sequence[int]
-) -> _Fit:
-    """A of the largest rank and its heads; the first R rows and columns are the fit of rank R."""
-    A, found = fit(updates, assignment, MergeOptions(heads, max(ranks)))
-    squared = {}
-    for rank in ranks:
-        squared[rank] = sum(
-            _square(update, A[:rank], found[head][:, :rank])
-            for update, head in zip(updates, assignment, strict=True)
-        )
-    return _Fit(A, found, assignment, squared)
-
-
 def _square(update: LoraModule, A: torch.Tensor, B: torch.Tensor) -> float:
     """Squared norm of (update - B @ A), from Gram matrices."""
     own_b, own_a = update.scaled_b(), update.A.double()
@@ -131,15 +109,25 @@ def _square(update: LoraModule, A: torch.Tensor, B: torch.Tensor) -> float:
     return float((own - 2 * cross + ((B.T @ B) * (A @ A.T)).sum()).clamp(min=0))
 
 
+def _error(updates: Sequence[LoraModule], merged: MergedModule) -> float:
+    """Squared error of a module, all tasks together."""
+    return sum(
+        _square(update, merged.A.double(), merged.heads[head].double())
+        for update, head in zip(updates, merged.assignment, strict=True)
+    )
+
+
 def _add_points(
     sums: dict[tuple[int, int, int], _Sum],
     updates: Sequence[LoraModule],
-    fitted: _Fit,
+    fitted: MergedModule,
+    ranks: Sequence[int],
     bits: Sequence[int],
 ) -> None:
+    """Add a module's bytes and errors; ``fitted`` has the largest rank, the rest are its parts."""
     d_out, d_in = updates[0].shape
     count = len(fitted.heads)
-    for rank in fitted.squared:
+    for rank in ranks:
         for width in bits:
             total = sums.setdefault((count, rank, width), _Sum())
             values = rank * d_in + count * d_out * rank
@@ -147,13 +135,7 @@ def _add_points(
             total.bytes += values * width // 8 + (2 * (rank + count * d_out) if width == 8 else 0)
             A = _rounded(fitted.A[:rank], width)
             heads = _rounded(fitted.heads[:, :, :rank], width)
-            if width == 32:
-                total.squared += fitted.squared[rank]
-                continue
-            total.squared += sum(
-                _square(update, A, heads[head])
-                for update, head in zip(updates, fitted.assignment, strict=True)
-            )
+            total.squared += _error(updates, MergedModule(A, heads, fitted.assignment))
 
 
 def _rounded(matrix: torch.Tensor, bits: int) -> torch.Tensor:
@@ -172,10 +154,10 @@ def _baselines(
     points = []
     for method, only_a in BASELINES:
         merged = merge_adapters(adapters, method, seed=seed, only_a=only_a, refit_b=only_a)
-        squared = 0.0
-        for name, module in merged.modules.items():
-            for update, head in zip(module_updates(adapters, name), module.assignment, strict=True):
-                squared += _square(update, module.A.double(), module.heads[head].double())
+        squared = sum(
+            _error(module_updates(adapters, name), module)
+            for name, module in merged.modules.items()
+        )
         total = _Sum(merged.parameters, 2 * merged.parameters, squared)
         points.append(_point(merged.method, (merged.heads, rank, 16), total, whole, baseline))
     return points
