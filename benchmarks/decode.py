@@ -93,16 +93,18 @@ def export_heads(shape: str, rank: int, out: Path) -> dict[str, float]:
 
     from hydrapack.adapters.task_card import TaskCard
     from hydrapack.bundle import Bundle, BundleInfo, BundleTask, SourceAdapter
+    from hydrapack.merge.module import Merged, MergedModule
     from hydrapack.pack.package import write_package
 
     layout = config(shape).layout(TARGETS, rank)
     generator = torch.Generator().manual_seed(0)
-    a, heads = {}, {}
+    modules: dict[str, Merged] = {}
     for name in layout.modules():
         d_out, d_in = dict(layout.shapes)[name.rsplit(".", 1)[1].removesuffix("_proj")]
-        a[name] = torch.randn(rank, d_in, generator=generator) * 0.02
-        heads[name] = torch.randn(HEADS, d_out, rank, generator=generator) * 0.02
-    names = sorted(a)
+        a = torch.randn(rank, d_in, generator=generator) * 0.02
+        heads = torch.randn(HEADS, d_out, rank, generator=generator) * 0.02
+        modules[name] = MergedModule(a, heads, tuple(range(HEADS)))
+    names = sorted(modules)
     source = SourceAdapter(digest="0" * 64, rank=rank, alpha=1.0, parameters=1)
     info = BundleInfo(
         hydrapack_version="0",
@@ -128,7 +130,7 @@ def export_heads(shape: str, rank: int, out: Path) -> dict[str, float]:
         tensors_sha256="0" * 64,
     )
     started = time.monotonic()
-    manifest = write_package(Bundle(info=info, A=a, heads=heads), out)
+    manifest = write_package(Bundle(info=info, modules={n: modules[n] for n in names}), out)
     seconds = round(time.monotonic() - started, 1)
     return {"pack_seconds": seconds, "adapters_mb": round(manifest.storage.bytes / 1e6, 2)}
 

@@ -27,7 +27,8 @@ LAYERS = 16
 
 
 def made_adapters(count: int, widths: dict[str, tuple[int, int]], rank: int, layers: int):
-    from hydrapack.adapters.lora import LoraAdapter, LoraModule
+    from hydrapack.adapters.adapter import Adapter
+    from hydrapack.adapters.modules import LoraModule
     from hydrapack.layout import module_name
 
     generator = torch.Generator().manual_seed(0)
@@ -38,9 +39,10 @@ def made_adapters(count: int, widths: dict[str, tuple[int, int]], rank: int, lay
             for own in modules:
                 a = start + 0.3 * torch.randn(rank, d_in, generator=generator)
                 b = torch.randn(d_out, rank, generator=generator)
-                own[module_name(layer, target)] = LoraModule(a, b, 1.0)
+                # As trained adapters are saved: in half precision.
+                own[module_name(layer, target)] = LoraModule(a.bfloat16(), b.bfloat16(), 1.0)
     return [
-        LoraAdapter(f"t{k}", Path(), "made", rank, float(rank), "0" * 64, own)
+        Adapter(f"t{k}", Path(), "made", rank, float(rank), "0" * 64, own)
         for k, own in enumerate(modules)
     ]
 
@@ -60,14 +62,14 @@ def time_shape(count: int, targets: str, heads: int) -> tuple[float, float, floa
 
     imported = peak_bytes()
     adapters = made_adapters(count, WIDTHS_ALL if targets == "all" else WIDTHS, 32, LAYERS)
-    size = sum(m.A.numel() + m.B.numel() for a in adapters for m in a.modules.values()) * 4
+    size = sum(m.A.numel() + m.B.numel() for a in adapters for m in a.modules.values()) * 2
     started = time.monotonic()
     merge_adapters(adapters, heads=heads)
     return time.monotonic() - started, (peak_bytes() - imported) / 1e9, size / 1e9
 
 
 def shapes() -> None:
-    print("| N | targets | M | merge s | peak GB above imports | of it the adapters (fp32) |")
+    print("| N | targets | M | merge s | peak GB above imports | of it the adapters (bf16) |")
     print("|---|---|---|---|---|---|")
     for count, targets, heads in (
         (5, "q,k,v,o", 5),
@@ -95,8 +97,9 @@ def errors(adapters, merged) -> tuple[float, float]:
     for name, module in merged.modules.items():
         for k, adapter in enumerate(adapters):
             update = adapter.modules[name]
-            whole = update.scaled_b() @ update.A.double()
-            rest = whole - module.heads[module.assignment[k]].double() @ module.A.double()
+            A, B = update.factors()
+            whole = B @ A
+            rest = whole - module.head(module.assignment[k]).double() @ module.shared().double()
             for i, value in enumerate(
                 (rest.square().sum(), whole.square().sum(), rest.abs().sum(), whole.abs().sum())
             ):
@@ -141,7 +144,7 @@ def methods(every: int = 6) -> None:
 
 def planted(count: int, groups: int, d: int = 512, rank: int = 16):
     """Updates that share half of A, and half of B within a group."""
-    from hydrapack.adapters.lora import LoraModule
+    from hydrapack.adapters.modules import LoraModule
 
     generator = torch.Generator().manual_seed(1)
 

@@ -14,12 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from hydrapack import __version__
-from hydrapack.adapters.lora import LoraAdapter
+from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.task_card import TaskCard
 from hydrapack.atomic import new_directory
 from hydrapack.errors import InputError
 from hydrapack.merge.adapters import Merge
-from hydrapack.merge.module import MergedModule
+from hydrapack.merge.module import Merged, MergedModule, MergedVera
+from hydrapack.quantize import BitWidth
 from hydrapack.schema import Digest, Strict, read_model
 
 TENSORS, DESCRIPTION = "bundle.safetensors", "bundle.json"
@@ -50,13 +51,18 @@ class BundleInfo(Strict):
 
     format: Literal["hydrapack-bundle-1"] = "hydrapack-bundle-1"
     hydrapack_version: str
+    adapter_type: Literal["lora", "vera"] = "lora"
     base_model: str
     method: str
     seed: int
     heads: int = Field(ge=1, le=4096)
+    """M, the most heads a module has."""
     rank: int = Field(ge=1, le=65536)
-    modules: list[str]
+    """R, no module's rank is above it."""
+    modules: list[str] = Field(min_length=1)
     module_errors: dict[str, list[float]]
+    bits: dict[str, BitWidth] | None = None
+    """By module, the bits a value that a byte budget planned; the packer's default else."""
     tasks: list[BundleTask]
     parameters: int = Field(ge=1)
     baseline_parameters: int = Field(ge=1)
@@ -67,31 +73,50 @@ class BundleInfo(Strict):
         """S (%): values stored over values of all adapters apart."""
         return 100.0 * self.parameters / self.baseline_parameters
 
+    def task(self, name: str) -> BundleTask:
+        """The task called ``name``.
+
+        Raises:
+            InputError: no such task; the message lists those there are.
+        """
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        known = ", ".join(t.name for t in self.tasks)
+        raise InputError(f"--task {name}: not in the bundle; it has {known}")
+
 
 class Bundle(BaseModel):
-    """A merge, read back: A (rank, d_in) and heads (M, d_out, rank) by module name."""
+    """A merge, read back: the merged modules by name, in the order of ``info.modules``."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     info: BundleInfo
-    A: dict[str, torch.Tensor]
-    heads: dict[str, torch.Tensor]
+    modules: dict[str, Merged]
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(d_out, d_in) by module name."""
-        return {n: (self.heads[n].shape[1], self.A[n].shape[1]) for n in self.info.modules}
+        return {name: module.shape for name, module in self.modules.items()}
 
     def head(self, task: BundleTask) -> dict[str, torch.Tensor]:
         """The task's B (d_out, rank) by module name."""
         return {
-            name: self.heads[name][head]
-            for name, head in zip(self.info.modules, task.route, strict=True)
+            name: module.head(head)
+            for (name, module), head in zip(self.modules.items(), task.route, strict=True)
         }
 
 
-def write_bundle(merge: Merge, adapters: Sequence[LoraAdapter], target: Path) -> BundleInfo:
+def write_bundle(
+    merge: Merge,
+    adapters: Sequence[Adapter],
+    target: Path,
+    bits: dict[str, int] | None = None,
+) -> BundleInfo:
     """Write the bundle directory; the same merge gives the same bytes.
+
+    Args:
+        bits: by module, the bits a value it is planned for.
 
     Raises:
         InputError: the target cannot be written.
@@ -99,6 +124,7 @@ def write_bundle(merge: Merge, adapters: Sequence[LoraAdapter], target: Path) ->
     names = sorted(merge.modules)
     info = BundleInfo(
         hydrapack_version=__version__,
+        adapter_type="vera" if adapters[0].kind == "VERA" else "lora",
         base_model=adapters[0].base_model,
         method=merge.method,
         seed=merge.seed,
@@ -106,19 +132,17 @@ def write_bundle(merge: Merge, adapters: Sequence[LoraAdapter], target: Path) ->
         rank=merge.rank,
         modules=names,
         module_errors={name: list(merge.module_errors[name]) for name in names},
+        bits={name: bits[name] for name in names} if bits else None,
         tasks=[_task(merge, k, adapter, names) for k, adapter in enumerate(adapters)],
         parameters=merge.parameters,
         baseline_parameters=merge.baseline_parameters,
         tensors_sha256="0" * 64,
     )
-    A = {name: merge.modules[name].A for name in names}
-    return write_tensors(info, A, {name: merge.modules[name].heads for name in names}, target)
+    return write_modules(info, merge.modules, target)
 
 
-def write_tensors(
-    info: BundleInfo, A: dict[str, torch.Tensor], heads: dict[str, torch.Tensor], target: Path
-) -> BundleInfo:
-    """Write a bundle of A (rank, d_in) and heads (M, d_out, rank) by module name.
+def write_modules(info: BundleInfo, modules: dict[str, Merged], target: Path) -> BundleInfo:
+    """Write a bundle of merged modules by name.
 
     Returns:
         ``info`` with the digest of the tensors.
@@ -126,8 +150,14 @@ def write_tensors(
     Raises:
         InputError: the target cannot be written.
     """
-    tensors = {f"{name}.A": A[name].contiguous() for name in info.modules}
-    tensors |= {f"{name}.B": heads[name].contiguous() for name in info.modules}
+    tensors: dict[str, torch.Tensor] = {}
+    for name in info.modules:
+        module = modules[name]
+        tensors |= {f"{name}.{part}": t.contiguous() for part, t in module.tensors.items()}
+        if isinstance(module, MergedVera):
+            wide = "vera_B" not in tensors or len(module.B) > len(tensors["vera_B"])
+            tensors["vera_A"] = module.A.float().contiguous()
+            tensors["vera_B"] = module.B.float().contiguous() if wide else tensors["vera_B"]
     data = save(dict(sorted(tensors.items())))
     info = info.model_copy(update={"tensors_sha256": hashlib.sha256(data).hexdigest()})
     with new_directory(target) as partial:
@@ -138,7 +168,7 @@ def write_tensors(
     return info
 
 
-def describe_source(adapter: LoraAdapter) -> SourceAdapter:
+def describe_source(adapter: Adapter) -> SourceAdapter:
     """What a bundle notes of an adapter."""
     return SourceAdapter(
         digest=adapter.digest,
@@ -148,11 +178,10 @@ def describe_source(adapter: LoraAdapter) -> SourceAdapter:
     )
 
 
-def _task(merge: Merge, k: int, adapter: LoraAdapter, names: list[str]) -> BundleTask:
-    modules: list[MergedModule] = [merge.modules[name] for name in names]
+def _task(merge: Merge, k: int, adapter: Adapter, names: list[str]) -> BundleTask:
     return BundleTask(
         name=adapter.task,
-        route=[module.assignment[k] for module in modules],
+        route=[merge.modules[name].assignment[k] for name in names],
         relative_error=merge.relative_errors[adapter.task],
         card=adapter.card,
         source=describe_source(adapter),
@@ -179,28 +208,61 @@ def read_bundle(folder: Path) -> Bundle:
         tensors = load_file(tensors_path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{tensors_path}: cannot be read: {error}") from error
-    _check(info, tensors, folder)
-    return Bundle(
-        info=info,
-        A={name: tensors[f"{name}.A"] for name in info.modules},
-        heads={name: tensors[f"{name}.B"] for name in info.modules},
+    modules = {name: _module(info, name, tensors, folder) for name in info.modules}
+    if tensors:
+        raise InputError(f"{tensors_path}: {sorted(tensors)[0]}: belongs to no module")
+    _check(info, modules, folder)
+    return Bundle(info=info, modules=modules)
+
+
+def _module(info: BundleInfo, name: str, tensors: dict[str, torch.Tensor], folder: Path) -> Merged:
+    """The module's tensors, taken out of ``tensors``, as a merged module."""
+    path = folder / TENSORS
+    index = info.modules.index(name)
+    assignment = tuple(t.route[index] if index < len(t.route) else -1 for t in info.tasks)
+    parts = {p: tensors.pop(f"{name}.{p}") for p in "ABCUbd" if f"{name}.{p}" in tensors}
+    for part, tensor in parts.items():
+        if tensor.dtype != torch.float32 or not math.isfinite(float(tensor.sum())):
+            raise InputError(f"{path}: {name}.{part}: is not finite float32")
+    dimensions = {part: tensor.dim() for part, tensor in parts.items()}
+    if info.adapter_type == "vera" and dimensions == {"b": 2, "d": 1}:
+        frozen_a, frozen_b = (tensors.get(f"vera_{p}", torch.zeros(0)) for p in "AB")
+        if name == info.modules[-1]:
+            tensors.pop("vera_A", None), tensors.pop("vera_B", None)
+        rank, (_, d_out) = len(parts["d"]), parts["b"].shape
+        if frozen_a.dim() != 2 or frozen_b.dim() != 2 or len(frozen_b) < d_out:
+            raise InputError(f"{path}: {name}: vera_A or vera_B is missing or has another shape")
+        if not rank == frozen_a.shape[0] == frozen_b.shape[1]:
+            raise InputError(f"{path}: {name}: d does not fit vera_A and vera_B")
+        return MergedVera(parts["d"], parts["b"], assignment, frozen_a, frozen_b[:d_out])
+    if info.adapter_type == "lora" and dimensions == {"A": 2, "B": 3}:
+        fits = parts["A"].shape[0] == parts["B"].shape[2]
+        if fits:
+            return MergedModule(parts["A"], parts["B"], assignment)
+    if info.adapter_type == "lora" and dimensions == {"A": 2, "C": 3, "U": 2}:
+        fits = parts["A"].shape[0] == parts["C"].shape[2]
+        if fits and parts["U"].shape[1] == parts["C"].shape[1]:
+            return MergedModule(parts["A"], parts["C"], assignment, parts["U"])
+    raise InputError(
+        f"{path}: {name}: A and B (or A, U and C; d and b for VeRA) are missing or have the wrong "
+        "shape"
     )
 
 
-def _check(info: BundleInfo, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    expected = {f"{name}.{part}" for name in info.modules for part in "AB"}
-    if len(set(info.modules)) != len(info.modules) or expected != set(tensors):
-        odd = sorted(expected ^ set(tensors))[:3]
-        raise InputError(f"{folder / TENSORS}: tensors and {DESCRIPTION} disagree: {odd}")
-    for name in info.modules:
-        a, b = tensors[f"{name}.A"], tensors[f"{name}.B"]
-        fits = a.dim() == 2 and b.dim() == 3 and a.shape[0] == b.shape[2] == info.rank
-        if not fits or b.shape[0] != info.heads or a.dtype != b.dtype or a.dtype != torch.float32:
-            raise InputError(f"{folder / TENSORS}: {name}: A or B has the wrong shape or type")
-        if not math.isfinite(float(a.sum())) or not math.isfinite(float(b.sum())):
-            raise InputError(f"{folder / TENSORS}: {name}: NaN or infinity")
+def _check(info: BundleInfo, modules: dict[str, Merged], folder: Path) -> None:
+    path = folder / DESCRIPTION
+    if len(modules) != len(info.modules):
+        raise InputError(f"{path}: modules: a name twice")
+    if info.heads != max(len(m.heads) for m in modules.values()):
+        raise InputError(f"{path}: heads: is not the number of heads in {TENSORS}")
+    if info.rank < max(m.rank for m in modules.values()):
+        raise InputError(f"{path}: rank: is below a rank in {TENSORS}")
+    if info.bits is not None and set(info.bits) != set(info.modules):
+        raise InputError(f"{path}: bits: does not name the modules")
     if not info.tasks or len({t.name for t in info.tasks}) != len(info.tasks):
-        raise InputError(f"{folder / DESCRIPTION}: tasks: none, or a name twice")
+        raise InputError(f"{path}: tasks: none, or a name twice")
+    counts = [len(m.heads) for m in modules.values()]
     for task in info.tasks:
-        if len(task.route) != len(info.modules) or max(task.route) >= info.heads:
-            raise InputError(f"{folder / DESCRIPTION}: task {task.name!r}: route does not fit")
+        fits = len(task.route) == len(counts)
+        if not fits or any(r >= m for r, m in zip(task.route, counts, strict=True)):
+            raise InputError(f"{path}: task {task.name!r}: route does not fit")

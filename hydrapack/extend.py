@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from hydrapack.adapters.lora import LoraAdapter, LoraModule
-from hydrapack.bundle import Bundle, BundleInfo, BundleTask, describe_source, write_tensors
+from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.modules import LoraModule, Update, VeraModule
+from hydrapack.bundle import Bundle, BundleInfo, BundleTask, describe_source, write_modules
 from hydrapack.errors import InputError
-from hydrapack.merge.module import MergeOptions, best_head, difference_norm
+from hydrapack.merge.module import (
+    Merged,
+    MergedVera,
+    MergeOptions,
+    difference_norm,
+    fit_head,
+    stored_values,
+)
 from hydrapack.merge.spectral import merge_spectral
+from hydrapack.merge.vera import merge_vera
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Extension:
 
 
 def add_adapter(
-    bundle: Bundle, adapter: LoraAdapter, target: Path, allow_base_mismatch: bool = False
+    bundle: Bundle, adapter: Adapter, target: Path, allow_base_mismatch: bool = False
 ) -> Extension:
     """Write ``bundle`` with one more head to ``target``: in each module the best B for its A.
 
@@ -45,48 +54,69 @@ def add_adapter(
             or of another shape, or an unwritable target.
     """
     _check(bundle, adapter, allow_base_mismatch)
-    info, heads = bundle.info, dict(bundle.heads)
+    info = bundle.info
+    modules: dict[str, Merged] = {}
     errors: dict[str, list[float]] = {}
     sums = {"kept": 0.0, "remerged": 0.0, "own": 0.0}
-    for name, (d_out, d_in) in bundle.shapes.items():
-        A = bundle.A[name]
-        absent = LoraModule(torch.zeros(0, d_in), torch.zeros(d_out, 0), 1.0)
-        update = adapter.modules.get(name, absent)
-        new = best_head(update, A).float()
-        heads[name] = torch.cat([heads[name], new[None]])
-        difference, own = difference_norm(update, A, new)
-        old = [LoraModule(A, head, 1.0) for head in bundle.heads[name]]
-        again = merge_spectral([*old, update], MergeOptions(len(old) + 1, info.rank))
+    for name, module in bundle.modules.items():
+        update = _update(adapter, name, module)
+        new = fit_head(update, module).float()
+        modules[name] = extended = replace(module, heads=torch.cat([module.heads, new[None]]))
+        difference, own = difference_norm(update, module.shared(), extended.head(-1))
         sums["kept"] += difference**2
-        sums["remerged"] += difference_norm(update, again.A, again.heads[-1])[0] ** 2
+        sums["remerged"] += _remerged(module, update) ** 2
         sums["own"] += own**2
         errors[name] = [*info.module_errors[name], difference / own if own else difference]
     whole = math.sqrt(sums["own"]) or 1.0
     task = BundleTask(
         name=adapter.task,
-        route=[info.heads] * len(info.modules),
+        route=[len(module.heads) for module in bundle.modules.values()],
         relative_error=math.sqrt(sums["kept"]) / whole,
         card=adapter.card,
         source=describe_source(adapter),
     )
-    extended = info.model_copy(
+    new_info = info.model_copy(
         update={
-            "heads": info.heads + 1,
+            "heads": max(len(module.heads) for module in modules.values()),
             "module_errors": errors,
             "tasks": [*info.tasks, task],
-            "parameters": info.parameters
-            + sum(d_out for d_out, _ in bundle.shapes.values()) * info.rank,
+            "parameters": stored_values(modules.values()),
             "baseline_parameters": info.baseline_parameters + adapter.parameters,
         }
     )
     return Extension(
-        info=write_tensors(extended, bundle.A, heads, target),
+        info=write_modules(new_info, modules, target),
         relative_error=task.relative_error,
         remerge_relative_error=math.sqrt(sums["remerged"]) / whole,
     )
 
 
-def _check(bundle: Bundle, adapter: LoraAdapter, allow_base_mismatch: bool) -> None:
+def _update(adapter: Adapter, name: str, module: Merged) -> Update:
+    """The adapter's update of the module, or none of the module's shape."""
+    if name in adapter.modules:
+        return adapter.modules[name]
+    if isinstance(module, MergedVera):
+        none = torch.zeros(len(module.d)), torch.zeros(len(module.B))
+        return VeraModule(*none, module.A, module.B)
+    d_out, d_in = module.shape
+    return LoraModule(torch.zeros(0, d_in), torch.zeros(d_out, 0))
+
+
+def _remerged(module: Merged, update: Update) -> float:
+    """Norm of the new task's error were A fitted to it and to the module's heads anew."""
+    count = len(module.heads)
+    options = MergeOptions(count + 1, module.rank)
+    again: Merged
+    if isinstance(module, MergedVera):
+        old = [VeraModule(module.d, head, module.A, module.B) for head in module.heads]
+        again = merge_vera([*old, update], options)  # type: ignore[list-item]
+    else:
+        heads = [LoraModule(module.A, module.head(m)) for m in range(count)]
+        again = merge_spectral([*heads, update], options)
+    return difference_norm(update, again.shared(), again.head(-1))[0]
+
+
+def _check(bundle: Bundle, adapter: Adapter, allow_base_mismatch: bool) -> None:
     if adapter.task in [task.name for task in bundle.info.tasks]:
         raise InputError(
             f"{adapter.folder}: the bundle has a task {adapter.task!r}; give another NAME=DIR"
@@ -95,6 +125,11 @@ def _check(bundle: Bundle, adapter: LoraAdapter, allow_base_mismatch: bool) -> N
         raise InputError(
             f"{adapter.folder}: is of base model {adapter.base_model!r}, the bundle of "
             f"{bundle.info.base_model!r}; --allow-base-mismatch adds it all the same"
+        )
+    if adapter.kind != bundle.info.adapter_type.upper():
+        raise InputError(
+            f"{adapter.folder}: peft_type is {adapter.kind}, the bundle's is "
+            f"{bundle.info.adapter_type.upper()}"
         )
     for name, module in adapter.modules.items():
         if name not in bundle.shapes:

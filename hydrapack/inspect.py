@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hydrapack.adapters.lora import CONFIG, read_adapter
+from hydrapack.adapters.read import CONFIG, read_adapter
 from hydrapack.bundle import DESCRIPTION, read_bundle
 from hydrapack.errors import InputError
 from hydrapack.pack.manifest import MANIFEST, read_package
@@ -30,10 +30,12 @@ def describe(path: Path) -> dict[str, Any]:
     if path.suffix == ".pte" and path.is_file():
         return _program(path)
     if (path / MANIFEST).exists():
-        return {"kind": "package", **read_package(path).model_dump()}
+        manifest = read_package(path)
+        facts = {**manifest.model_dump(), "bits": manifest.bits, "modules": len(manifest.modules)}
+        return {"kind": "package", **facts}
     if (path / DESCRIPTION).exists():
         info = read_bundle(path).info
-        facts = info.model_dump(exclude={"module_errors", "modules"})
+        facts = info.model_dump(exclude={"module_errors", "modules", "bits"})
         return {
             "kind": "bundle",
             **facts,

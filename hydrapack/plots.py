@@ -46,9 +46,16 @@ def plot_trade_off(points: Sequence[Point], rank: int, bits: int, target: Path) 
             "o",
             color=drawn.get_color(),
         )
-    for marker, point in zip(
-        "sDv^P*X", (p for p in points if p.method != "spectral"), strict=False
-    ):
+    basis = [p for p in points if p.method == "two-sided" and p.bits == bits]
+    axes.plot(
+        [p.bytes / 1e6 for p in basis],
+        [p.relative_error for p in basis],
+        "o--",
+        color="black",
+        label="two-sided, along Q",
+    )
+    others = [p for p in points if p.method not in ("spectral", "two-sided")]
+    for marker, point in zip("sDv^P*X", others, strict=False):
         label = f"{point.method}, {point.bits} bit"
         axes.plot(point.bytes / 1e6, point.relative_error, marker, label=label, color="0.3")
     axes.set_xlabel(f"MB (lines: {bits} bits a value, along the rank; dots: rank {rank})")

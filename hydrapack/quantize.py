@@ -1,28 +1,194 @@
-"""Symmetric 8-bit rows with half-precision scales, and half precision."""
+"""Symmetric integers with half-precision scales, and the merged modules rounded to them.
+
+8 bits: one scale a row. 4 bits: one scale for each group of columns of a row. 16 and 32 bits are
+half and single precision.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from pydantic import AfterValidator, Field
 
-Bits = Literal[8, 16, 32]
-BITS: tuple[int, ...] = get_args(Bits)
+from hydrapack.errors import InputError
+from hydrapack.merge.module import MergedModule
+
+BITS = (4, 8, 16, 32)
 
 
-def quantize_rows(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 values and float16 scales of float32 (..., rows, columns), one scale a row.
+def _known(bits: int) -> int:
+    if bits not in BITS:
+        raise ValueError(f"must be one of {', '.join(map(str, BITS))}")
+    return bits
+
+
+BitWidth = Annotated[int, Field(json_schema_extra={"enum": list(BITS)}), AfterValidator(_known)]
+GROUP_SIZE = 32
+"""Columns that share a scale at 4 bits."""
+_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How A and B are stored: bits a value of each, and the group size of 4 bits."""
+
+    bits_a: int = 8
+    bits_b: int = 8
+    group_size: int = GROUP_SIZE
+
+
+def check_bits(flag: str, bits: int) -> int:
+    """``bits``, if it is one of the widths.
+
+    Raises:
+        InputError: it is not; ``flag`` is named.
+    """
+    if bits not in BITS:
+        raise InputError(f"{flag} {bits}: choose one of {', '.join(map(str, BITS))}")
+    return bits
+
+
+def core_bits(bits: int) -> int:
+    """Bits a value of the small C's of a two-sided module whose U has ``bits``."""
+    return max(bits, 8)
+
+
+def group_columns(columns: int, bits: int, group_size: int) -> int:
+    """Columns that share a scale: ``group_size`` at 4 bits, else the whole row."""
+    return min(group_size, columns) if bits == 4 else columns
+
+
+def quantize(
+    matrix: torch.Tensor, bits: int, group_size: int = GROUP_SIZE
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integers and scales of float32 (..., rows, columns) at 4 or 8 bits.
+
+    At 4 bits each group's scale is the one of least squared error among a few that clip its
+    largest values.
 
     Returns:
-        values int8 (..., rows, columns), scales float16 (..., rows, 1); ``values * scales`` is
-        within half a scale of ``matrix``.
+        values int8 (..., rows, columns), from -127 to 127 or -7 to 7; scales float16
+        (..., rows, groups). A last group may be short.
     """
-    exact = matrix.abs().amax(-1, keepdim=True) / 127
-    scales = exact.to(torch.float16)
-    # A scale rounded down would clip the row's largest value.
-    low = scales.float() < exact
-    bumped = torch.nextafter(scales, torch.full_like(scales, torch.inf))
-    scales = torch.where(low, bumped, scales)
-    divisor = scales.float().masked_fill(scales == 0, 1.0)
-    values = (matrix / divisor).round().clamp(-127, 127).to(torch.int8)
-    return values, scales
+    columns = matrix.shape[-1]
+    width = group_columns(columns, bits, group_size)
+    padded = torch.nn.functional.pad(matrix.float(), (0, -columns % width))
+    groups = padded.reshape(*padded.shape[:-1], -1, width)
+    top = 7 if bits == 4 else 127
+    exact = groups.abs().amax(-1, keepdim=True) / top
+    best = values = error = None
+    for shrink in _SHRINKS if bits == 4 else (1.0,):
+        scales = _half_above(exact * shrink)
+        divisor = scales.float().masked_fill(scales == 0, 1.0)
+        rounded = (groups / divisor).round().clamp(-top, top)
+        now = (rounded * scales.float() - groups).square().sum(-1, keepdim=True)
+        if best is None or values is None or error is None:
+            best, values, error = scales, rounded, now
+            continue
+        better = now < error
+        best = torch.where(better, scales, best)
+        values, error = torch.where(better, rounded, values), torch.where(better, now, error)
+    assert best is not None and values is not None
+    return values.to(torch.int8).flatten(-2)[..., :columns], best[..., 0]
+
+
+def _half_above(scales: torch.Tensor) -> torch.Tensor:
+    """float16 at or above ``scales``: one rounded down would clip the row's largest value."""
+    half = scales.clamp(max=65504.0).to(torch.float16)
+    bumped = torch.nextafter(half, torch.full_like(half, torch.inf)).clamp(max=65504.0)
+    return torch.where(half.float() < scales, bumped, half)
+
+
+def rounded(matrix: torch.Tensor, bits: int, group_size: int = GROUP_SIZE) -> torch.Tensor:
+    """What storage at ``bits`` a value gives back of float32 (..., rows, columns), float32."""
+    if bits == 32:
+        return matrix.float()
+    if bits == 16:
+        return matrix.half().float()
+    values, scales = quantize(matrix, bits, group_size)
+    width = group_columns(matrix.shape[-1], bits, group_size)
+    wide = scales.float().repeat_interleave(width, -1)[..., : matrix.shape[-1]]
+    return values.float() * wide
+
+
+def noise_by_columns(matrix: torch.Tensor, bits: int, group_size: int = GROUP_SIZE) -> torch.Tensor:
+    """Estimate of the squared rounding error of the first 1, 2, ... columns.
+
+    Args:
+        matrix: (..., rows, columns).
+
+    Returns:
+        (..., columns): a value's error is uniform over its step, so each adds step^2 / 12.
+    """
+    columns = matrix.shape[-1]
+    if bits >= 16:
+        # A half of size x has steps of 2^-11 x to 2^-10 x.
+        step = matrix.abs() * (0.72 * 2.0**-10 if bits == 16 else 2.0**-23)
+        return (step.square() / 12).sum(-2).cumsum(-1)
+    top = 7 if bits == 4 else 127
+    width = group_columns(columns, bits, group_size)
+    whole, before = [], matrix.new_zeros(matrix.shape[:-2])
+    for group in torch.split(matrix.abs(), width, -1):
+        steps = (group.cummax(-1).values / top).square().sum(-2) / 12
+        counts = torch.arange(1, group.shape[-1] + 1, device=matrix.device)
+        whole.append(before[..., None] + steps * counts)
+        before = whole[-1][..., -1]
+    return torch.cat(whole, -1)
+
+
+def refit_heads(merged: MergedModule, rounding: Rounding) -> MergedModule:
+    """The module with heads in closed form for A (and U) as they will be stored; none rounded.
+
+    The least-squares heads for a rounded A make up for part of its rounding: B A pinv(A').
+    """
+    A = rounded(merged.A, rounding.bits_a, rounding.group_size).double()
+    heads = merged.heads.double() @ _solution(A.T, merged.A.double().T).T
+    if merged.U is not None:
+        U = rounded(merged.U, rounding.bits_b, rounding.group_size).double()
+        heads = _solution(U, merged.U.double()) @ heads
+    return replace(merged, heads=heads.float())
+
+
+def _solution(basis: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Least-squares X of basis @ X = target, by the small Gram matrix of the basis' columns."""
+    gram = torch.linalg.pinv(basis.T @ basis, hermitian=True)
+    return gram @ (basis.T @ target)
+
+
+def round_module(merged: MergedModule, rounding: Rounding, refit: bool = True) -> MergedModule:
+    """The module as the device will see it.
+
+    Args:
+        refit: fit the heads to the rounded A before they are rounded themselves.
+    """
+    fitted = refit_heads(merged, rounding) if refit else merged
+    group, bits = rounding.group_size, rounding.bits_b
+    A = rounded(merged.A, rounding.bits_a, group)
+    if merged.U is None:
+        return replace(fitted, A=A, heads=rounded(fitted.heads, bits, group))
+    # C is stored as A's side needs it, transposed.
+    heads = rounded(fitted.heads.mT, core_bits(bits), group).mT
+    return replace(fitted, A=A, heads=heads, U=rounded(merged.U, bits, group))
+
+
+def stored_bytes(rows: int, columns: int, bits: int, group_size: int = GROUP_SIZE) -> int:
+    """Bytes of a (rows, columns) matrix with its scales, as packed."""
+    if bits >= 16:
+        return rows * columns * bits // 8
+    groups = -(-columns // group_columns(columns, bits, group_size)) if columns else 0
+    return rows * ((columns * bits + 7) // 8 + 2 * groups)
+
+
+def module_bytes(merged: MergedModule, rounding: Rounding) -> int:
+    """Bytes of one merged module as packed, the program around it left out."""
+    rank, d_in = merged.A.shape
+    count, rows, _ = merged.heads.shape
+    total = stored_bytes(rank, d_in, rounding.bits_a, rounding.group_size)
+    bits = rounding.bits_b
+    if merged.U is None:
+        return total + stored_bytes(count * rows, rank, bits, rounding.group_size)
+    d_out, width = merged.U.shape
+    total += stored_bytes(count * rank, rows, core_bits(bits), rounding.group_size)
+    return total + stored_bytes(d_out, width, bits, rounding.group_size)

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from hydrapack.adapters.lora import CARD, CONFIG, WEIGHTS
+from hydrapack.adapters.read import CARD, CONFIG, WEIGHTS
 from hydrapack.atomic import new_directory
 from hydrapack.bundle import Bundle, BundleTask
 from hydrapack.errors import InputError
+from hydrapack.merge.module import MergedVera
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _LAYER = re.compile(r"\.\d+\.")
@@ -24,7 +25,7 @@ def unpack_task(bundle: Bundle, task: str, target: Path, dtype: str = "float32")
     Raises:
         InputError: an unknown task or dtype, or an unwritable target.
     """
-    found = _find(bundle, task)
+    found = bundle.info.task(task)
     files = _adapter_files(bundle, found, dtype)
     with new_directory(target) as partial:
         for name, data in files.items():
@@ -44,46 +45,62 @@ def unpack_all(bundle: Bundle, target: Path, dtype: str = "float32") -> None:
                 (partial / task.name / name).write_bytes(data)
 
 
-def _find(bundle: Bundle, task: str) -> BundleTask:
-    for found in bundle.info.tasks:
-        if found.name == task:
-            return found
-    known = ", ".join(t.name for t in bundle.info.tasks)
-    raise InputError(f"--task {task}: not in the bundle; it has {known}")
-
-
 def _adapter_files(bundle: Bundle, task: BundleTask, dtype: str) -> dict[str, bytes]:
     if dtype not in DTYPES:
         raise InputError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
-    tensors: dict[str, torch.Tensor] = {}
-    for name, B in bundle.head(task).items():
-        key = f"base_model.model.{name}.lora_"
-        tensors[f"{key}A.weight"] = bundle.A[name].to(DTYPES[dtype])
-        tensors[f"{key}B.weight"] = B.to(DTYPES[dtype])
+    kind, rank = bundle.info.adapter_type.upper(), bundle.info.rank
+    tensors = _vera_tensors(bundle, task) if kind == "VERA" else _lora_tensors(bundle, task)
+    tensors = {key: tensors[key].to(DTYPES[dtype]).contiguous() for key in sorted(tensors)}
     if not all(t.isfinite().all() for t in tensors.values()):
         raise InputError(f"--dtype {dtype}: task {task.name!r} has values beyond it; take float32")
-    rank = bundle.info.rank
+    own: dict[str, object] = (
+        {"d_initial": 0.1, "projection_prng_key": 0, "save_projection": True, "vera_dropout": 0.0}
+        if kind == "VERA"
+        else {"init_lora_weights": True, "lora_alpha": rank, "lora_dropout": 0.0}
+    )
     config = {
         "base_model_name_or_path": bundle.info.base_model,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
         "modules_to_save": None,
-        "peft_type": "LORA",
+        "peft_type": kind,
         "r": rank,
         "target_modules": target_modules(bundle.info.modules),
         "task_type": "CAUSAL_LM",
+        **own,
     }
     return {
         CONFIG: _json(config),
-        WEIGHTS: save(
-            {k: v.contiguous() for k, v in sorted(tensors.items())}, metadata={"format": "pt"}
-        ),
+        WEIGHTS: save(tensors, metadata={"format": "pt"}),
         CARD: _json(task.card.model_dump()),
     }
+
+
+def _lora_tensors(bundle: Bundle, task: BundleTask) -> dict[str, torch.Tensor]:
+    """A and B by PEFT's keys; a module of lower rank gets rows of zeros, for one rank in all."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, B in bundle.head(task).items():
+        A = bundle.modules[name].shared()
+        missing = bundle.info.rank - A.shape[0]
+        key = f"base_model.model.{name}.lora_"
+        tensors[f"{key}A.weight"] = torch.nn.functional.pad(A, (0, 0, 0, missing))
+        tensors[f"{key}B.weight"] = torch.nn.functional.pad(B, (0, missing))
+    return tensors
+
+
+def _vera_tensors(bundle: Bundle, task: BundleTask) -> dict[str, torch.Tensor]:
+    """d, b and the frozen projections by the keys of ``peft.tuners.vera``."""
+    tensors: dict[str, torch.Tensor] = {}
+    for (name, module), head in zip(bundle.modules.items(), task.route, strict=True):
+        if not isinstance(module, MergedVera):
+            continue
+        key = f"base_model.model.{name}.vera_lambda_"
+        tensors[f"{key}d"], tensors[f"{key}b"] = module.d, module.heads[head]
+        widest = tensors.get("base_model.vera_B", module.B)
+        tensors["base_model.vera_A"] = module.A
+        tensors["base_model.vera_B"] = module.B if len(module.B) > len(widest) else widest
+    return tensors
 
 
 def target_modules(names: list[str]) -> list[str]:

@@ -6,7 +6,7 @@ import torch
 from conftest import edit_config, edit_tensors, module_names, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.adapters.lora import read_adapter
+from hydrapack.adapters.read import read_adapter
 from hydrapack.errors import InputError
 
 
@@ -45,7 +45,8 @@ def test_reads_what_peft_writes(tmp_path):
     for name, module in adapter.modules.items():
         layer = model.get_submodule(f"base_model.model.{name}")
         expected = layer.get_delta_weight("default")
-        torch.testing.assert_close((module.scaled_b() @ module.A.double()).float(), expected)
+        A, B = module.factors()
+        torch.testing.assert_close((B @ A).float(), expected)
     odd = adapter.modules["model.layers.1.self_attn.q_proj"]
     assert odd.rank == 2 and odd.scaling == pytest.approx(6 / math.sqrt(2))
 
@@ -60,7 +61,7 @@ def test_older_keys_and_half_precision(tmp_path):
     edit_tensors(folder, rename)
     adapter = read_adapter(folder, "t")
     assert sorted(adapter.modules) == sorted(module_names())
-    assert adapter.modules[module_names()[0]].A.dtype == torch.float32
+    assert adapter.modules[module_names()[0]].A.dtype == torch.bfloat16
 
 
 def test_task_card(tmp_path):
@@ -120,7 +121,7 @@ KEY = f"base_model.model.{module_names()[0]}.lora_"
         (lambda t: t.update({KEY + "A.weight": torch.zeros(3, 64)}), "do not fit"),
         (lambda t: t.update({KEY + "A.weight": torch.zeros(64)}), "floating-point matrix"),
         (lambda t: t.update({"lm_head.weight": torch.zeros(2, 2)}), "no LoRA A or B"),
-        (lambda t: t.update({"x.lora_embedding_A": torch.zeros(2, 2)}), "no LoRA A or B"),
+        (lambda t: t.update({"x.lora_embedding_A": torch.zeros(2, 2)}), "adapts an embedding"),
         (lambda t: t.clear(), "holds no LoRA weights"),
     ],
 )

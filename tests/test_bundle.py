@@ -7,7 +7,7 @@ import torch
 from conftest import hydrapack, module_names, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.adapters.lora import read_adapter
+from hydrapack.adapters.read import read_adapter
 from hydrapack.bundle import read_bundle, write_bundle
 from hydrapack.errors import InputError
 from hydrapack.extend import add_adapter
@@ -45,8 +45,8 @@ def test_unpacked_is_the_head(adapters, tmp_path):
     read = read_adapter(tmp_path / "one", "x")
     assert read.card == bundle.info.tasks[1].card
     for name, B in bundle.head(bundle.info.tasks[1]).items():
-        assert torch.equal(read.modules[name].A, bundle.A[name])
-        assert torch.equal(read.modules[name].scaled_b().float(), B)
+        assert torch.equal(read.modules[name].A, bundle.modules[name].A)
+        assert torch.equal(read.modules[name].factors()[1].float(), B)
     unpack_task(bundle, "task1", tmp_path / "again")
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
@@ -71,14 +71,14 @@ def test_add_leaves_the_rest_alone(adapters, tmp_path):
     assert extended.info == extension.info
     assert [t.name for t in extended.info.tasks] == ["task0", "task1", "task2", "new"]
     for name in bundle.info.modules:
-        assert torch.equal(extended.A[name], bundle.A[name])
-        assert torch.equal(extended.heads[name][:3], bundle.heads[name])
-        update, A = new.modules[name], bundle.A[name].double()
-        dense = update.scaled_b() @ update.A.double()
-        best = torch.linalg.lstsq(A.T, dense.T).solution.T
-        torch.testing.assert_close(extended.heads[name][3], best.float())
+        before, after = bundle.modules[name], extended.modules[name]
+        assert torch.equal(after.A, before.A)
+        assert torch.equal(after.heads[:3], before.heads)
+        A, B = new.modules[name].factors()
+        best = torch.linalg.lstsq(before.A.double().T, (B @ A).T).solution.T
+        torch.testing.assert_close(after.heads[3], best.float())
     assert extension.relative_error < 0.3 and extension.advice is None
-    stored = sum(t.numel() for t in [*extended.A.values(), *extended.heads.values()])
+    stored = sum(t.numel() for m in extended.modules.values() for t in m.tensors.values())
     assert extended.info.parameters == stored
 
 
@@ -128,7 +128,7 @@ def test_inspect(adapters, tmp_path):
     for path, kind, key, value in [
         (adapters[0], "adapter", "ranks", [4]),
         (bundle, "bundle", "heads", 3),
-        (package, "package", "bits", 8),
+        (package, "package", "heads", 3),
         (package / "adapters.pte", "adapter program", "get_adapter_rank", 4),
     ]:
         facts = json.loads(hydrapack("inspect", path, "--json").stdout)

@@ -120,11 +120,13 @@ def test_bad_bundles(adapters, tmp_path):
         hydrapack("pack", tmp_path / "none", "-o", out), "bundle.json", "is it a bundle?"
     )
     assert_refused(hydrapack("pack", bundle, "-o", out, "--bits", 5), "--bits 5")
+    assert_refused(hydrapack("pack", bundle, "-o", out, "--fallback", "x"), "--fallback 'x'")
+    assert_refused(hydrapack("pack", bundle, "-o", out, "--group-size", 0), "--group-size 0")
     description = bundle / "bundle.json"
     text = description.read_text()
     for old, new, words in [
         ('"rank": 4', '"rank": 0', "rank"),
-        ('"heads": 3', '"heads": 2', "shape"),
+        ('"heads": 3', '"heads": 2', "number of heads"),
         ('"name": "task0"', '"name": "task1"', "a name twice"),
         ("[\n        0,", "[\n        9,", "route does not fit"),
     ]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_merge import dense, random_updates, squared_error
 
-from hydrapack.adapters.lora import LoraModule
+from hydrapack.adapters.modules import LoraModule
 from hydrapack.errors import InputError
 from hydrapack.merge.hydraopt import DISTANCES, INITS, assign_hydraopt, merge_hydraopt
 from hydrapack.merge.module import MergeOptions

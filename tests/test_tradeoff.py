@@ -17,8 +17,9 @@ def whole_error(adapters, merged):
     squares = [0.0, 0.0]
     for name, module in merged.modules.items():
         for k, adapter in enumerate(adapters):
-            head = module.heads[module.assignment[k]]
-            for i, norm in enumerate(difference_norm(adapter.modules[name], module.A, head)):
+            head = module.head(module.assignment[k])
+            norms = difference_norm(adapter.modules[name], module.shared(), head)
+            for i, norm in enumerate(norms):
                 squares[i] += norm**2
     return (squares[0] / squares[1]) ** 0.5
 
@@ -40,6 +41,11 @@ def test_points_are_what_merging_gives(adapters, tmp_path):
     assert 0 < manifest.storage.bytes - point.bytes < 60_000
     packed = [t.packed_relative_error for t in manifest.tasks]
     assert min(packed) <= point.relative_error <= max(packed)
+    two_sided = trade_off(read, [4], [8])
+    for point in (p for p in two_sided if p.method == "two-sided"):
+        merged = merge_adapters(read, "two-sided", output_rank=point.output_rank)
+        assert point.relative_error == pytest.approx(whole_error(read, merged), rel=0.02)
+        assert point.parameters == merged.parameters
     apart = points["adapters apart", 3, 4, 16]
     assert apart.s_percent == 100 and apart.relative_error == 0
     ties = merge_adapters(read, "ties")
@@ -80,6 +86,6 @@ def test_command(adapters, tmp_path):
         outputs.append([f.read_bytes() for f in files])
     assert outputs[0] == outputs[1]
     assert outputs[0][1].startswith(b"\x89PNG")
-    assert len(json.loads(outputs[0][0])["points"]) == 3 * 2 * 2 + 6
+    assert len(json.loads(outputs[0][0])["points"]) == 3 * 2 * 3 + 3 * 3 + 6
     done = hydrapack("tradeoff", *adapters, "-o", tmp_path / "x", "--bits", "many")
     assert done.returncode == 2 and "--bits many" in done.stderr

@@ -6,20 +6,24 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydrapack.adapters.lora import LoraAdapter, read_adapter
+import torch
+
+from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.modules import VeraModule
+from hydrapack.adapters.read import read_adapter
 from hydrapack.errors import InputError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def read_adapters(arguments: Sequence[str], allow_base_mismatch: bool = False) -> list[LoraAdapter]:
+def read_adapters(arguments: Sequence[str], allow_base_mismatch: bool = False) -> list[Adapter]:
     """Read every adapter; the task's name is the folder's, or NAME in ``NAME=DIR``.
 
     Raises:
         InputError: an unreadable adapter, a name given twice, adapters of different base models or
             with a module of different shapes.
     """
-    adapters: list[LoraAdapter] = []
+    adapters: list[Adapter] = []
     for argument in arguments:
         task, separator, folder = argument.partition("=")
         if not separator or Path(argument).is_dir():
@@ -40,7 +44,7 @@ def read_adapters(arguments: Sequence[str], allow_base_mismatch: bool = False) -
     return adapters
 
 
-def _check_together(adapters: list[LoraAdapter], allow_base_mismatch: bool) -> None:
+def _check_together(adapters: list[Adapter], allow_base_mismatch: bool) -> None:
     first = adapters[0]
     shapes: dict[str, tuple[tuple[int, int], str]] = {}
     for adapter in adapters:
@@ -50,6 +54,12 @@ def _check_together(adapters: list[LoraAdapter], allow_base_mismatch: bool) -> N
                 f"{adapter.folder} of {adapter.base_model!r} (base_model_name_or_path in "
                 "adapter_config.json); --allow-base-mismatch merges them all the same"
             )
+        if adapter.kind != first.kind:
+            raise InputError(
+                f"{adapter.folder}: peft_type is {adapter.kind}, {first.folder} is {first.kind}: "
+                "LoRA and VeRA adapters do not merge with each other"
+            )
+        _check_projections(first, adapter)
         for name, module in adapter.modules.items():
             shape, task = shapes.setdefault(name, (module.shape, adapter.task))
             if shape != module.shape:
@@ -57,3 +67,17 @@ def _check_together(adapters: list[LoraAdapter], allow_base_mismatch: bool) -> N
                     f"{adapter.folder}: {name} is {module.shape[0]} x {module.shape[1]}, in task "
                     f"{task!r} it is {shape[0]} x {shape[1]}: adapters of different models"
                 )
+
+
+def _check_projections(first: Adapter, adapter: Adapter) -> None:
+    one, other = next(iter(first.modules.values())), next(iter(adapter.modules.values()))
+    if not isinstance(one, VeraModule) or not isinstance(other, VeraModule):
+        return
+    rows = min(len(one.B), len(other.B))
+    same_a = one.A.shape == other.A.shape and torch.equal(one.A.float(), other.A.float())
+    if not same_a or not torch.equal(one.B[:rows].float(), other.B[:rows].float()):
+        raise InputError(
+            f"{adapter.folder}: its vera_A and vera_B are not those of {first.folder}; VeRA "
+            "adapters share them only when trained with one projection_prng_key, rank and set of "
+            "target modules"
+        )

@@ -32,12 +32,16 @@ def inspect(
     console = output()
     table = Table(show_header=False)
     for key, value in facts.items():
-        if key not in ("tasks", "files"):
+        if key not in ("tasks", "files", "sources"):
             table.add_row(key, _short(value))
     console.print(table)
-    for key in ("tasks", "files"):
+    for key in ("tasks", "files", "sources"):
         if rows := facts.get(key):
-            names = [name for name in rows[0] if name not in ("card", "prompt_template", "source")]
+            names = [
+                name
+                for name in rows[0]
+                if name not in ("card", "prompt_template", "source", "generation")
+            ]
             listed = Table(*names)
             for row in rows:
                 listed.add_row(*(_short(row[name]) for name in names))

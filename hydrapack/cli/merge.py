@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from hydrapack.cli.terminal import output, print_json, progress_bar
+from hydrapack.cli.terminal import output, parse_size, print_json, progress_bar
 from hydrapack.errors import InputError
+
+if TYPE_CHECKING:
+    from hydrapack.merge.budget import Choice
 
 
 def merge(
@@ -24,8 +27,22 @@ def merge(
         int | None, typer.Option(help="R, rank of the shared A; the adapters' own by default.")
     ] = None,
     method: Annotated[
-        str, typer.Option(help="spectral, hydraopt, task-arithmetic, ties, dare, dare-ties.")
+        str,
+        typer.Option(help="spectral, two-sided, hydraopt, task-arithmetic, ties, dare, dare-ties."),
     ] = "spectral",
+    output_rank: Annotated[
+        int | None,
+        typer.Option(help="two-sided's Q, columns of the common U; twice the rank by default."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Plan heads, rank and bits of each module for an adapters.pte of at most this "
+            "size, as 6MB, 800KB or bytes.",
+        ),
+    ] = None,
+    bits: Annotated[int | None, typer.Option(help="With --budget: one width, 4, 8 or 16.")] = None,
     routing: Annotated[
         str, typer.Option(help="Shared heads: per-module, or global (one head for all modules).")
     ] = "per-module",
@@ -65,33 +82,48 @@ def merge(
 
         hydrapack merge gc=runs/7 sr=runs/9 qa=runs/12 -o bundle --heads 2
 
+        hydrapack merge adapters/* -o bundle --budget 6MB
+
         hydrapack merge adapters/* -o baseline --method ties --density 0.2
     """
     from hydrapack.adapters.collect import read_adapters
     from hydrapack.bundle import write_bundle
     from hydrapack.merge.adapters import absent_modules, merge_adapters
+    from hydrapack.merge.budget import merge_budget
 
+    limit = None if budget is None else parse_size("--budget", budget)
+    if limit is None and bits is not None:
+        raise InputError("--bits: goes with --budget; without one, give it to hydrapack pack")
+    if limit is not None and (heads, output_rank, method) != (None, None, "spectral"):
+        raise InputError("--budget: chooses heads, method and --output-rank; leave them out")
     read = read_adapters(adapters, allow_base_mismatch)
+    plan = None
     with progress_bar("merging modules") as progress:
-        merged = merge_adapters(
-            read,
-            method,
-            heads,
-            rank,
-            seed,
-            progress,
-            routing=routing,
-            weights=_weights(weight or []),
-            density=density,
-            only_a=only_a,
-            refit_b=refit_b,
-            distance=distance,
-            steps=steps,
-            learning_rate=lr,
-            temperature=temperature,
-            init=init,
-        )
-    info = write_bundle(merged, read, out)
+        if limit is not None:
+            per_task = _weights(weight or [])
+            merged, plan = merge_budget(read, limit, rank, bits, seed, per_task, progress)
+        else:
+            merged = merge_adapters(
+                read,
+                method,
+                heads,
+                rank,
+                seed,
+                progress,
+                routing=routing,
+                weights=_weights(weight or []),
+                output_rank=output_rank,
+                density=density,
+                only_a=only_a,
+                refit_b=refit_b,
+                distance=distance,
+                steps=steps,
+                learning_rate=lr,
+                temperature=temperature,
+                init=init,
+            )
+    bits_planned = {name: choice.bits for name, choice in plan.items()} if plan else None
+    info = write_bundle(merged, read, out, bits_planned)
     if as_json:
         print_json({**info.model_dump(exclude={"module_errors"}), "s_percent": info.s_percent})
         return
@@ -105,6 +137,8 @@ def merge(
         f"{len(info.modules)} modules, M = {info.heads} heads of {len(info.tasks)}, "
         f"rank {info.rank}, {info.method}: S = {info.s_percent:.1f} % of the adapters' parameters"
     )
+    if plan:
+        console.print(_plan_line(list(plan.values())), soft_wrap=True)
     for task_name, names in absent_modules(read).items():
         console.print(
             f"{task_name}: leaves {len(names)} modules alone that others adapt ({names[0]}, …): "
@@ -112,6 +146,16 @@ def merge(
             soft_wrap=True,
         )
     console.print(f"bundle written to {out}", soft_wrap=True)
+
+
+def _plan_line(choices: list[Choice]) -> str:
+    """How the modules are stored, in words."""
+    counts: dict[str, int] = {}
+    for choice in choices:
+        kind = "a common output basis" if choice.output_rank else "whole heads"
+        label = f"{kind} at {choice.bits} bits"
+        counts[label] = counts.get(label, 0) + 1
+    return "planned: " + ", ".join(f"{n} modules {label}" for label, n in sorted(counts.items()))
 
 
 def _weights(arguments: list[str]) -> dict[str, float]:

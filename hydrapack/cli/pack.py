@@ -14,7 +14,15 @@ from hydrapack.cli.terminal import megabytes, output, stages
 def pack(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE_DIR", help="What merge wrote.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="The package directory to write.")],
-    bits: Annotated[int, typer.Option(help="Bits a value: 8, 16 or 32.")] = 8,
+    bits: Annotated[
+        int | None, typer.Option(help="Bits a value: 4, 8, 16 or 32; 8, or as planned by merge.")
+    ] = None,
+    bits_a: Annotated[int | None, typer.Option(help="Bits a value of A.")] = None,
+    bits_b: Annotated[int | None, typer.Option(help="Bits a value of B.")] = None,
+    group_size: Annotated[int, typer.Option(help="Columns that share a scale at 4 bits.")] = 32,
+    fallback: Annotated[
+        str, typer.Option(help="What an unknown task gets: error, base, or a task's name.")
+    ] = "error",
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
 ) -> None:
     """Quantize and serialize a bundle: adapters.pte and manifest.json.
@@ -29,7 +37,15 @@ def pack(
     from hydrapack.pack.package import write_package
 
     with stages("packing"):
-        manifest = write_package(read_bundle(bundle), out, bits)
+        manifest = write_package(
+            read_bundle(bundle),
+            out,
+            bits,
+            bits_a=bits_a,
+            bits_b=bits_b,
+            group_size=group_size,
+            fallback=fallback,
+        )
     if as_json:
         print(manifest.model_dump_json(indent=2))
         return
@@ -40,7 +56,7 @@ def pack(
     console = output()
     console.print(table)
     console.print(
-        f"{out}: {megabytes(manifest.storage.bytes)} at {bits} bits, rank {manifest.rank}, "
+        f"{out}: {megabytes(manifest.storage.bytes)}, bits {manifest.bits}, rank {manifest.rank}, "
         f"{manifest.heads} heads; the adapters apart: "
         f"{megabytes(manifest.storage.baseline_bytes)} at 16 bits",
         soft_wrap=True,

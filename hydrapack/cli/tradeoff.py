@@ -22,7 +22,7 @@ def tradeoff(
     ranks: Annotated[
         str | None, typer.Option(help="Ranks R, as 8,16; a quarter to twice the adapters' own.")
     ] = None,
-    bits: Annotated[str, typer.Option(help="Bits a value, of 8,16,32.")] = "8,16",
+    bits: Annotated[str, typer.Option(help="Bits a value, of 4,8,16,32.")] = "4,8,16",
     seed: Annotated[int, typer.Option(help="Seed of the starts when heads are shared.")] = 0,
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Take adapters of different bases.")
@@ -57,13 +57,14 @@ def tradeoff(
     if as_json:
         print_json(document)
         return
-    table = Table("method", "M", "rank", "bits", "bytes", "S %", "relative error")
+    table = Table("method", "M", "rank", "Q", "bits", "bytes", "S %", "relative error")
     for p in points:
         if p.method != "spectral" or p.rank == own or ranks:
             table.add_row(
                 p.method,
                 str(p.heads),
                 str(p.rank),
+                str(p.output_rank or ""),
                 str(p.bits),
                 megabytes(p.bytes),
                 f"{p.s_percent:.1f}",

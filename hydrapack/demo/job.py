@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from hydrapack import __version__
+from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.adapters.lora import WEIGHTS, LoraAdapter
+from hydrapack.adapters.read import WEIGHTS
 from hydrapack.base import smollm2
 from hydrapack.base.export import export_base
 from hydrapack.bundle import read_bundle, write_bundle
@@ -190,7 +191,7 @@ def _source_digest() -> str:
 
 
 def _peft_answers(
-    base: Path, adapters: list[LoraAdapter], inputs: dict[str, str], session: Session
+    base: Path, adapters: list[Adapter], inputs: dict[str, str], session: Session
 ) -> dict[str, str]:
     """Each adapter on its own input, in PyTorch with PEFT."""
     import torch

@@ -95,7 +95,8 @@ class Session:
             targets = ",".join(self.manifest.target_modules)
             raise InputError(
                 f"{model} has another adapter layout than the package (base model "
-                f"{self.manifest.base_model!r}, target modules {targets}): export that base with "
+                f"{self.manifest.base_model.id!r}, target modules {targets}): export that base "
+                f"with "
                 f"--target-modules {targets}"
             )
         stored = str(_constant(self._adapters, "get_adapter_layout"))
@@ -114,6 +115,8 @@ class Session:
 
     def use(self, task: str | None) -> Session:
         """Swap to the head of ``task``, or to the bare base model; resets the position.
+
+        A name the package does not have gets what its manifest's ``fallback`` says.
 
         A cache filled under another head would be wrong, so the next prompt starts at 0.
 

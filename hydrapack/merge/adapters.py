@@ -6,15 +6,23 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
-
-from hydrapack.adapters.lora import LoraAdapter, LoraModule
+from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.modules import Update
 from hydrapack.errors import InputError
 from hydrapack.merge.elementwise import elementwise
 from hydrapack.merge.hydraopt import assign_hydraopt, merge_hydraopt
-from hydrapack.merge.module import MergedModule, MergeMethod, MergeOptions, difference_norm
+from hydrapack.merge.module import (
+    Merged,
+    MergeMethod,
+    MergeOptions,
+    difference_norm,
+    stored_values,
+)
 from hydrapack.merge.spectral import assign, joint, merge_spectral
+from hydrapack.merge.two_sided import merge_two_sided
+from hydrapack.merge.vera import merge_vera
 
 METHODS: dict[str, MergeMethod] = {
     "spectral": merge_spectral,
@@ -23,8 +31,13 @@ METHODS: dict[str, MergeMethod] = {
     "ties": elementwise("ties"),
     "dare": elementwise("dare"),
     "dare-ties": elementwise("dare-ties"),
+    "two-sided": merge_two_sided,
 }
-_MANY = ("spectral", "hydraopt")
+VERA_METHODS: dict[str, Any] = {
+    **{name: method for name, method in METHODS.items() if name != "two-sided"},
+    "spectral": merge_vera,
+}
+_MANY = ("spectral", "hydraopt", "two-sided")
 ROUTINGS = ("per-module", "global")
 
 
@@ -37,7 +50,7 @@ class Merge:
     heads: int
     rank: int
     seed: int
-    modules: dict[str, MergedModule]
+    modules: dict[str, Merged]
     relative_errors: dict[str, float]
     """By task: norm of (updates - merged) over norm of the updates, all modules together."""
     module_errors: dict[str, tuple[float, ...]]
@@ -52,7 +65,7 @@ class Merge:
 
 
 def merge_adapters(
-    adapters: Sequence[LoraAdapter],
+    adapters: Sequence[Adapter],
     method: str = "spectral",
     heads: int | None = None,
     rank: int | None = None,
@@ -61,6 +74,7 @@ def merge_adapters(
     *,
     routing: str = "per-module",
     weights: Mapping[str, float] | None = None,
+    output_rank: int | None = None,
     density: float = 0.5,
     only_a: bool = False,
     refit_b: bool = False,
@@ -79,6 +93,7 @@ def merge_adapters(
         routing: with M < N, ``per-module`` lets a task use another head in each module,
             ``global`` gives it one for all.
         weights: of the tasks' squared errors, by task; 1 where not named.
+        output_rank: two-sided's Q, columns of the common output basis; twice the rank by default.
         density: share of values that ties, dare and dare-ties keep.
         only_a: merge A alone by one of the elementwise methods, every task keeping its B.
         refit_b: with ``only_a``, the least-squares B for the merged A instead.
@@ -89,6 +104,9 @@ def merge_adapters(
     """
     if method not in METHODS:
         raise InputError(f"--method {method}: choose one of {', '.join(METHODS)}")
+    methods = VERA_METHODS if adapters[0].kind == "VERA" else METHODS
+    if method not in methods:
+        raise InputError(f"--method {method}: not for VeRA; choose one of {', '.join(methods)}")
     count = len(adapters)
     heads = heads if heads is not None else (count if method in _MANY or only_a else 1)
     rank = rank if rank is not None else max(a.rank for a in adapters)
@@ -101,12 +119,17 @@ def merge_adapters(
             raise InputError(f"{flag} {value:g}: must be above 0")
     if rank < 1:
         raise InputError(f"--rank {rank}: must be 1 or more")
+    if output_rank is not None and (method != "two-sided" or output_rank < 1):
+        raise InputError(f"--output-rank {output_rank}: 1 or more, with --method two-sided")
+    if method == "two-sided" and heads != count:
+        raise InputError(f"--heads {heads}: two-sided keeps a small head a task; leave it out")
     _check(method, heads, count, routing, density, only_a, refit_b)
     options = MergeOptions(
         heads=heads,
         rank=rank,
         seed=seed,
-        weights=_weights(adapters, weights or {}),
+        weights=task_weights(adapters, weights or {}),
+        output_rank=output_rank or 0,
         density=density,
         only_a=only_a,
         refit_b=refit_b,
@@ -116,27 +139,44 @@ def merge_adapters(
         temperature=temperature,
         init=init,
     )
-    names = sorted({name for adapter in adapters for name in adapter.modules})
-    modules: dict[str, MergedModule] = {}
-    module_errors: dict[str, tuple[float, ...]] = {}
-    squared = [[0.0, 0.0] for _ in adapters]
+    names = module_names(adapters)
     if routing == "global" and heads < count:
         options = replace(
             options, assignment=_one_route(adapters, names, method, options, progress)
         )
+    done = 0
+
+    def merge(name: str, updates: Sequence[Update]) -> Merged:
+        nonlocal done
+        report, done = _reporter(progress, done, len(names)), done + 1
+        return methods[method](
+            updates, replace(options, seed=module_seed(seed, name), report=report)
+        )
+
+    return merge_modules(adapters, merge, _label(method, only_a, refit_b), rank, seed, progress)
+
+
+def merge_modules(
+    adapters: Sequence[Adapter],
+    merge: Callable[[str, Sequence[Update]], Merged],
+    label: str,
+    rank: int,
+    seed: int,
+    progress: Callable[[float, int, str], None],
+) -> Merge:
+    """Every module by ``merge`` (its name, the tasks' updates), with what it costs and saves."""
+    modules: dict[str, Merged] = {}
+    module_errors: dict[str, tuple[float, ...]] = {}
+    squared = [[0.0, 0.0] for _ in adapters]
+    names = module_names(adapters)
     for done, name in enumerate(names):
         progress(done, len(names), "")
         updates = module_updates(adapters, name)
-        modules[name] = merged = METHODS[method](
-            updates,
-            replace(
-                options, seed=module_seed(seed, name), report=_reporter(progress, done, len(names))
-            ),
-        )
-        errors = []
+        modules[name] = merged = merge(name, updates)
+        errors, shared = [], merged.shared()
         for k, update in enumerate(updates):
-            head = merged.heads[merged.assignment[k]]
-            difference, own = difference_norm(update, merged.A, head)
+            head = merged.head(merged.assignment[k])
+            difference, own = difference_norm(update, shared, head)
             squared[k][0] += difference**2
             squared[k][1] += own**2
             errors.append(difference / own if own else difference)
@@ -144,8 +184,8 @@ def merge_adapters(
     progress(len(names), len(names), "")
     return Merge(
         tasks=tuple(a.task for a in adapters),
-        method=_label(method, only_a, refit_b),
-        heads=heads,
+        method=label,
+        heads=max(len(m.heads) for m in modules.values()),
         rank=rank,
         seed=seed,
         modules=modules,
@@ -154,20 +194,24 @@ def merge_adapters(
             for a, (d, own) in zip(adapters, squared, strict=True)
         },
         module_errors=module_errors,
-        parameters=sum(m.A.numel() + m.heads.numel() for m in modules.values()),
+        parameters=stored_values(modules.values()),
         baseline_parameters=sum(a.parameters for a in adapters),
     )
 
 
-def module_updates(adapters: Sequence[LoraAdapter], name: str) -> list[LoraModule]:
+def module_names(adapters: Sequence[Adapter]) -> list[str]:
+    """Every module that some adapter has, sorted."""
+    return sorted({name for adapter in adapters for name in adapter.modules})
+
+
+def module_updates(adapters: Sequence[Adapter], name: str) -> list[Update]:
     """Each task's update of the module; rank 0 where a task leaves it alone."""
-    d_out, d_in = next(a.modules[name].shape for a in adapters if name in a.modules)
-    absent = LoraModule(torch.zeros(0, d_in), torch.zeros(d_out, 0), 1.0)
+    absent = next(a.modules[name] for a in adapters if name in a.modules).absent()
     return [adapter.modules.get(name, absent) for adapter in adapters]
 
 
 def _one_route(
-    adapters: Sequence[LoraAdapter],
+    adapters: Sequence[Adapter],
     names: Sequence[str],
     method: str,
     options: MergeOptions,
@@ -195,7 +239,7 @@ def module_seed(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:6], "big")
 
 
-def absent_modules(adapters: Sequence[LoraAdapter]) -> dict[str, list[str]]:
+def absent_modules(adapters: Sequence[Adapter]) -> dict[str, list[str]]:
     """By task: the modules that other tasks adapt and this one does not (zero updates)."""
     every = {name for adapter in adapters for name in adapter.modules}
     absent = {a.task: sorted(every - set(a.modules)) for a in adapters}
@@ -231,9 +275,14 @@ def _check(
         raise InputError(f"--heads {heads}: {method} makes {made}; leave --heads out")
 
 
-def _weights(
-    adapters: Sequence[LoraAdapter], weights: Mapping[str, float]
+def task_weights(
+    adapters: Sequence[Adapter], weights: Mapping[str, float]
 ) -> tuple[float, ...] | None:
+    """Weights in task order, 1 where not named; None if none is.
+
+    Raises:
+        InputError: an unknown task or a weight that is not above 0.
+    """
     tasks = [a.task for a in adapters]
     for name, weight in weights.items():
         if name not in tasks:

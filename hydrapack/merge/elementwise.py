@@ -3,7 +3,8 @@
 Task arithmetic (https://arxiv.org/abs/2212.04089), TIES (https://arxiv.org/abs/2306.01708), DARE
 and DARE-TIES (https://arxiv.org/abs/2311.03099), as in ``peft.LoraModel.add_weighted_adapter``: A
 and B are merged apart, each task with the square root of its weight times its scaling. Weights are
-the HydraOpt paper's: 1/N for task arithmetic and DARE, 1 for TIES and DARE-TIES.
+the HydraOpt paper's: 1/N for task arithmetic and DARE, 1 for TIES and DARE-TIES. VeRA's d and b
+take the place of A and B.
 
 With ``only_a`` (the paper's Fig. 6) A alone is merged and every task keeps its own B; with
 ``refit_b`` (ours) that B is replaced by the least-squares one for the merged A.
@@ -16,9 +17,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from hydrapack.adapters.lora import LoraModule
+from hydrapack.adapters.modules import Update
 from hydrapack.errors import InputError
-from hydrapack.merge.module import MergedModule, MergeOptions, best_head
+from hydrapack.merge.module import Merged, MergeOptions, fit_head, merged_like
 
 # PEFT's function, whether it takes a density, and whether weights sum to 1.
 _FUNCTIONS = {
@@ -29,16 +30,16 @@ _FUNCTIONS = {
 }
 
 
-def elementwise(name: str) -> Callable[[Sequence[LoraModule], MergeOptions], MergedModule]:
+def elementwise(name: str) -> Callable[[Sequence[Update], MergeOptions], Merged]:
     """The merge method called ``name``, one of task-arithmetic, ties, dare, dare-ties."""
 
-    def merge(updates: Sequence[LoraModule], options: MergeOptions) -> MergedModule:
+    def merge(updates: Sequence[Update], options: MergeOptions) -> Merged:
         return _merge(name, updates, options)
 
     return merge
 
 
-def _merge(name: str, updates: Sequence[LoraModule], options: MergeOptions) -> MergedModule:
+def _merge(name: str, updates: Sequence[Update], options: MergeOptions) -> Merged:
     present = [k for k, u in enumerate(updates) if u.rank]
     ranks = {updates[k].rank for k in present}
     if ranks != {options.rank}:
@@ -50,13 +51,20 @@ def _merge(name: str, updates: Sequence[LoraModule], options: MergeOptions) -> M
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         if options.only_a:
-            A = _combine(name, [updates[k].A for k in present], weights, options.density)
-            heads = [_own_head(u, A, options.refit_b) for u in updates]
-            return MergedModule(A, torch.stack(heads).float(), tuple(range(len(updates))))
+            own = [updates[k].trained[0] for k in present]
+            merged = _combine(name, own, weights, options.density)
+            heads = torch.stack([_own_head(u, updates[present[0]]) for u in updates])
+            kept = merged_like(updates[0], merged, heads, tuple(range(len(updates))))
+            if not options.refit_b:
+                return kept
+            heads = torch.stack([fit_head(u, kept) for u in updates])
+            return merged_like(updates[0], merged, heads, kept.assignment)
         roots = [math.sqrt(w * updates[k].scaling) for k, w in zip(present, weights, strict=True)]
-        A = _combine(name, [updates[k].A for k in present], roots, options.density)
-        B = _combine(name, [updates[k].B for k in present], roots, options.density)
-    return MergedModule(A, B[None], (0,) * len(updates))
+        A, B = (
+            _combine(name, [updates[k].trained[part] for k in present], roots, options.density)
+            for part in (0, 1)
+        )
+    return merged_like(updates[0], A, B[None], (0,) * len(updates))
 
 
 def _combine(
@@ -70,7 +78,8 @@ def _combine(
     return getattr(merge_utils, function)(*arguments)
 
 
-def _own_head(update: LoraModule, A: torch.Tensor, refit: bool) -> torch.Tensor:
+def _own_head(update: Update, like: Update) -> torch.Tensor:
+    """The task's own B with its scaling, or b; zeros, sized as ``like``'s, where it has none."""
     if not update.rank:
-        return torch.zeros(update.shape[0], A.shape[0], dtype=torch.float64)
-    return best_head(update, A) if refit else update.scaled_b()
+        return torch.zeros_like(like.trained[1])
+    return update.trained[1] * update.scaling

@@ -19,10 +19,11 @@ from dataclasses import replace
 
 import torch
 
-from hydrapack.adapters.lora import LoraModule
+from hydrapack.adapters.modules import Update, VeraModule
 from hydrapack.errors import InputError
-from hydrapack.merge.module import MergedModule, MergeOptions
+from hydrapack.merge.module import Merged, MergedVera, MergeOptions, merged_like
 from hydrapack.merge.spectral import merge_spectral
+from hydrapack.merge.vera import merge_vera
 
 DISTANCES = ("mae", "fro", "mse", "cs")
 INITS = ("adapters", "spectral", "random")
@@ -36,13 +37,15 @@ PATIENCE, PLATEAU = 40, 1e-4
 class _Module:
     """One module's targets and what is trained for it, on the device."""
 
-    def __init__(self, updates: Sequence[LoraModule], options: MergeOptions) -> None:
+    def __init__(self, updates: Sequence[Update], options: MergeOptions) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         # Gram matrices cancel where the fit is good; full products do not.
         dtype = torch.float32 if options.distance == "mae" else torch.float64
-        self.targets = [(u.A.to(device, dtype), u.scaled_b().to(device, dtype)) for u in updates]
-        A, heads = _start(updates, options)
-        self.A = A.to(device, dtype).requires_grad_()
+        factors = [u.factors() for u in updates]
+        self.targets = [(A.to(device, dtype), B.to(device, dtype)) for A, B in factors]
+        self.expand = updates[0].expand
+        shared, heads = _start(updates, options)
+        self.shared = shared.to(device, dtype).requires_grad_()
         self.heads = heads.to(device, dtype).requires_grad_()
         self.squares = [float(((B.T @ B) * (A @ A.T)).sum()) for A, B in self.targets]
         self.values = updates[0].shape[0] * updates[0].shape[1]
@@ -53,7 +56,7 @@ class _Module:
         """AdamW's parameter groups."""
         return [
             {"params": [p], "lr": rate * float(p.detach().square().mean().sqrt())}
-            for p in (self.A, self.heads)
+            for p in (self.shared, self.heads)
         ]
 
     def _size(self, k: int, distance: str) -> float:
@@ -65,12 +68,13 @@ class _Module:
         )
 
     def distance(self, k: int, head: torch.Tensor, kind: str) -> torch.Tensor:
-        """Of task k's update from ``head`` @ A; only mae forms the d_out x d_in product."""
+        """Of task k's update from its head's; only mae forms the d_out x d_in product."""
         A, B = self.targets[k]
+        shared, head = self.expand(self.shared, head)
         if kind == "mae":
-            return (torch.cat([head, -B], 1) @ torch.cat([self.A, A])).abs().mean()
-        norm = ((head.T @ head) * (self.A @ self.A.T)).sum()
-        cross = ((B.T @ head) * (A @ self.A.T)).sum()
+            return (torch.cat([head, -B], 1) @ torch.cat([shared, A])).abs().mean()
+        norm = ((head.T @ head) * (shared @ shared.T)).sum()
+        cross = ((B.T @ head) * (A @ shared.T)).sum()
         if kind == "cs":
             if not self.squares[k]:
                 return norm * 0
@@ -79,7 +83,7 @@ class _Module:
         return square if kind == "fro" else square / self.values
 
 
-def merge_hydraopt(updates: Sequence[LoraModule], options: MergeOptions) -> MergedModule:
+def merge_hydraopt(updates: Sequence[Update], options: MergeOptions) -> Merged:
     """Train A and the heads of one module.
 
     Args:
@@ -90,23 +94,19 @@ def merge_hydraopt(updates: Sequence[LoraModule], options: MergeOptions) -> Merg
         InputError: an unknown distance or init.
     """
     if options.assignment is None and options.init == "spectral":
-        start = merge_spectral(updates, replace(options, weights=None))
-        options = replace(options, assignment=start.assignment)
+        options = replace(options, assignment=_spectral(updates, options).assignment)
     (module,), assignment = _train([updates], options)
-    return MergedModule(
-        module.A.detach().float().cpu(), module.heads.detach().float().cpu(), assignment
-    )
+    shared, heads = module.shared.detach().cpu(), module.heads.detach().cpu()
+    return merged_like(updates[0], shared, heads, assignment)
 
 
-def assign_hydraopt(
-    modules: Sequence[Sequence[LoraModule]], options: MergeOptions
-) -> tuple[int, ...]:
+def assign_hydraopt(modules: Sequence[Sequence[Update]], options: MergeOptions) -> tuple[int, ...]:
     """One head a task for all modules, by Eq. (1) with coefficients that all modules share."""
     return _train(modules, options)[1]
 
 
 def _train(
-    modules: Sequence[Sequence[LoraModule]], options: MergeOptions
+    modules: Sequence[Sequence[Update]], options: MergeOptions
 ) -> tuple[list[_Module], tuple[int, ...]]:
     if options.distance not in DISTANCES:
         raise InputError(f"--distance {options.distance}: choose one of {', '.join(DISTANCES)}")
@@ -116,7 +116,9 @@ def _train(
     trained = [_Module(updates, options) for updates in modules]
     whole = sum(module.whole for module in trained) or 1.0
     generator = torch.Generator().manual_seed(options.seed)
-    coefficients = torch.randn(count, heads, generator=generator).to(trained[0].A).requires_grad_()
+    coefficients = (
+        torch.randn(count, heads, generator=generator).to(trained[0].shared).requires_grad_()
+    )
     assignment = options.assignment or (tuple(range(count)) if heads == count else None)
     groups = [group for module in trained for group in module.groups(options.learning_rate)]
     if assignment is None:
@@ -146,7 +148,7 @@ def _train(
             optimizer.step()
             schedule.step()
     for module, (A, B) in zip(trained, kept, strict=True):
-        module.A.data, module.heads.data = A, B
+        module.shared.data, module.heads.data = A, B
     return trained, assignment or tuple(coefficients.argmax(1).tolist())
 
 
@@ -158,7 +160,7 @@ def _backward(
     leaf = mixture.detach().requires_grad_()
     for module in modules:
         for k in range(len(module.targets)):
-            head = torch.einsum("m,mor->or", leaf[k], module.heads)
+            head = torch.tensordot(leaf[k], module.heads, 1)
             loss = module.distance(k, head, options.distance) * (options.weight(k) / whole)
             torch.autograd.backward(loss)
             total += float(loss.detach())
@@ -168,29 +170,40 @@ def _backward(
 
 
 def _copy(modules: Sequence[_Module]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(m.A.detach().clone(), m.heads.detach().clone()) for m in modules]
+    return [(m.shared.detach().clone(), m.heads.detach().clone()) for m in modules]
 
 
-def _start(
-    updates: Sequence[LoraModule], options: MergeOptions
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A (R, d_in) and heads (M, d_out, R) to start from, float64."""
+def _spectral(updates: Sequence[Update], options: MergeOptions) -> Merged:
+    vera = [u for u in updates if isinstance(u, VeraModule)]
+    options = replace(options, weights=None)
+    return merge_vera(vera, options) if vera else merge_spectral(updates, options)
+
+
+def _start(updates: Sequence[Update], options: MergeOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (R, d_in) and heads (M, d_out, R), or VeRA's d and b, to start from; float64."""
     if options.init == "spectral":
-        merged = merge_spectral(updates, replace(options, weights=None))
-        return merged.A.double(), merged.heads.double()
-    d_out, d_in = updates[0].shape
-    present = [u for u in updates if u.rank]
+        merged = _spectral(updates, options)
+        shared = merged.d if isinstance(merged, MergedVera) else merged.A
+        return shared.double(), merged.heads.double()
+    own = [(u.trained[0].double(), u.trained[1].double() * u.scaling) for u in updates]
+    present = [pair for pair, u in zip(own, updates, strict=True) if u.rank]
     generator = torch.Generator().manual_seed(options.seed)
-    size_a = float(torch.stack([u.A.double().square().mean() for u in present]).mean().sqrt())
-    size_b = float(torch.stack([u.scaled_b().square().mean() for u in present]).mean().sqrt())
-    A = size_a * torch.randn(options.rank, d_in, generator=generator, dtype=torch.float64)
-    shape = (options.heads, d_out, options.rank)
-    heads = 0.1 * size_b * torch.randn(shape, generator=generator, dtype=torch.float64)
+    size_a, size_b = (
+        float(torch.stack([t.square().mean() for t in part]).mean().sqrt())
+        for part in zip(*present, strict=True)
+    )
+    first, head = present[0]
+    shape_a = (options.rank, *first.shape[1:])
+    shape_b = (options.heads, head.shape[0], *([options.rank] if head.dim() == 2 else []))
+    A = size_a * torch.randn(shape_a, generator=generator, dtype=torch.float64)
+    heads = 0.1 * size_b * torch.randn(shape_b, generator=generator, dtype=torch.float64)
     if options.init == "adapters":
-        shared = min(options.rank, present[0].rank)
-        A[:shared] = present[0].A[:shared].double()
-        for head, update in zip(heads, updates, strict=False):
-            own = min(options.rank, update.rank)
-            head[:, :own] = update.scaled_b()[:, :own]
-            head[:, own:] = 0
+        A[: len(first)] = first[: options.rank]
+        for mine, (_, other) in zip(heads, own, strict=False):
+            if other.dim() == 1:
+                mine.copy_(other)
+                continue
+            common = min(options.rank, other.shape[1])
+            mine[:, :common] = other[:, :common]
+            mine[:, common:] = 0
     return A, heads

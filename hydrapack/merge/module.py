@@ -2,24 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from hydrapack.adapters.lora import LoraModule
+from hydrapack.adapters.modules import Update, VeraModule
 
 
 @dataclass(frozen=True)
 class MergedModule:
     """A shared A (rank, d_in), heads B (M, d_out, rank), and each task's head.
 
-    The scaling is folded into the heads: task k's update is ``heads[assignment[k]] @ A``.
+    The scaling is folded into the heads: task k's update is ``head(assignment[k]) @ A``. With a
+    common output basis ``U`` (d_out, Q) the heads are C (M, Q, rank), and B is U @ C.
     """
 
     A: torch.Tensor
     heads: torch.Tensor
     assignment: tuple[int, ...]
+    U: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the linear."""
+        return (self.heads.shape[1] if self.U is None else self.U.shape[0]), self.A.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return self.A.shape[0]
+
+    @property
+    def output_rank(self) -> int:
+        """Q, columns of U; 0 for whole heads."""
+        return 0 if self.U is None else self.U.shape[1]
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is stored, by the name it has in a bundle."""
+        if self.U is None:
+            return {"A": self.A, "B": self.heads}
+        return {"A": self.A, "C": self.heads, "U": self.U}
+
+    def shared(self) -> torch.Tensor:
+        """A (rank, d_in) as a plain LoRA has it."""
+        return self.A
+
+    def head(self, index: int) -> torch.Tensor:
+        """B (d_out, rank) as a plain LoRA has it."""
+        return self.heads[index] if self.U is None else self.U @ self.heads[index]
+
+
+@dataclass(frozen=True)
+class MergedVera:
+    """A shared d (rank,) and heads b (M, d_out) over VeRA's common frozen A and B."""
+
+    d: torch.Tensor
+    heads: torch.Tensor
+    assignment: tuple[int, ...]
+    A: torch.Tensor
+    B: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the linear; d_in is the widest of the model's adapted linears."""
+        return self.B.shape[0], self.A.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """Values of d."""
+        return self.d.shape[0]
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is stored for this module, by the name it has in a bundle."""
+        return {"d": self.d, "b": self.heads}
+
+    def shared(self) -> torch.Tensor:
+        """A (rank, d_in) as a plain LoRA has it."""
+        return self.d[:, None] * self.A.to(self.d)
+
+    def head(self, index: int) -> torch.Tensor:
+        """B (d_out, rank) as a plain LoRA has it."""
+        return self.heads[index][:, None] * self.B.to(self.heads)
+
+
+Merged = MergedModule | MergedVera
+
+
+def stored_values(modules: Iterable[Merged]) -> int:
+    """Values that are stored for the modules (VeRA: the common frozen A and B apart)."""
+    return sum(t.numel() for module in modules for t in module.tensors.values())
 
 
 @dataclass(frozen=True)
@@ -35,6 +110,8 @@ class MergeOptions:
     """Per task, in task order; all 1 by default."""
     assignment: tuple[int, ...] | None = None
     """Each task's head, where it is settled beforehand (one route for all modules)."""
+    output_rank: int = 0
+    """two-sided's Q; twice the rank if 0."""
     density: float = 0.5
     """Share of values that TIES and DARE keep."""
     only_a: bool = False
@@ -56,28 +133,42 @@ class MergeOptions:
 
 
 # A method maps the tasks' updates of one module to the merged module.
-MergeMethod = Callable[[Sequence[LoraModule], MergeOptions], MergedModule]
+MergeMethod = Callable[[Sequence[Update], MergeOptions], Merged]
 
 
-def difference_norm(module: LoraModule, A: torch.Tensor, B: torch.Tensor) -> tuple[float, float]:
+def merged_like(
+    update: Update, shared: torch.Tensor, heads: torch.Tensor, assignment: tuple[int, ...]
+) -> Merged:
+    """A and heads B, or for VeRA d and heads b, as a merged module in float32."""
+    if isinstance(update, VeraModule):
+        return MergedVera(shared.float(), heads.float(), assignment, update.A, update.B)
+    return MergedModule(shared.float(), heads.float(), assignment)
+
+
+def difference_norm(update: Update, A: torch.Tensor, B: torch.Tensor) -> tuple[float, float]:
     """Frobenius norms of (update - B @ A) and of the update.
 
-    By thin QR of the stacked factors: no d_out x d_in product, and no cancellation when the two
-    are equal.
+    From Gram matrices in float64, without a d_out x d_in product; differences below 1e-8 of the
+    update's norm are rounding.
     """
-    left = torch.cat([module.scaled_b(), -B.double()], 1)
-    right = torch.cat([module.A.double(), A.double()])
-    r_left = torch.linalg.qr(left, mode="r").R
-    r_right = torch.linalg.qr(right.T, mode="r").R
-    rank = module.rank
-    whole = torch.linalg.matrix_norm(r_left @ r_right.T)
-    own = torch.linalg.matrix_norm(r_left[:, :rank] @ r_right[:, :rank].T)
-    return float(whole), float(own)
+    own_a, own_b = update.factors()
+    A, B = A.double(), B.double()
+    own = ((own_b.T @ own_b) * (own_a @ own_a.T)).sum()
+    cross = ((own_b.T @ B) * (own_a @ A.T)).sum()
+    rest = own - 2 * cross + ((B.T @ B) * (A @ A.T)).sum()
+    return math.sqrt(max(float(rest), 0.0)), math.sqrt(max(float(own), 0.0))
 
 
-def best_head(module: LoraModule, A: torch.Tensor) -> torch.Tensor:
-    """The B (d_out, rank of A) that brings B @ A nearest to the update, float64.
+def fit_head(update: Update, merged: Merged) -> torch.Tensor:
+    """The head, as ``merged.heads`` holds one, that comes nearest to the update; float64.
 
-    Least squares through the pseudo-inverse, so that any A will do.
+    Least squares: through the pseudo-inverse of A (and of U), or row by row for VeRA's b.
     """
-    return module.scaled_b() @ (module.A.double() @ torch.linalg.pinv(A.double()))
+    A, B = update.factors()
+    shared = merged.shared().double()
+    if isinstance(merged, MergedVera):
+        frozen = merged.B.double()
+        size = ((frozen @ (shared @ shared.T)) * frozen).sum(1)
+        return ((B @ (A @ shared.T)) * frozen).sum(1) / size.clamp(min=1e-300)
+    head = B @ (A @ torch.linalg.pinv(shared))
+    return head if merged.U is None else torch.linalg.pinv(merged.U.double()) @ head

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hydrapack.adapters.lora import LoraModule
+from hydrapack.adapters.modules import Update
 from hydrapack.merge.module import MergedModule, MergeOptions
 
 STARTS = 32
@@ -56,11 +56,12 @@ class Joint:
         return self.inner @ (self.outer * pairs) @ self.inner.T
 
 
-def joint(updates: Sequence[LoraModule]) -> Joint:
+def joint(updates: Sequence[Update]) -> Joint:
     """The updates of one module, some perhaps of rank 0, as one small problem."""
-    basis, inner = torch.linalg.qr(torch.cat([u.A.double() for u in updates]).T)
-    outer = torch.cat([u.scaled_b() for u in updates], 1)
-    owner = torch.cat([torch.full((u.rank,), k) for k, u in enumerate(updates)])
+    factors = [u.factors() for u in updates]
+    basis, inner = torch.linalg.qr(torch.cat([A for A, _ in factors]).T)
+    outer = torch.cat([B for _, B in factors], 1)
+    owner = torch.cat([torch.full((len(A),), k) for k, (A, _) in enumerate(factors)])
     # A task without this module still needs its row in the one-hot matrix of tasks.
     missing = len(updates) - 1 - int(owner.max()) if len(owner) else len(updates)
     if missing > 0:
@@ -71,7 +72,7 @@ def joint(updates: Sequence[LoraModule]) -> Joint:
     return Joint(basis, inner, outer.T @ outer, owner)
 
 
-def merge_spectral(updates: Sequence[LoraModule], options: MergeOptions) -> MergedModule:
+def merge_spectral(updates: Sequence[Update], options: MergeOptions) -> MergedModule:
     """The least-squares shared A and heads for one module.
 
     Args:
@@ -87,7 +88,7 @@ def merge_spectral(updates: Sequence[LoraModule], options: MergeOptions) -> Merg
 
 def fit(
     problem: Joint,
-    updates: Sequence[LoraModule],
+    updates: Sequence[Update],
     assignment: tuple[int, ...],
     options: MergeOptions,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,7 +105,8 @@ def fit(
     totals = _members(assignment, options.heads).T @ weights
     for k, update in enumerate(updates):
         head = assignment[k]
-        heads[head] += (weights[k] / totals[head]) * (update.scaled_b() @ (update.A.double() @ A.T))
+        own_a, own_b = update.factors()
+        heads[head] += (weights[k] / totals[head]) * (own_b @ (own_a @ A.T))
     if (missing := options.rank - A.shape[0]) > 0:
         A = torch.nn.functional.pad(A, (0, 0, 0, missing))
         heads = torch.nn.functional.pad(heads, (0, missing))

@@ -11,14 +11,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from hydrapack.adapters.lora import LoraAdapter, LoraModule
+from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.modules import Update
 from hydrapack.errors import InputError
-from hydrapack.merge.adapters import merge_adapters, module_seed, module_updates
-from hydrapack.merge.module import MergedModule, MergeOptions
+from hydrapack.merge.adapters import merge_adapters, module_names, module_seed, module_updates
+from hydrapack.merge.module import Merged, MergedModule, MergeOptions, difference_norm
 from hydrapack.merge.spectral import assign, fit, joint
-from hydrapack.quantize import quantize_rows
+from hydrapack.merge.two_sided import merge_two_sided
+from hydrapack.quantize import Rounding, check_bits, module_bytes, round_module
 
 BASELINES: tuple[tuple[str, bool], ...] = (
     ("task-arithmetic", False),
@@ -28,6 +28,9 @@ BASELINES: tuple[tuple[str, bool], ...] = (
     ("task-arithmetic", True),
 )
 
+OUTPUT_RANKS = (1, 2, 3, 4)
+"""two-sided's Q, in adapters' ranks."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -36,6 +39,8 @@ class Point:
     method: str
     heads: int
     rank: int
+    output_rank: int
+    """two-sided's Q; 0 for whole heads."""
     bits: int
     parameters: int
     bytes: int
@@ -52,9 +57,9 @@ class _Sum:
 
 
 def trade_off(
-    adapters: Sequence[LoraAdapter],
+    adapters: Sequence[Adapter],
     ranks: Sequence[int] | None = None,
-    bits: Sequence[int] = (8, 16),
+    bits: Sequence[int] = (4, 8, 16),
     seed: int = 0,
     progress: Callable[[float, int, str], None] = lambda done, total, note: None,
 ) -> list[Point]:
@@ -63,7 +68,7 @@ def trade_off(
     Args:
         ranks: R; from a quarter to twice the adapters' own by default. With M < N the tasks are
             assigned to heads once, at the adapters' rank.
-        bits: 8, 16 or 32 a value.
+        bits: 4, 8, 16 or 32 a value.
 
     Raises:
         InputError: a rank or a bit width out of range.
@@ -73,10 +78,11 @@ def trade_off(
     if min(ranks) < 1:
         raise InputError(f"--ranks {min(ranks)}: must be 1 or more")
     for width in bits:
-        if width not in (8, 16, 32):
-            raise InputError(f"--bits {width}: choose of 8, 16, 32")
-    names = sorted({name for adapter in adapters for name in adapter.modules})
-    sums: dict[tuple[int, int, int], _Sum] = {}
+        check_bits("--bits", width)
+    if adapters[0].kind != "LORA":
+        raise InputError("the trade-off is of LoRA adapters; VeRA's is merge's S for each --heads")
+    names = module_names(adapters)
+    sums: dict[tuple[str, int, int, int, int], _Sum] = {}
     whole = 0.0
     for done, name in enumerate(names):
         progress(done, len(names), "")
@@ -87,67 +93,54 @@ def trade_off(
             options = MergeOptions(heads, own, module_seed(seed, name))
             assignment = assign([problem], options)
             A, found = fit(problem, updates, assignment, MergeOptions(heads, max(ranks)))
-            _add_points(sums, updates, MergedModule(A, found, assignment), ranks, bits)
+            for rank in ranks:
+                part = MergedModule(A[:rank].float(), found[:, :, :rank].float(), assignment)
+                _add_points(sums, "spectral", (heads, rank, 0), updates, part, bits)
+        for width in sorted({min(f, len(adapters)) * own for f in OUTPUT_RANKS}):
+            merged = merge_two_sided(updates, MergeOptions(len(adapters), own, output_rank=width))
+            shape = (len(adapters), own, width)
+            _add_points(sums, "two-sided", shape, updates, merged, bits)
     progress(len(names), len(names), "")
     baseline = sum(a.parameters for a in adapters)
     points = [
-        _point("spectral", key, total, whole, baseline) for key, total in sorted(sums.items())
+        _point(method, key, total, whole, baseline)
+        for (method, *key), total in sorted(sums.items())
     ]
     apart = _Sum(baseline, 2 * baseline, 0.0)
     return [
         *points,
         *_baselines(adapters, seed, own, whole, baseline),
-        _point("adapters apart", (len(adapters), own, 16), apart, whole, baseline),
+        _point("adapters apart", (len(adapters), own, 0, 16), apart, whole, baseline),
     ]
 
 
-def _square(update: LoraModule, A: torch.Tensor, B: torch.Tensor) -> float:
-    """Squared norm of (update - B @ A), from Gram matrices."""
-    own_b, own_a = update.scaled_b(), update.A.double()
-    own = ((own_b.T @ own_b) * (own_a @ own_a.T)).sum()
-    cross = ((own_b.T @ B) * (own_a @ A.T)).sum()
-    return float((own - 2 * cross + ((B.T @ B) * (A @ A.T)).sum()).clamp(min=0))
-
-
-def _error(updates: Sequence[LoraModule], merged: MergedModule) -> float:
+def _error(updates: Sequence[Update], merged: Merged) -> float:
     """Squared error of a module, all tasks together."""
     return sum(
-        _square(update, merged.A.double(), merged.heads[head].double())
+        difference_norm(update, merged.shared(), merged.head(head))[0] ** 2
         for update, head in zip(updates, merged.assignment, strict=True)
     )
 
 
 def _add_points(
-    sums: dict[tuple[int, int, int], _Sum],
-    updates: Sequence[LoraModule],
-    fitted: MergedModule,
-    ranks: Sequence[int],
+    sums: dict[tuple[str, int, int, int, int], _Sum],
+    method: str,
+    shape: tuple[int, int, int],
+    updates: Sequence[Update],
+    merged: MergedModule,
     bits: Sequence[int],
 ) -> None:
-    """Add a module's bytes and errors; ``fitted`` has the largest rank, the rest are its parts."""
-    d_out, d_in = updates[0].shape
-    count = len(fitted.heads)
-    for rank in ranks:
-        for width in bits:
-            total = sums.setdefault((count, rank, width), _Sum())
-            values = rank * d_in + count * d_out * rank
-            total.parameters += values
-            total.bytes += values * width // 8 + (2 * (rank + count * d_out) if width == 8 else 0)
-            A = _rounded(fitted.A[:rank], width)
-            heads = _rounded(fitted.heads[:, :, :rank], width)
-            total.squared += _error(updates, MergedModule(A, heads, fitted.assignment))
-
-
-def _rounded(matrix: torch.Tensor, bits: int) -> torch.Tensor:
-    """What the packer's storage at ``bits`` a value gives back, float64."""
-    if bits == 8:
-        values, scales = quantize_rows(matrix.float())
-        return values.double() * scales.double()
-    return matrix.half().double() if bits == 16 else matrix
+    """Add a module's bytes and errors as the packer would write it; ``shape`` is (M, R, Q)."""
+    for width in bits:
+        total = sums.setdefault((method, *shape, width), _Sum())
+        rounding = Rounding(width, width)
+        total.parameters += sum(t.numel() for t in merged.tensors.values())
+        total.bytes += module_bytes(merged, rounding)
+        total.squared += _error(updates, round_module(merged, rounding))
 
 
 def _baselines(
-    adapters: Sequence[LoraAdapter], seed: int, rank: int, whole: float, baseline: int
+    adapters: Sequence[Adapter], seed: int, rank: int, whole: float, baseline: int
 ) -> list[Point]:
     if {m.rank for a in adapters for m in a.modules.values()} != {rank}:
         return []  # They merge value by value, which needs one rank.
@@ -159,18 +152,17 @@ def _baselines(
             for name, module in merged.modules.items()
         )
         total = _Sum(merged.parameters, 2 * merged.parameters, squared)
-        points.append(_point(merged.method, (merged.heads, rank, 16), total, whole, baseline))
+        points.append(_point(merged.method, (merged.heads, rank, 0, 16), total, whole, baseline))
     return points
 
 
-def _point(
-    method: str, key: tuple[int, int, int], total: _Sum, whole: float, baseline: int
-) -> Point:
-    heads, rank, bits = key
+def _point(method: str, key: Sequence[int], total: _Sum, whole: float, baseline: int) -> Point:
+    heads, rank, output_rank, bits = key
     return Point(
         method=method,
         heads=heads,
         rank=rank,
+        output_rank=output_rank,
         bits=bits,
         parameters=total.parameters,
         bytes=total.bytes,

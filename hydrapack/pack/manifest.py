@@ -4,17 +4,60 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from hydrapack.adapters.task_card import Generation
+from hydrapack.digest import file_sha256
 from hydrapack.errors import InputError
 from hydrapack.prompts import check_template
-from hydrapack.quantize import Bits
+from hydrapack.quantize import BitWidth
 from hydrapack.schema import Digest, Strict, read_model
 
 MANIFEST, ADAPTERS = "manifest.json", "adapters.pte"
+
+
+Count = Annotated[int, Field(ge=0, lt=1 << 31)]
+Name = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class BaseModelInfo(Strict):
+    """The base model the tasks were trained on."""
+
+    id: str = Field(max_length=1000)
+    """Hugging Face id or path, as the adapters name it."""
+    weights_sha256: Digest | None = None
+    """SHA-256 of the base weights' tensors, where the package was checked against a model.pte."""
+    tokenizer_sha256: Digest | None = None
+    """SHA-256 of tokenizer.json, likewise."""
+
+
+class SourceInfo(Strict):
+    """An adapter that went into the merge."""
+
+    task: Name
+    digest: Digest
+    """SHA-256 of the adapter's adapter_model.safetensors."""
+    rank: int = Field(ge=1, le=65536)
+    alpha: float
+    parameters: Count
+    license: str | None
+    base_model: str
+
+
+class ModuleInfo(Strict):
+    """How one module is stored."""
+
+    name: Name
+    heads: int = Field(ge=1, le=4096)
+    rank: int = Field(ge=1, le=65536)
+    output_rank: Count
+    """Q of a two-sided module; 0 for whole heads."""
+    bits_a: BitWidth
+    bits_b: BitWidth
 
 
 class ManifestTask(Strict):
@@ -23,30 +66,32 @@ class ManifestTask(Strict):
     name: str = Field(min_length=1, max_length=200)
     prompt_template: str
     stop: list[str]
+    generation: Generation
     language: str | None
     route: list[Annotated[int, Field(ge=0, lt=4096)]]
     merge_relative_error: float = Field(ge=0)
     """Norm of (adapter's updates - head's) over norm of the updates, before quantization."""
     packed_relative_error: float = Field(ge=0)
     """The same after quantization."""
-    source_digest: Digest
-    """SHA-256 of the adapter's adapter_model.safetensors."""
 
 
 class ManifestFile(Strict):
     """A file of the package."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    bytes: int = Field(ge=0)
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+    bytes: int = Field(ge=0, lt=1 << 40)
     sha256: Digest
 
 
 class Storage(Strict):
     """What the package takes against the adapters kept apart."""
 
-    parameters: int = Field(ge=1)
-    baseline_parameters: int = Field(ge=1)
+    parameters: Annotated[int, Field(ge=1)]
+    baseline_parameters: Annotated[int, Field(ge=1)]
+    s_percent: float = Field(ge=0)
     bytes: int = Field(ge=1)
+    tensor_bytes: int = Field(ge=1)
+    """Integers and scales alone, by arithmetic; the rest of the file is the program."""
     baseline_bytes: int = Field(ge=1)
     """The adapters in half precision, as PEFT files: 2 bytes a value."""
 
@@ -56,29 +101,47 @@ class Manifest(Strict):
 
     schema_version: Literal[1] = 1
     hydrapack_version: str
-    base_model: str
+    tools: dict[str, str]
+    """Versions of what wrote adapters.pte."""
+    base_model: BaseModelInfo
     layout_digest: Digest
     rank: int = Field(ge=1, le=65536)
     heads: int = Field(ge=1, le=4096)
-    target_modules: list[str]
-    bits: Bits
+    target_modules: list[str] = Field(min_length=1)
+    group_size: int = Field(ge=1, le=65536)
+    """Columns that share a scale at 4 bits."""
+    modules: list[ModuleInfo] = Field(min_length=1)
+    """In packing order."""
+    sources: list[SourceInfo] = Field(min_length=1)
     tasks: list[ManifestTask] = Field(min_length=1)
+    fallback: str
+    """What a name that is no task gets: ``error``, ``base`` for the bare model, or a task."""
     files: list[ManifestFile] = Field(min_length=1)
     storage: Storage
     package_digest: Digest
     """SHA-256 over the manifest with this field empty; the files are in it by their digests."""
 
-    def task(self, name: str) -> ManifestTask:
-        """The task called ``name``.
+    @property
+    def bits(self) -> str:
+        """Bits a value, of A and of B: ``8``, ``8/4``, or ``mixed``."""
+        widths = {(m.bits_a, m.bits_b) for m in self.modules}
+        if len(widths) > 1:
+            return "mixed"
+        (a, b) = widths.pop()
+        return str(a) if a == b else f"{a}/{b}"
+
+    def task(self, name: str) -> ManifestTask | None:
+        """The task called ``name``, or what ``fallback`` has for it; None is the bare model.
 
         Raises:
-            InputError: no such task; the message lists those there are.
+            InputError: no such task and no fallback; the message lists those there are.
         """
-        for task in self.tasks:
-            if task.name == name:
-                return task
-        known = ", ".join(task.name for task in self.tasks)
-        raise InputError(f"unknown task {name!r}; the package has: {known}")
+        tasks = {task.name: task for task in self.tasks}
+        if name in tasks:
+            return tasks[name]
+        if self.fallback != "error":
+            return tasks.get(self.fallback)
+        raise InputError(f"unknown task {name!r}; the package has: {', '.join(tasks)}")
 
 
 def read_manifest(package: Path) -> Manifest:
@@ -89,11 +152,34 @@ def read_manifest(package: Path) -> Manifest:
     """
     path = package / MANIFEST
     manifest = read_model(path, Manifest, "; is it a package?")
+    heads = [module.heads for module in manifest.modules]
     for task in manifest.tasks:
         check_template(task.prompt_template, f"{path}: task {task.name!r}")
-        if not task.route or max(task.route) >= manifest.heads:
+        if len(task.route) != len(heads):
+            raise InputError(
+                f"{path}: task {task.name!r}: route has {len(task.route)} entries, there are "
+                f"{len(heads)} modules"
+            )
+        if any(head >= count for head, count in zip(task.route, heads, strict=True)):
             raise InputError(f"{path}: task {task.name!r}: route names a head that is not there")
+    names = [task.name for task in manifest.tasks]
+    if len(set(names)) != len(names):
+        raise InputError(f"{path}: tasks: a name twice")
+    check_fallback(manifest.fallback, names, f"{path}: fallback")
+    files = [file.name for file in manifest.files]
+    if ADAPTERS not in files or len(set(files)) != len(files) or MANIFEST in files:
+        raise InputError(f"{path}: files: must name {ADAPTERS}, and each file once")
     return manifest
+
+
+def check_fallback(fallback: str, tasks: Sequence[str], where: str) -> None:
+    """Refuse a fallback that is neither ``error``, ``base`` nor a task.
+
+    Raises:
+        InputError: naming ``where``.
+    """
+    if fallback not in ("error", "base", *tasks):
+        raise InputError(f"{where} {fallback!r}: give error, base or one of {', '.join(tasks)}")
 
 
 def package_digest(manifest: Manifest) -> str:
@@ -117,10 +203,12 @@ def check_files(package: Path, manifest: Manifest) -> None:
     for file in manifest.files:
         path = package / file.name
         try:
-            data = path.read_bytes()
+            # The size first: nothing of an absurd file is read.
+            same = path.stat().st_size == file.bytes
+            same = same and file_sha256(path) == file.sha256
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
+        if not same:
             raise InputError(f"{path}: is not the file that {MANIFEST} describes; pack again")
 
 

@@ -5,72 +5,146 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from importlib.metadata import version
 from pathlib import Path
-from typing import cast
 
 import torch
 
 from hydrapack import __version__
-from hydrapack.adapters.lora import LoraModule
+from hydrapack.adapters.modules import LoraModule
 from hydrapack.atomic import new_directory
 from hydrapack.bundle import Bundle, BundleTask
 from hydrapack.errors import InputError
 from hydrapack.layout import Layout, layout_of
-from hydrapack.merge.module import difference_norm
+from hydrapack.merge.module import MergedModule, difference_norm
 from hydrapack.pack.manifest import (
     ADAPTERS,
     MANIFEST,
+    BaseModelInfo,
     Manifest,
     ManifestFile,
     ManifestTask,
+    ModuleInfo,
+    SourceInfo,
     Storage,
+    check_fallback,
     package_digest,
 )
 from hydrapack.pack.program import lower_adapters, route_tensor
-from hydrapack.quantize import BITS, Bits
+from hydrapack.quantize import GROUP_SIZE, Rounding, check_bits, module_bytes
+
+DEFAULT_BITS = 8
 
 
-def write_package(bundle: Bundle, target: Path, bits: int = 8) -> Manifest:
+def write_package(
+    bundle: Bundle,
+    target: Path,
+    bits: int | None = None,
+    *,
+    bits_a: int | None = None,
+    bits_b: int | None = None,
+    group_size: int = GROUP_SIZE,
+    fallback: str = "error",
+    base: BaseModelInfo | None = None,
+) -> Manifest:
     """Pack ``bundle`` into ``target``: ``adapters.pte`` and ``manifest.json``.
 
     Args:
-        bits: 8 (int8 rows, float16 scales), 16 (float16) or 32 (float32) a value.
+        bits: 4, 8, 16 or 32 a value; by default what the bundle was planned for, else 8.
+        bits_a, bits_b: of A and of B (or U) apart, in place of ``bits``.
+        group_size: columns that share a scale at 4 bits.
+        fallback: what a name that is no task gets: ``error``, ``base`` or a task's name.
+        base: digests of the base model, where they are known.
 
     Raises:
-        InputError: bits not offered, modules no base program adapts, or an unwritable target.
+        InputError: bits not offered, modules no base program adapts, a VeRA bundle, or an
+            unwritable target.
     """
-    if bits not in BITS:
-        raise InputError(f"--bits {bits}: choose one of {', '.join(map(str, BITS))}")
+    roundings = _roundings(bundle, bits, bits_a, bits_b, group_size)
+    check_fallback(fallback, [task.name for task in bundle.info.tasks], "--fallback")
+    if bundle.info.adapter_type != "lora":
+        raise InputError(
+            "a VeRA bundle cannot be packed: base programs take A and B of LoRA's size; write "
+            "PEFT adapters with hydrapack unpack"
+        )
     layout = layout_of(bundle.shapes, bundle.info.rank)
+    base = base or BaseModelInfo(id=bundle.info.base_model)
     with new_directory(target) as partial:
-        packed = lower_adapters(bundle, layout, bits, partial / ADAPTERS)
-        manifest = _manifest(bundle, layout, bits, packed, partial / ADAPTERS)
+        packed = lower_adapters(bundle, layout, roundings, partial / ADAPTERS)
+        manifest = _manifest(bundle, layout, roundings, packed, partial / ADAPTERS, fallback, base)
         text = json.dumps(manifest.model_dump(), ensure_ascii=False, indent=2, sort_keys=True)
         (partial / MANIFEST).write_text(text + "\n", encoding="utf-8", newline="\n")
     return manifest
 
 
+def _roundings(
+    bundle: Bundle, bits: int | None, bits_a: int | None, bits_b: int | None, group_size: int
+) -> dict[str, Rounding]:
+    for flag, value in (("--bits", bits), ("--bits-a", bits_a), ("--bits-b", bits_b)):
+        if value is not None:
+            check_bits(flag, value)
+    if not 1 <= group_size <= 65536:
+        raise InputError(f"--group-size {group_size}: must be from 1 to 65536")
+    planned = bundle.info.bits or {}
+    roundings = {}
+    for name in bundle.info.modules:
+        own: int = bits or planned.get(name, DEFAULT_BITS)
+        roundings[name] = Rounding(bits_a or own, bits_b or own, group_size)
+    return roundings
+
+
 def _manifest(
-    bundle: Bundle, layout: Layout, bits: int, packed: dict[str, torch.Tensor], adapters: Path
+    bundle: Bundle,
+    layout: Layout,
+    roundings: dict[str, Rounding],
+    packed: dict[str, torch.Tensor],
+    adapters: Path,
+    fallback: str,
+    base: BaseModelInfo,
 ) -> Manifest:
     data = adapters.read_bytes()
     info = bundle.info
+    modules = {n: m for n, m in bundle.modules.items() if isinstance(m, MergedModule)}
     manifest = Manifest(
         hydrapack_version=__version__,
-        base_model=info.base_model,
+        tools={name: version(name) for name in ("executorch", "torch")},
+        base_model=base,
         layout_digest=layout.digest,
         rank=layout.rank,
         heads=info.heads,
         target_modules=list(layout.targets),
-        bits=cast(Bits, bits),
+        group_size=roundings[info.modules[0]].group_size,
+        modules=[
+            ModuleInfo(
+                name=name,
+                heads=len(modules[name].heads),
+                rank=modules[name].rank,
+                output_rank=modules[name].output_rank,
+                bits_a=roundings[name].bits_a,
+                bits_b=roundings[name].bits_b,
+            )
+            for name in layout.modules()
+        ],
+        sources=[
+            SourceInfo(
+                task=task.name,
+                license=task.card.license,
+                base_model=info.base_model,
+                **task.source.model_dump(),
+            )
+            for task in info.tasks
+        ],
         tasks=[_task(bundle, layout, task, packed) for task in info.tasks],
+        fallback=fallback,
         files=[
             ManifestFile(name=ADAPTERS, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         ],
         storage=Storage(
             parameters=info.parameters,
             baseline_parameters=info.baseline_parameters,
+            s_percent=info.s_percent,
             bytes=len(data),
+            tensor_bytes=sum(module_bytes(m, roundings[name]) for name, m in modules.items()),
             baseline_bytes=2 * info.baseline_parameters,
         ),
         package_digest="0" * 64,
@@ -86,11 +160,11 @@ def _task(
         name=task.name,
         prompt_template=task.card.prompt_template,
         stop=task.card.stop,
+        generation=task.card.generation,
         language=task.card.language,
         route=route_tensor(bundle, layout, task.route).tolist(),
         merge_relative_error=task.relative_error,
         packed_relative_error=math.hypot(task.relative_error, rounding),
-        source_digest=task.source.digest,
     )
 
 
@@ -101,7 +175,7 @@ def _rounding_error(
     heads = bundle.head(task)
     rounded = layout.unpack(packed[""], packed[task.name])
     norms = [
-        difference_norm(LoraModule(bundle.A[name], heads[name], 1.0), a, b)
+        difference_norm(LoraModule(bundle.modules[name].shared(), heads[name]), a, b)
         for name, (a, b) in zip(layout.modules(), rounded, strict=True)
     ]
     own = math.hypot(*(norm for _, norm in norms))

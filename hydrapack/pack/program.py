@@ -6,6 +6,7 @@ is one ``execute("head", route)``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,80 +15,73 @@ from torch import nn
 
 from hydrapack.bundle import Bundle
 from hydrapack.layout import Layout, module_name
-from hydrapack.quantize import quantize_rows
+from hydrapack.merge.module import MergedModule
+from hydrapack.pack.banks import Head, MatrixBank
+from hydrapack.quantize import Rounding, refit_heads
 
 
 class Shared(nn.Module):
-    """Every A of the bundle, dequantized to the packed vector ``a``."""
+    """``shared``: every A, dequantized to the packed vector ``a``."""
 
-    def __init__(self, layout: Layout, bundle: Bundle, bits: int) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        modules: Mapping[str, MergedModule],
+        roundings: Mapping[str, Rounding],
+    ) -> None:
         super().__init__()
-        self.layers, self.count = layout.layers, len(layout.groups())
-        for index, group in enumerate(layout.groups()):
-            # (layers, group * rank, d_in): rows of A are the rows that share a scale.
-            stack = [
-                torch.cat([bundle.A[module_name(i, name)] for name in group])
-                for i in range(layout.layers)
+        self.layers, self.rank = layout.layers, layout.rank
+        self.banks: list[list[MatrixBank]] = []
+        self.counts: list[int] = []
+        for number, group in enumerate(layout.groups()):
+            names = [module_name(i, target) for i in range(layout.layers) for target in group]
+            widths = sorted({roundings[name].bits_a for name in names})
+            banks: list[MatrixBank] = []
+            order: dict[str, range] = {}
+            at = 0
+            for bits in widths:
+                own = [name for name in names if roundings[name].bits_a == bits]
+                matrix = torch.cat([modules[name].A for name in own])
+                banks.append(MatrixBank(matrix, bits, roundings[own[0]].group_size))
+                self.add_module(f"bank_{number}_{bits}", banks[-1])
+                for name in own:
+                    rows = modules[name].rank
+                    order[name] = range(at, at + rows)
+                    at += rows
+            wanted = [
+                row for name in names for row in [*order[name], *[at] * layout.rank][: layout.rank]
             ]
-            values, scales = _stored(torch.stack(stack), bits)
-            self.register_buffer(f"values_{index}", values.mT.contiguous())
-            self.register_buffer(f"scales_{index}", scales.mT.contiguous())
+            self.banks.append(banks)
+            self.counts.append(len(group))
+            if wanted != list(range(at)):
+                self.register_buffer(f"rows_{number}", torch.tensor(wanted, dtype=torch.int32))
+        self.ordered = {name for name, _ in self.named_buffers(recurse=False)}
 
     def forward(self) -> torch.Tensor:
         """float32 (a_size,)."""
         parts = []
-        for index in range(self.count):
-            values = self.get_buffer(f"values_{index}").to(torch.float32)
-            matrix = values * self.get_buffer(f"scales_{index}").to(torch.float32)
-            parts.append(matrix.reshape(self.layers, -1))
+        for number, (banks, count) in enumerate(zip(self.banks, self.counts, strict=True)):
+            found = [bank() for bank in banks]
+            name = f"rows_{number}"
+            if name in self.ordered:
+                zero = torch.zeros(1, found[0].shape[1])
+                rows = self.get_buffer(name).to(torch.int64)
+                A = torch.index_select(torch.cat([*found, zero]), 0, rows)
+            else:
+                A = found[0]
+            A = A.reshape(self.layers, count * self.rank, -1)
+            parts.append(A.permute(0, 2, 1).reshape(self.layers, -1))
         return torch.cat(parts, 1).reshape(-1)
 
 
-class Head(nn.Module):
-    """The heads of each target in one bank (rank, M * layers, d_out); a route picks its rows."""
-
-    layer: torch.Tensor
-
-    def __init__(self, layout: Layout, bundle: Bundle, bits: int) -> None:
-        super().__init__()
-        self.layers, self.targets, self.rank = layout.layers, layout.targets, layout.rank
-        self.register_buffer("layer", torch.arange(layout.layers))
-        for target in layout.targets:
-            names = [module_name(i, target) for i in range(layout.layers)]
-            # (M, layers, d_out, rank): an output row of B shares a scale.
-            values, scales = _stored(torch.stack([bundle.heads[n] for n in names], 1), bits)
-            bank = values.flatten(0, 1).permute(2, 0, 1)
-            self.register_buffer(f"values_{target}", bank.contiguous())
-            self.register_buffer(f"scales_{target}", scales.flatten(0, 1)[..., 0].contiguous())
-
-    def forward(self, route: torch.Tensor) -> torch.Tensor:
-        """int64 (modules,) in packing order -> float32 (b_size,)."""
-        heads = route.view(self.layers, len(self.targets))
-        parts = []
-        for index, target in enumerate(self.targets):
-            rows = heads[:, index] * self.layers + self.layer
-            values = torch.index_select(self.get_buffer(f"values_{target}"), 1, rows)
-            scales = torch.index_select(self.get_buffer(f"scales_{target}"), 0, rows)
-            # Flat, so that the kernel sees a matrix times a row.
-            matrix = values.to(torch.float32).view(self.rank, -1) * scales.to(torch.float32).view(
-                1, -1
-            )
-            parts.append(matrix.view(self.rank, self.layers, -1))
-        return torch.cat(parts, -1).reshape(-1)
-
-
-def _stored(matrix: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and scales of float32 (..., rows, columns) at ``bits`` a value."""
-    if bits == 8:
-        return quantize_rows(matrix)
-    scales = matrix.new_ones((*matrix.shape[:-1], 1), dtype=torch.float16)
-    return matrix.to(torch.float16 if bits == 16 else torch.float32), scales
-
-
 def lower_adapters(
-    bundle: Bundle, layout: Layout, bits: int, target: Path
+    bundle: Bundle, layout: Layout, roundings: Mapping[str, Rounding], target: Path
 ) -> dict[str, torch.Tensor]:
     """Write ``adapters.pte``.
+
+    Args:
+        bundle: of LoRA adapters.
+        roundings: by module name.
 
     Returns:
         what the program gives for each task, by name: the packed vector ``b`` after quantization,
@@ -96,8 +90,11 @@ def lower_adapters(
     from executorch.exir import EdgeCompileConfig, to_edge
 
     routes = {task.name: route_tensor(bundle, layout, task.route) for task in bundle.info.tasks}
-    shared = Shared(layout, bundle, bits).eval()
-    head = Head(layout, bundle, bits).eval()
+    modules = {n: m for n, m in bundle.modules.items() if isinstance(m, MergedModule)}
+    fitted = {name: refit_heads(module, roundings[name]) for name, module in modules.items()}
+    names: Sequence[str] = layout.modules()
+    shared = Shared(layout, modules, roundings).eval()
+    head = Head([fitted[n] for n in names], layout.rank, [roundings[n] for n in names]).eval()
     example = next(iter(routes.values()))
     metadata: dict[str, Any] = {
         "get_adapter_layout": layout.digest,

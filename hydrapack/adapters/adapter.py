@@ -1,0 +1,47 @@
+"""A task's whole adapter, as read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from hydrapack.adapters.modules import Update
+from hydrapack.adapters.task_card import TaskCard
+from hydrapack.errors import InputError
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A task's adapter: ``modules`` by the linear's name in the base model."""
+
+    task: str
+    folder: Path
+    base_model: str
+    rank: int
+    alpha: float
+    digest: str
+    modules: dict[str, Update]
+    kind: str = "LORA"
+    """``LORA`` or ``VERA``."""
+    card: TaskCard = field(default_factory=TaskCard)
+
+    @property
+    def parameters(self) -> int:
+        """Values the adapter stores (VeRA: the common frozen A and B apart)."""
+        return sum(t.numel() for m in self.modules.values() for t in m.trained)
+
+
+def checked(tensor: torch.Tensor, dimensions: int, key: str, path: Path) -> torch.Tensor:
+    """``tensor``, if it is finite, floating-point and of so many dimensions.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not tensor.is_floating_point() or tensor.dim() != dimensions:
+        kind = {1: "vector", 2: "matrix"}[dimensions]
+        raise InputError(f"{path}: key {key!r} is not a floating-point {kind}")
+    if not torch.isfinite(tensor).all():
+        raise InputError(f"{path}: key {key!r} holds NaN or infinity; retrain or re-save it")
+    return tensor

@@ -1,0 +1,254 @@
+"""Parts of ``adapters.pte``: stored integers, and the graph that selects and dequantizes them.
+
+Kernels are chosen for speed on a stock runtime: rows are copied whole, integers are widened by
+the product with their scales, nibbles are told apart while they are still bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from hydrapack.merge.module import MergedModule
+from hydrapack.quantize import Rounding, core_bits, group_columns, quantize
+
+
+def pack_nibbles(values: torch.Tensor) -> torch.Tensor:
+    """int8 from -8 to 7, (even rows, ...), two rows to a byte: row 2i low, row 2i + 1 high."""
+    return (values[1::2] << 4) | (values[0::2] & 15)
+
+
+def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """The inverse of ``pack_nibbles`` for int8 (rows, columns)."""
+    low = torch.bitwise_right_shift(torch.bitwise_left_shift(packed, 4), 4)
+    high = torch.bitwise_right_shift(packed, 4)
+    rows, columns = packed.shape
+    both = torch.cat([low.view(rows, 1, columns), high.view(rows, 1, columns)], 1)
+    return both.view(2 * rows, columns)
+
+
+class MatrixBank(nn.Module):
+    """Matrices of one width below each other, all dequantized: float32 (rows, columns)."""
+
+    def __init__(self, matrix: torch.Tensor, bits: int, group_size: int) -> None:
+        super().__init__()
+        self.bits, (self.rows, self.columns) = bits, matrix.shape
+        if bits >= 16:
+            self.register_buffer("values", matrix.to(torch.float16 if bits == 16 else matrix.dtype))
+            return
+        values, scales = quantize(matrix, bits, group_size)
+        self.group = group_columns(self.columns, bits, group_size)
+        values = nn.functional.pad(values, (0, -self.columns % self.group))
+        if bits == 4:
+            values = pack_nibbles(nn.functional.pad(values, (0, 0, 0, self.rows % 2)))
+        self.register_buffer("values", values.contiguous())
+        self.register_buffer("scales", scales.contiguous())
+
+    def forward(self) -> torch.Tensor:
+        """float32 (rows, columns)."""
+        values = self.get_buffer("values")
+        if self.bits == 32:
+            return values
+        if self.bits == 16:
+            return values.to(torch.float32)
+        if self.bits == 4:
+            values = unpack_nibbles(values)[: self.rows]
+        scales = self.get_buffer("scales").to(torch.float32)
+        wide = values.view(self.rows, -1, self.group) * scales.view(self.rows, -1, 1)
+        return wide.view(self.rows, -1)[:, : self.columns]
+
+
+class RowBank(nn.Module):
+    """Matrices (rank, d_out) of several modules, a choice of them for each, in one bank of rows.
+
+    A row holds ``block`` columns, the greatest common divisor of all d_out, of one rank of one
+    matrix. A selection is one list of row numbers; ranks that a matrix lacks name a row of zeros.
+    """
+
+    rank: torch.Tensor
+
+    def __init__(
+        self,
+        matrices: Sequence[torch.Tensor],
+        rank: int,
+        block: int,
+        bits: int,
+        group_size: int,
+        pad_to: int = 0,
+    ) -> None:
+        """Args:
+        matrices: a module each, float32 (choices, d_out, its rank).
+        rank: rows of the result, at least the largest rank.
+        pad_to: columns of the result for each module, zeros past its d_out; d_out by default.
+        """
+        super().__init__()
+        self.bits, self.ranks, self.block = bits, rank, block
+        self.pairs = 2 if bits == 4 else 1
+        rows, scales = [], []
+        first, stride, step, height = [], [], [], []
+        scale_first, scale_stride, groups = [], [], []
+        owner: list[int] = []
+        within: list[int] = []
+        at = scale_at = 0
+        self.group = group_columns(rank, bits, group_size)
+        for index, matrix in enumerate(matrices):
+            d_out, own = matrix.shape[1:]
+            blocks = d_out // block
+            stored = matrix.half() if bits == 16 else matrix
+            if bits < 16:
+                stored, scale = quantize(matrix, bits, group_size)
+                # (choices, groups, blocks, block)
+                scales.append(scale.mT.reshape(-1, block))
+                scale_first.append(scale_at)
+                scale_stride.append(scale.shape[-1] * blocks)
+                groups.append(scale.shape[-1])
+                scale_at += len(scales[-1])
+            turned = stored.mT
+            if bits == 4:
+                turned = nn.functional.pad(turned, (0, 0, 0, own % 2)).transpose(0, 1)
+                turned = pack_nibbles(turned.contiguous()).transpose(0, 1)
+            rows.append(turned.reshape(-1, block))
+            first.append(at)
+            height.append(turned.shape[1])
+            stride.append(height[-1] * blocks)
+            step.append(blocks)
+            shown = pad_to // block or blocks
+            owner += [index] * shown
+            within += range(shown)
+            at += len(rows[-1])
+        self.height = -(-rank // self.pairs)
+        self.ragged = any(h != self.height for h in height)
+        self.padded = pad_to > 0 and any(pad_to != m.shape[1] for m in matrices)
+        if self.ragged or self.padded:
+            rows.append(torch.zeros(1, block, dtype=rows[0].dtype))
+        self.zero_row = at
+        self.register_buffer("rows", torch.cat(rows).contiguous())
+        for name, numbers in (
+            ("first", first),
+            ("stride", stride),
+            ("step", step),
+            ("heights", height),
+            ("scale_first", scale_first),
+            ("scale_stride", scale_stride),
+        ):
+            self.register_buffer(name, torch.tensor(numbers, dtype=torch.int64))
+        # int16 would do but for models of more than 32767 blocks.
+        self.register_buffer("owner", torch.tensor(owner, dtype=torch.int32))
+        self.register_buffer("within", torch.tensor(within, dtype=torch.int32))
+        self.register_buffer("rank", torch.arange(self.height).view(-1, 1))
+        if bits < 16:
+            self.register_buffer("scales", torch.cat(scales).contiguous())
+            counts = torch.tensor(groups)
+            last = range(-(-rank // self.group))
+            self.offsets = [torch.minimum(torch.tensor(i), counts - 1) for i in last]
+            for i, offset in enumerate(self.offsets):
+                self.register_buffer(f"offset_{i}", offset * torch.tensor(step))
+
+    def forward(self, choice: torch.Tensor) -> torch.Tensor:
+        """int64 (modules,), a choice for each -> float32 (rank, sum of d_out)."""
+        owner = self.get_buffer("owner").to(torch.int64)
+        within = self.get_buffer("within").to(torch.int64)
+        start = self.get_buffer("first") + choice * self.get_buffer("stride")
+        start = torch.index_select(start, 0, owner) + within
+        step = torch.index_select(self.get_buffer("step"), 0, owner)
+        index = start.view(1, -1) + self.rank * step.view(1, -1)
+        zero = torch.full_like(index, self.zero_row)
+        if self.ragged:
+            heights = torch.index_select(self.get_buffer("heights"), 0, owner).view(1, -1)
+            index = torch.where(self.rank < heights, index, zero)
+        if self.padded:
+            index = torch.where((within < step).view(1, -1), index, zero)
+            # Any scale will do for zeros.
+            within = torch.where(within < step, within, torch.zeros_like(within))
+        values = torch.index_select(self.get_buffer("rows"), 0, index.view(-1))
+        values = values.view(self.height, -1)
+        if self.bits == 32:
+            return values
+        if self.bits == 16:
+            return values.to(torch.float32)
+        if self.bits == 4:
+            values = unpack_nibbles(values)[: self.ranks]
+        scale_start = self.get_buffer("scale_first") + choice * self.get_buffer("scale_stride")
+        parts = []
+        for i in range(len(self.offsets)):
+            at = scale_start + self.get_buffer(f"offset_{i}")
+            at = torch.index_select(at, 0, owner) + within
+            scale = torch.index_select(self.get_buffer("scales"), 0, at).view(1, -1)
+            part = (
+                values[i * self.group : (i + 1) * self.group] if len(self.offsets) > 1 else values
+            )
+            parts.append(part * scale.to(torch.float32))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+class TwoSidedBank(nn.Module):
+    """Heads U C_k of modules of one d_out: U dequantized as rows, one batched product."""
+
+    def __init__(
+        self, modules: Sequence[MergedModule], rank: int, block: int, bits: int, group_size: int
+    ) -> None:
+        super().__init__()
+        bases = [module.U for module in modules if module.U is not None]
+        self.width = max(U.shape[1] for U in bases)
+        self.count, self.ranks = len(modules), rank
+        self.U = RowBank([U[None] for U in bases], self.width, block, bits, group_size)
+        cores = [module.heads.mT for module in modules]
+        pieces = math.gcd(rank, *(C.shape[1] for C in cores))
+        bits = core_bits(bits)
+        self.core = RowBank(cores, self.width, pieces, bits, group_size, pad_to=rank)
+
+    def forward(self, choice: torch.Tensor) -> torch.Tensor:
+        """int64 (modules,), a head for each -> float32 (rank, sum of d_out)."""
+        U = self.U(torch.zeros_like(choice)).view(self.width, self.count, -1)
+        core = self.core(choice).view(self.width, self.count, -1)
+        # (modules, rank, width) x (modules, width, d_out)
+        b = torch.bmm(core.permute(1, 2, 0).contiguous(), U.permute(1, 0, 2).contiguous())
+        return b.permute(1, 0, 2).reshape(self.ranks, -1)
+
+
+class Head(nn.Module):
+    """``head``: the packed vector ``b`` of a route."""
+
+    def __init__(
+        self, modules: Sequence[MergedModule], rank: int, roundings: Sequence[Rounding]
+    ) -> None:
+        """Args:
+        modules: in packing order, heads fitted to the rounded A.
+        roundings: of each.
+        """
+        super().__init__()
+        block = math.gcd(*(m.shape[0] for m in modules))
+        parts: dict[tuple[int, int], list[int]] = {}
+        for index, (module, rounding) in enumerate(zip(modules, roundings, strict=True)):
+            d_out = 0 if module.U is None else module.shape[0]
+            parts.setdefault((d_out, rounding.bits_b), []).append(index)
+        self.block, self.banks, order = block, nn.ModuleList(), []
+        for number, ((d_out, bits), members) in enumerate(sorted(parts.items())):
+            chosen = [modules[i] for i in members]
+            group = roundings[0].group_size
+            self.banks.append(
+                TwoSidedBank(chosen, rank, block, bits, group)
+                if d_out
+                else RowBank([m.heads for m in chosen], rank, block, bits, group)
+            )
+            self.register_buffer(f"members_{number}", torch.tensor(members))
+            order += [(i, j) for i in members for j in range(modules[i].shape[0] // block)]
+        self.direct = len(parts) == 1
+        if not self.direct:
+            places = sorted(range(len(order)), key=order.__getitem__)
+            self.register_buffer("places", torch.tensor(places, dtype=torch.int32))
+
+    def forward(self, route: torch.Tensor) -> torch.Tensor:
+        """int64 (modules,) in packing order -> float32 (b_size,)."""
+        if self.direct:
+            return self.banks[0](route).reshape(-1)
+        parts = [
+            bank(torch.index_select(route, 0, self.get_buffer(f"members_{number}")))
+            for number, bank in enumerate(self.banks)
+        ]
+        b = torch.cat(parts, 1)
+        b = b.view(b.shape[0], -1, self.block)
+        return torch.index_select(b, 1, self.get_buffer("places").to(torch.int64)).reshape(-1)
