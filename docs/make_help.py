@@ -17,6 +17,9 @@ COMMANDS = (
     "inspect",
     "export-base",
     "pack",
+    "verify",
+    "storage",
+    "schema",
     "run",
 )
 

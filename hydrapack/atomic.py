@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -16,12 +17,14 @@ from hydrapack.errors import InputError
 def new_directory(target: Path) -> Iterator[Path]:
     """A temporary directory that becomes ``target`` when the block ends without an exception.
 
-    An existing ``target`` is replaced, its old content removed after the rename.
+    A ``target`` that is a symbolic link stays one; what it points to is written.
+
+    An existing ``target`` is replaced in one step, its old content removed after.
 
     Raises:
         InputError: the target cannot be written (no space, no permission, a file in the way).
     """
-    target = target.absolute()
+    target = target.resolve()
     if target.exists() and not target.is_dir():
         raise InputError(f"{target}: is a file, a directory is to be written there")
     with _os_errors(target):
@@ -31,13 +34,13 @@ def new_directory(target: Path) -> Iterator[Path]:
         with _os_errors(target):
             yield partial
             partial.chmod(0o777 & ~_umask())
-            if target.exists():
+            if not target.exists():
+                partial.rename(target)
+            elif not _exchange(partial, target):
                 old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
                 target.rename(old / "old")
                 partial.rename(target)
                 shutil.rmtree(old, ignore_errors=True)
-            else:
-                partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -49,7 +52,7 @@ def new_file(target: Path) -> Iterator[Path]:
     Raises:
         InputError: the target cannot be written.
     """
-    target = target.absolute()
+    target = target.resolve()
     if target.is_dir():
         raise InputError(f"{target}: is a directory, a file is to be written there")
     with _os_errors(target):
@@ -64,6 +67,18 @@ def new_file(target: Path) -> Iterator[Path]:
             partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step, so that a kill in between cannot leave neither; False if the
+    system cannot (then two renames have to do).
+    """
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of linux/fs.h
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 @contextmanager

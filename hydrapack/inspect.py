@@ -9,10 +9,14 @@ from hydrapack.adapters.read import CONFIG, read_adapter
 from hydrapack.bundle import DESCRIPTION, read_bundle
 from hydrapack.errors import InputError
 from hydrapack.pack.manifest import MANIFEST, read_package
+from hydrapack.pte import constants, load_program
 
 _CONSTANTS = (
     "get_adapter_layout",
     "get_adapter_rank",
+    "get_base_model",
+    "get_weights_sha256",
+    "get_tokenizer_sha256",
     "get_heads",
     "get_vocab_size",
     "get_max_context_len",
@@ -68,18 +72,13 @@ def _adapter(path: Path) -> dict[str, Any]:
 
 
 def _program(path: Path) -> dict[str, Any]:
-    from executorch.runtime import Runtime
-
-    constants = {}
-    try:
-        program = Runtime.get().load_program(path)
-        names = sorted(program.method_names)
-        for name in names:
-            if name in _CONSTANTS:
-                values = program.load_method(name).execute([])
-                constants[name] = values[0] if len(values) == 1 else list(values)
-    except Exception as error:  # the binding raises bare RuntimeErrors
-        raise InputError(f"{path}: no ExecuTorch program that loads: {error}") from error
+    program = load_program(path)
+    names = sorted(program.method_names)
+    facts: dict[str, Any] = {}
+    for name in names:
+        if name in _CONSTANTS:
+            values = constants(program, name)
+            facts[name] = values[0] if len(values) == 1 else values
     kind = "adapter program" if "head" in names else "base program"
-    methods = [name for name in names if name not in constants]
-    return {"kind": kind, "bytes": path.stat().st_size, "methods": methods, **constants}
+    methods = [name for name in names if name not in facts]
+    return {"kind": kind, "bytes": path.stat().st_size, "methods": methods, **facts}

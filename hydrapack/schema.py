@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hydrapack.errors import InputError
 
+MAX_BYTES = 64 << 20
+
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """SHA-256 in hex."""
 
@@ -29,6 +31,8 @@ def read_model(path: Path, kind: type[Model], hint: str = "") -> Model:
         InputError: unreadable, or not as ``kind`` asks; names the file and the key.
     """
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path}: larger than {MAX_BYTES:,} bytes; no such file is that large")
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}{hint}") from error

@@ -131,6 +131,37 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+TASKS = ("one", "two", "three")
+
+
+def make_package(folder, adapters, bits=32, **options):
+    from hydrapack.adapters.collect import read_adapters
+    from hydrapack.bundle import read_bundle, write_bundle
+    from hydrapack.merge.adapters import merge_adapters
+    from hydrapack.pack.package import write_package
+
+    read = read_adapters([str(a) for a in adapters])
+    write_bundle(merge_adapters(read, **options), read, folder / "bundle")
+    write_package(read_bundle(folder / "bundle"), folder / "package", bits)
+    return folder / "package"
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model, tmp_path_factory):
+    """(model.pte, package, folder) of the tiny model with three tasks on two heads."""
+    from hydrapack.base.export import export_base
+
+    folder = tmp_path_factory.mktemp("tiny")
+    adapters = []
+    for k, task in enumerate(TASKS):
+        adapter = write_adapter(folder / task, seed=k + 1, shared_seed=99)
+        (adapter / "task.json").write_text(json.dumps({"prompt_template": TEMPLATE}))
+        adapters.append(adapter)
+    export_base(str(tiny_model), folder / "model.pte", 4, quant="fp32", max_context=100)
+    package = make_package(folder, adapters, heads=2)
+    return folder / "model.pte", package, folder
+
+
 def hydrapack(*arguments: object, env: dict[str, str] | None = None, **options):
     """Run the installed command as a user does."""
     return subprocess.run(

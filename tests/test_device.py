@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TEMPLATE, hydrapack, write_adapter
+from conftest import TASKS, TEMPLATE, hydrapack, make_package, write_adapter
 from safetensors.torch import save_file
 
 from hydrapack.adapters.collect import read_adapters
@@ -23,15 +23,7 @@ from hydrapack.pack.package import write_package
 from hydrapack.prompts import encode_prompt
 from hydrapack.quantize import Rounding, round_module
 
-TASKS = ("one", "two", "three")
 TEXT = "Grüße! <|end|> what"
-
-
-def make_package(folder, adapters, bits=32, **options):
-    read = read_adapters([str(a) for a in adapters])
-    write_bundle(merge_adapters(read, **options), read, folder / "bundle")
-    write_package(read_bundle(folder / "bundle"), folder / "package", bits)
-    return folder / "package"
 
 
 def head_as_peft_adapter(bundle, task, folder):
@@ -95,20 +87,6 @@ def assert_same_as_peft(session, package, model_folder, tmp_path, text):
     expected_logits, expected = reference(model_folder, None, ids, 32)
     assert (logits - expected_logits).abs().max() < 1e-3
     assert tokens == expected
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_model, tmp_path_factory):
-    """(model.pte, package, folder) of the tiny model with three tasks on two heads."""
-    folder = tmp_path_factory.mktemp("tiny")
-    adapters = []
-    for k, task in enumerate(TASKS):
-        adapter = write_adapter(folder / task, seed=k + 1, shared_seed=99)
-        (adapter / "task.json").write_text(json.dumps({"prompt_template": TEMPLATE}))
-        adapters.append(adapter)
-    export_base(str(tiny_model), folder / "model.pte", 4, quant="fp32", max_context=100)
-    package = make_package(folder, adapters, heads=2)
-    return folder / "model.pte", package, folder
 
 
 def test_same_as_peft(tiny, tiny_model, tmp_path):

@@ -14,7 +14,8 @@ from hydrapack.base.config import read_config
 from hydrapack.base.decoder import CACHE_STEP, Decoder
 from hydrapack.base.lower import lower_decoder
 from hydrapack.base.quantize import quantize_8da4w
-from hydrapack.base.weights import load_weights, resolve_model
+from hydrapack.base.weights import load_weights, resolve_model, weights_sha256
+from hydrapack.digest import file_sha256
 from hydrapack.errors import InputError
 
 QUANTS = ("8da4w", "fp32")
@@ -74,6 +75,9 @@ def export_base(
         "get_eos_ids": list(config.eos_ids),
         "get_adapter_layout": layout.digest if layout else "",
         "get_adapter_rank": rank or 0,
+        "get_base_model": model if not Path(model).exists() else Path(model).absolute().name,
+        "get_weights_sha256": weights_sha256(folder),
+        "get_tokenizer_sha256": file_sha256(tokenizer),
     }
     with new_file(output) as partial:
         lower_decoder(decoder, metadata, partial, stage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from hydrapack.base import smollm2
 from hydrapack.base.config import DecoderConfig
 from hydrapack.base.decoder import Decoder
+from hydrapack.digest import file_sha256
 from hydrapack.errors import InputError
 
 
@@ -40,6 +42,13 @@ def resolve_model(model: str) -> Path:
         raise InputError(
             f"{model}: cannot be fetched from the Hugging Face hub: {reason}"
         ) from error
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 (hex) over the names and SHA-256 of the folder's safetensors files, sorted."""
+    files = sorted(folder.glob("*.safetensors"))
+    lines = [f"{file_sha256(file)}  {file.name}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _shard_of(folder: Path) -> dict[str, Path]:

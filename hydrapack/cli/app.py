@@ -14,8 +14,11 @@ from hydrapack.cli.inspect import inspect
 from hydrapack.cli.merge import merge
 from hydrapack.cli.pack import pack
 from hydrapack.cli.run import run
+from hydrapack.cli.schema import schema
+from hydrapack.cli.storage import storage
 from hydrapack.cli.tradeoff import tradeoff
 from hydrapack.cli.unpack import unpack
+from hydrapack.cli.verify import verify
 
 app = typer.Typer(
     name="hydrapack",
@@ -60,4 +63,7 @@ app.command()(unpack)
 app.command()(inspect)
 app.command("export-base")(export_base)
 app.command()(pack)
+app.command()(verify)
+app.command()(storage)
+app.command()(schema)
 app.command()(run)

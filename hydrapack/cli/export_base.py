@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from hydrapack.cli.terminal import megabytes, output, print_json, stages
+from hydrapack.cli.terminal import output, print_json, stages
+from hydrapack.sizes import megabytes
 
 
 def export_base(

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from hydrapack.cli.terminal import output, parse_size, print_json, progress_bar
+from hydrapack.cli.terminal import output, print_json, progress_bar
 from hydrapack.errors import InputError
+from hydrapack.sizes import parse_size
 
 if TYPE_CHECKING:
     from hydrapack.merge.budget import Choice

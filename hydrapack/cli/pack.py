@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from hydrapack.cli.terminal import megabytes, output, stages
+from hydrapack.cli.terminal import output, stages
+from hydrapack.sizes import megabytes
 
 
 def pack(
@@ -23,6 +24,17 @@ def pack(
     fallback: Annotated[
         str, typer.Option(help="What an unknown task gets: error, base, or a task's name.")
     ] = "error",
+    model: Annotated[
+        Path | None,
+        typer.Option(help="The model.pte it will run on: check it, note its base's digests."),
+    ] = None,
+    card: Annotated[bool, typer.Option("--card", help="Write a model card, README.md.")] = False,
+    sbom: Annotated[
+        bool, typer.Option("--sbom", help="Write a CycloneDX ML-BOM, sbom.cdx.json.")
+    ] = False,
+    signing_key: Annotated[
+        Path | None, typer.Option(help="Ed25519 private key (PEM): write manifest.sig.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
 ) -> None:
     """Quantize and serialize a bundle: adapters.pte and manifest.json.
@@ -31,7 +43,9 @@ def pack(
 
         hydrapack pack bundle -o package
 
-        hydrapack pack bundle -o package --bits 16 --json
+        hydrapack pack bundle -o package --bits 4 --json
+
+        hydrapack pack bundle -o package --model model.pte --card --sbom --signing-key key.pem
     """
     from hydrapack.bundle import read_bundle
     from hydrapack.pack.package import write_package
@@ -45,6 +59,10 @@ def pack(
             bits_b=bits_b,
             group_size=group_size,
             fallback=fallback,
+            model=model,
+            card=card,
+            sbom=sbom,
+            signing_key=signing_key,
         )
     if as_json:
         print(manifest.model_dump_json(indent=2))

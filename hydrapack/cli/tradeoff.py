@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from hydrapack.cli.terminal import megabytes, output, print_json, progress_bar
+from hydrapack.cli.terminal import output, print_json, progress_bar
 from hydrapack.errors import InputError
+from hydrapack.sizes import megabytes
 
 
 def tradeoff(

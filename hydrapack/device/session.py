@@ -21,6 +21,7 @@ from tokenizers.decoders import DecodeStream
 from hydrapack.errors import InputError
 from hydrapack.pack.manifest import ADAPTERS, Manifest, ManifestTask, read_package
 from hydrapack.prompts import PLACEHOLDER, encode_prompt
+from hydrapack.pte import constant, constants, load_method, load_program
 
 
 @dataclass
@@ -67,14 +68,14 @@ class Session:
         started = time.perf_counter()
         self.manifest: Manifest = read_package(Path(package))
         model = Path(model)
-        self._model = _load_program(model, "forward")
-        self._adapters = _load_program(Path(package) / ADAPTERS, "head")
+        self._model = load_program(model, "forward")
+        self._adapters = load_program(Path(package) / ADAPTERS, "head")
         self._check_layout(model)
-        self.max_context = int(_constant(self._model, "get_max_context_len"))
-        self._eos_ids = {int(i) for i in _constant_list(self._model, "get_eos_ids")}
-        self._forward = _load_method(self._model, "forward")
-        self._head = _load_method(self._adapters, "head")
-        self._a = _load_method(self._adapters, "shared").execute([])[0]
+        self.max_context = int(constant(self._model, "get_max_context_len"))
+        self._eos_ids = {int(i) for i in constants(self._model, "get_eos_ids")}
+        self._forward = load_method(self._model, "forward")
+        self._head = load_method(self._adapters, "head")
+        self._shared = self._a = load_method(self._adapters, "shared").execute([])[0]
         self._b = torch.zeros(_input_size(self._forward, 3))
         self.tokenizer = _load_tokenizer(Path(tokenizer or model.parent / "tokenizer.json"))
         self.stats = Stats(load_ms=_ms_since(started))
@@ -83,14 +84,14 @@ class Session:
         self.use(None)
 
     def _check_layout(self, model: Path) -> None:
-        rank = int(_constant(self._model, "get_adapter_rank"))
+        rank = int(constant(self._model, "get_adapter_rank"))
         if rank != self.manifest.rank:
             raise InputError(
                 f"{model} takes adapters of rank {rank}, the package has rank "
                 f"{self.manifest.rank}: export the base with --rank {self.manifest.rank}, or merge "
                 f"with --rank {rank}"
             )
-        digest = str(_constant(self._model, "get_adapter_layout"))
+        digest = str(constant(self._model, "get_adapter_layout"))
         if digest != self.manifest.layout_digest:
             targets = ",".join(self.manifest.target_modules)
             raise InputError(
@@ -99,7 +100,7 @@ class Session:
                 f"with "
                 f"--target-modules {targets}"
             )
-        stored = str(_constant(self._adapters, "get_adapter_layout"))
+        stored = str(constant(self._adapters, "get_adapter_layout"))
         if stored != digest:
             raise InputError(f"{ADAPTERS}: has another adapter layout than its manifest")
 
@@ -131,9 +132,28 @@ class Session:
         else:
             self._b = self._head.execute([torch.tensor(chosen.route)])[0]
         self.stats.swap_ms = _ms_since(started)
-        self._task = chosen
+        self._a, self._task = self._shared, chosen
         self.reset()
         return self
+
+    def set_vectors(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Run under any packed adapter until the next ``use``; resets the position.
+
+        Raises:
+            InputError: vectors of another size than the program takes.
+        """
+        if a.shape != self._shared.shape or b.shape != self._b.shape:
+            raise InputError("the vectors a and b have another size than the program takes")
+        self._a, self._b = a.contiguous(), b.contiguous()
+        self.reset()
+
+    def model_constant(self, method: str) -> Any:
+        """The value of a constant method of model.pte.
+
+        Raises:
+            InputError: it does not have it.
+        """
+        return constant(self._model, method)
 
     def reset(self) -> None:
         """Forget the text so far."""
@@ -251,45 +271,6 @@ def _partial_stop(text: str, stop: Sequence[str]) -> int:
         (n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])),
         default=0,
     )
-
-
-def _load_program(path: Path, method: str) -> Any:
-    # Registers the quantized kernels with the runtime.
-    import executorch.kernels.quantized  # noqa: F401
-    from executorch.runtime import Runtime
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        program = Runtime.get().load_program(path)
-        names = program.method_names
-    except Exception as error:  # the binding raises bare RuntimeErrors
-        raise InputError(f"{path}: not an ExecuTorch program, or a damaged one") from error
-    if method not in names:
-        raise InputError(f"{path}: has no method {method!r}; is it a .pte of hydrapack?")
-    program.hydrapack_path = path
-    return program
-
-
-def _constant_list(program: Any, method: str) -> list[Any]:
-    if method not in program.method_names:
-        raise InputError(
-            f"{program.hydrapack_path}: has no method {method!r}; export it with hydrapack"
-        )
-    return list(_load_method(program, method).execute([]))
-
-
-def _load_method(program: Any, method: str) -> Any:
-    try:
-        return program.load_method(method)
-    except Exception as error:  # the binding raises bare RuntimeErrors
-        raise InputError(
-            f"{program.hydrapack_path}: damaged: {method!r} cannot be loaded"
-        ) from error
-
-
-def _constant(program: Any, method: str) -> Any:
-    return _constant_list(program, method)[0]
 
 
 def _input_size(method: Any, index: int) -> int:

@@ -23,7 +23,7 @@ from hydrapack.adapters.modules import Update
 from hydrapack.merge.module import MergedModule, MergeOptions
 
 STARTS = 32
-REFINED = 4
+REFINED = 2
 MAX_ROUNDS = 50
 
 
@@ -120,15 +120,16 @@ def assign(problems: Sequence[Joint], options: MergeOptions) -> tuple[int, ...]:
     the best few are refined with A refitted in every round.
     """
     count = int(problems[0].owner.max()) + 1
-    if options.heads == count:
-        return tuple(range(count))
+    if options.heads in (1, count):
+        return tuple(range(count)) if options.heads == count else (0,) * count
     whole = sum((p.products() for p in problems), torch.zeros(1, dtype=torch.float64))
     weights = _weights(options, count)
     generator = torch.Generator().manual_seed(options.seed)
     found: dict[tuple[int, ...], float] = {}
-    for _ in range(STARTS if options.heads > 1 else 1):
-        centres = torch.randperm(count, generator=generator)[: options.heads]
-        start = _nearest(whole, torch.eye(count, dtype=torch.float64)[:, centres])
+    permutations = [torch.randperm(count, generator=generator) for _ in range(STARTS)]
+    starts = {tuple(sorted(p[: options.heads].tolist())) for p in permutations}
+    for centres in sorted(starts):
+        start = _nearest(whole, torch.eye(count, dtype=torch.float64)[:, list(centres)])
         assignment = start
         for _ in range(MAX_ROUNDS):
             moved = _move(whole, assignment, weights, options.heads)
@@ -196,13 +197,13 @@ def _kept(
 ) -> float:
     """Squared norm of the heads, each counted with its tasks' weight."""
     shares = _shares(assignment, weights, heads)
-    return float(torch.einsum("km,kl,lm->", shares, products, shares))
+    return float((shares * (products @ shares)).sum())
 
 
 def _distances(products: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
     """Squared distances (N, M) of the updates to means given as mixtures (N, M) of them."""
-    own = products.diagonal()[:, None]
-    return own - 2 * products @ means + torch.einsum("km,kl,lm->m", means, products, means)
+    crossed = products @ means
+    return products.diagonal()[:, None] - 2 * crossed + (means * crossed).sum(0)
 
 
 def _nearest(products: torch.Tensor, means: torch.Tensor) -> tuple[int, ...]:

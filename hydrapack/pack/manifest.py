@@ -6,13 +6,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from hydrapack.adapters.task_card import Generation
 from hydrapack.digest import file_sha256
 from hydrapack.errors import InputError
+from hydrapack.layout import Layout, parse_targets
 from hydrapack.prompts import check_template
 from hydrapack.quantize import BitWidth
 from hydrapack.schema import Digest, Strict, read_model
@@ -21,6 +22,7 @@ MANIFEST, ADAPTERS = "manifest.json", "adapters.pte"
 
 
 Count = Annotated[int, Field(ge=0, lt=1 << 31)]
+Width = Annotated[int, Field(ge=1, le=1 << 24)]
 Name = Annotated[str, Field(min_length=1, max_length=500)]
 
 
@@ -108,6 +110,8 @@ class Manifest(Strict):
     rank: int = Field(ge=1, le=65536)
     heads: int = Field(ge=1, le=4096)
     target_modules: list[str] = Field(min_length=1)
+    target_shapes: list[tuple[Width, Width]]
+    """(d_out, d_in) of each target."""
     group_size: int = Field(ge=1, le=65536)
     """Columns that share a scale at 4 bits."""
     modules: list[ModuleInfo] = Field(min_length=1)
@@ -130,6 +134,13 @@ class Manifest(Strict):
         (a, b) = widths.pop()
         return str(a) if a == b else f"{a}/{b}"
 
+    @property
+    def layout(self) -> Layout:
+        """How the vectors ``a`` and ``b`` are packed."""
+        layers = len(self.modules) // len(self.target_modules)
+        shapes = tuple(zip(self.target_modules, self.target_shapes, strict=True))
+        return Layout(layers=layers, rank=self.rank, shapes=shapes)
+
     def task(self, name: str) -> ManifestTask | None:
         """The task called ``name``, or what ``fallback`` has for it; None is the bare model.
 
@@ -144,6 +155,12 @@ class Manifest(Strict):
         raise InputError(f"unknown task {name!r}; the package has: {', '.join(tasks)}")
 
 
+def manifest_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of manifest.json."""
+    schema = Manifest.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
 def read_manifest(package: Path) -> Manifest:
     """Read and check a package's manifest.
 
@@ -152,6 +169,7 @@ def read_manifest(package: Path) -> Manifest:
     """
     path = package / MANIFEST
     manifest = read_model(path, Manifest, "; is it a package?")
+    _check_layout(manifest, path)
     heads = [module.heads for module in manifest.modules]
     for task in manifest.tasks:
         check_template(task.prompt_template, f"{path}: task {task.name!r}")
@@ -172,6 +190,19 @@ def read_manifest(package: Path) -> Manifest:
     return manifest
 
 
+def _check_layout(manifest: Manifest, path: Path) -> None:
+    targets = manifest.target_modules
+    if tuple(targets) != parse_targets(targets) or len(manifest.target_shapes) != len(targets):
+        raise InputError(f"{path}: target_modules: not in packing order, or without target_shapes")
+    if manifest.layout.digest != manifest.layout_digest:
+        raise InputError(f"{path}: layout_digest: is not that of the layout described")
+    if [module.name for module in manifest.modules] != manifest.layout.modules():
+        raise InputError(f"{path}: modules: are not those of the layout")
+    for module in manifest.modules:
+        if module.rank > manifest.rank or module.heads > manifest.heads:
+            raise InputError(f"{path}: modules: {module.name} exceeds rank or heads")
+
+
 def check_fallback(fallback: str, tasks: Sequence[str], where: str) -> None:
     """Refuse a fallback that is neither ``error``, ``base`` nor a task.
 
@@ -189,17 +220,37 @@ def package_digest(manifest: Manifest) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def sealed(manifest: Manifest, more: Sequence[ManifestFile] = ()) -> Manifest:
+    """The manifest with more files, and its package digest over all of them."""
+    files = sorted([*manifest.files, *more], key=lambda file: file.name)
+    manifest = manifest.model_copy(update={"files": files})
+    return manifest.model_copy(update={"package_digest": package_digest(manifest)})
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """The content of manifest.json; the same manifest gives the same text."""
+    content = json.dumps(manifest.model_dump(), ensure_ascii=False, indent=2, sort_keys=True)
+    return content + "\n"
+
+
+def describe_file(path: Path) -> ManifestFile:
+    """Name, size and digest of a file of the package."""
+    return ManifestFile(name=path.name, bytes=path.stat().st_size, sha256=file_sha256(path))
+
+
 def check_files(package: Path, manifest: Manifest) -> None:
     """Compare the package's files with the manifest.
 
     Raises:
         InputError: a file is missing, or its size or SHA-256 is another, or the manifest's own
-            digest does not fit.
+            digest does not fit, or it is not written as ``manifest_text`` writes it.
     """
     if package_digest(manifest) != manifest.package_digest:
         raise InputError(
             f"{package / MANIFEST}: package_digest does not fit: it was changed by hand"
         )
+    if (package / MANIFEST).read_bytes() != manifest_text(manifest).encode():
+        raise InputError(f"{package / MANIFEST}: is not as hydrapack writes it; pack again")
     for file in manifest.files:
         path = package / file.name
         try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from importlib.metadata import version
 from pathlib import Path
@@ -17,20 +15,25 @@ from hydrapack.bundle import Bundle, BundleTask
 from hydrapack.errors import InputError
 from hydrapack.layout import Layout, layout_of
 from hydrapack.merge.module import MergedModule, difference_norm
+from hydrapack.pack.card import CARD, model_card
 from hydrapack.pack.manifest import (
     ADAPTERS,
     MANIFEST,
     BaseModelInfo,
     Manifest,
-    ManifestFile,
     ManifestTask,
     ModuleInfo,
     SourceInfo,
     Storage,
     check_fallback,
-    package_digest,
+    describe_file,
+    manifest_text,
+    sealed,
 )
 from hydrapack.pack.program import lower_adapters, route_tensor
+from hydrapack.pack.sbom import SBOM, ml_bom
+from hydrapack.pack.signature import read_private_key, sign_manifest
+from hydrapack.pte import constant, load_program
 from hydrapack.quantize import GROUP_SIZE, Rounding, check_bits, module_bytes
 
 DEFAULT_BITS = 8
@@ -45,7 +48,10 @@ def write_package(
     bits_b: int | None = None,
     group_size: int = GROUP_SIZE,
     fallback: str = "error",
-    base: BaseModelInfo | None = None,
+    model: Path | None = None,
+    card: bool = False,
+    sbom: bool = False,
+    signing_key: Path | None = None,
 ) -> Manifest:
     """Pack ``bundle`` into ``target``: ``adapters.pte`` and ``manifest.json``.
 
@@ -54,12 +60,18 @@ def write_package(
         bits_a, bits_b: of A and of B (or U) apart, in place of ``bits``.
         group_size: columns that share a scale at 4 bits.
         fallback: what a name that is no task gets: ``error``, ``base`` or a task's name.
-        base: digests of the base model, where they are known.
+        model: the model.pte it will run on: its layout and rank are checked, and the digests of
+            its weights and tokenizer noted.
+        card: write a model card (README.md) too.
+        sbom: write a CycloneDX ML-BOM (sbom.cdx.json) too.
+        signing_key: an Ed25519 private key (PEM) to sign the manifest with.
 
     Raises:
         InputError: bits not offered, modules no base program adapts, a VeRA bundle, or an
-            unwritable target.
+            unwritable target; a model.pte or a key that does not fit; cyclonedx-python-lib or
+            cryptography not installed.
     """
+    key = None if signing_key is None else read_private_key(signing_key)
     roundings = _roundings(bundle, bits, bits_a, bits_b, group_size)
     check_fallback(fallback, [task.name for task in bundle.info.tasks], "--fallback")
     if bundle.info.adapter_type != "lora":
@@ -68,13 +80,45 @@ def write_package(
             "PEFT adapters with hydrapack unpack"
         )
     layout = layout_of(bundle.shapes, bundle.info.rank)
-    base = base or BaseModelInfo(id=bundle.info.base_model)
+    base = BaseModelInfo(id=bundle.info.base_model)
+    if model is not None:
+        base = _base_of(model, bundle.info.base_model, layout)
     with new_directory(target) as partial:
         packed = lower_adapters(bundle, layout, roundings, partial / ADAPTERS)
         manifest = _manifest(bundle, layout, roundings, packed, partial / ADAPTERS, fallback, base)
-        text = json.dumps(manifest.model_dump(), ensure_ascii=False, indent=2, sort_keys=True)
-        (partial / MANIFEST).write_text(text + "\n", encoding="utf-8", newline="\n")
+        documents = {}
+        if card:
+            documents[CARD] = model_card(manifest)
+        if sbom:
+            documents[SBOM] = ml_bom(manifest)
+        for name, text in documents.items():
+            (partial / name).write_text(text, encoding="utf-8", newline="\n")
+        manifest = sealed(manifest, [describe_file(partial / name) for name in documents])
+        (partial / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8", newline="\n")
+        if key is not None:
+            sign_manifest(partial, key)
     return manifest
+
+
+def _base_of(model: Path, name: str, layout: Layout) -> BaseModelInfo:
+    """What ``model`` says of its base, once it is seen to take the layout."""
+    program = load_program(model, "forward")
+    rank = int(constant(program, "get_adapter_rank"))
+    if rank != layout.rank:
+        raise InputError(
+            f"{model} takes adapters of rank {rank}, the bundle has rank {layout.rank}: export the "
+            f"base with --rank {layout.rank}, or merge with --rank {rank}"
+        )
+    if str(constant(program, "get_adapter_layout")) != layout.digest:
+        raise InputError(
+            f"{model} has another adapter layout than the bundle (base model {name!r}, target "
+            f"modules {','.join(layout.targets)})"
+        )
+    return BaseModelInfo(
+        id=name,
+        weights_sha256=str(constant(program, "get_weights_sha256")),
+        tokenizer_sha256=str(constant(program, "get_tokenizer_sha256")),
+    )
 
 
 def _roundings(
@@ -102,10 +146,10 @@ def _manifest(
     fallback: str,
     base: BaseModelInfo,
 ) -> Manifest:
-    data = adapters.read_bytes()
+    file = describe_file(adapters)
     info = bundle.info
     modules = {n: m for n, m in bundle.modules.items() if isinstance(m, MergedModule)}
-    manifest = Manifest(
+    return Manifest(
         hydrapack_version=__version__,
         tools={name: version(name) for name in ("executorch", "torch")},
         base_model=base,
@@ -113,6 +157,7 @@ def _manifest(
         rank=layout.rank,
         heads=info.heads,
         target_modules=list(layout.targets),
+        target_shapes=[shape for _, shape in layout.shapes],
         group_size=roundings[info.modules[0]].group_size,
         modules=[
             ModuleInfo(
@@ -136,20 +181,17 @@ def _manifest(
         ],
         tasks=[_task(bundle, layout, task, packed) for task in info.tasks],
         fallback=fallback,
-        files=[
-            ManifestFile(name=ADAPTERS, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-        ],
+        files=[file],
         storage=Storage(
             parameters=info.parameters,
             baseline_parameters=info.baseline_parameters,
             s_percent=info.s_percent,
-            bytes=len(data),
+            bytes=file.bytes,
             tensor_bytes=sum(module_bytes(m, roundings[name]) for name, m in modules.items()),
             baseline_bytes=2 * info.baseline_parameters,
         ),
         package_digest="0" * 64,
     )
-    return manifest.model_copy(update={"package_digest": package_digest(manifest)})
 
 
 def _task(

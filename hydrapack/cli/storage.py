@@ -1,0 +1,153 @@
+"""``hydrapack storage``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from hydrapack.cli.terminal import output, print_json
+from hydrapack.errors import InputError
+
+if TYPE_CHECKING:
+    from hydrapack.storage.budgets import Judged
+    from hydrapack.storage.render import Growth
+    from hydrapack.storage.report import Report
+
+
+def storage(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PACKAGE|BUNDLE]...", help="What to measure.")
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Reckon from shapes: llama-3.2-1b, llama-3.2-3b, gemma-2-2b, phi-3.5-mini, "
+            "smollm2-135m, or a Hugging Face config.json."
+        ),
+    ] = None,
+    rank: Annotated[int, typer.Option(help="With --layout: the adapters' rank.")] = 32,
+    tasks: Annotated[int, typer.Option(help="With --layout: N, the adapters.")] = 5,
+    heads: Annotated[
+        int | None, typer.Option(help="With --layout: M, heads; N if left out.")
+    ] = None,
+    adapter_type: Annotated[str, typer.Option(help="With --layout: lora or vera.")] = "lora",
+    bits: Annotated[int, typer.Option(help="With --layout: bits a value.")] = 16,
+    target_modules: Annotated[
+        str | None, typer.Option(help="With --layout: as q,v; else the paper's for the model.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="The base program, for totals and baselines.")
+    ] = None,
+    budgets: Annotated[
+        Path | None, typer.Option(help="budgets.toml: exit code 1 if one is exceeded.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="The last release's package: show what grew.")
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown, for a pull-request comment.")
+    ] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write CSV.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write one HTML page with charts.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the budgets as JUnit XML.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Parameters, bytes and S % of packages and bundles, or of a plan, against adapters apart.
+
+    Exit code 0, 1 if a budget is exceeded, 2 for unusable input.
+
+    Examples:
+
+        hydrapack storage package
+
+        hydrapack storage --layout llama-3.2-1b --rank 32 --tasks 5 --heads 2
+
+        hydrapack storage package --model model.pte --budgets budgets.toml --against old/package
+
+        hydrapack storage package --markdown > comment.md
+    """
+    from hydrapack.junit import junit_xml
+    from hydrapack.storage import render
+    from hydrapack.storage.budgets import judge, read_budgets
+    from hydrapack.storage.report import of_path, planned
+
+    if (layout is None) == (not paths):
+        raise InputError("give packages or bundles, or --layout (--help has examples)")
+    limits = read_budgets(budgets) if budgets else []
+    if junit is not None and not limits:
+        raise InputError("--junit: goes with --budgets")
+    if layout is not None:
+        count = tasks if heads is None else heads
+        reports = [planned(layout, rank, tasks, count, adapter_type, bits, target_modules)]
+    else:
+        reports = [of_path(path, model) for path in paths or []]
+    if (limits or against) and len(reports) != 1:
+        raise InputError("--budgets and --against: judge one package at a time")
+    judged = judge(limits, reports[0]) if limits else []
+    growth = render.Growth(of_path(against), reports[0]) if against else None
+    _write(html, lambda: render.html(reports, judged, growth))
+    _write(csv, lambda: render.comma_separated(reports))
+    _write(junit, lambda: junit_xml("hydrapack storage", [j.check() for j in judged]).decode())
+    if as_json:
+        print_json(_document(reports, judged, growth))
+    elif markdown:
+        print(render.markdown(reports, judged, growth), end="")
+    else:
+        _print_tables(reports, judged, growth)
+    if any(not one.passed for one in judged):
+        raise typer.Exit(1)
+
+
+def _write(path: Path | None, text: Any) -> None:
+    from hydrapack.atomic import new_file
+
+    if path is not None:
+        content = text()
+        with new_file(path) as partial:
+            partial.write_text(content, encoding="utf-8", newline="\n")
+
+
+def _document(reports: list[Report], judged: list[Judged], growth: Growth | None) -> dict[str, Any]:
+    """One report's facts on top, or the sums over several, which stand under ``reports``."""
+    if len(reports) == 1:
+        document = reports[0].as_json()
+    else:
+        keys = ("parameters", "bytes", "baseline_parameters", "baseline_bytes", "tasks")
+        document = {key: sum(getattr(report, key) for report in reports) for key in keys}
+        document["s_percent"] = 100.0 * document["parameters"] / document["baseline_parameters"]
+        document["reports"] = [report.as_json() for report in reports]
+    if judged:
+        document["budgets"] = [
+            {
+                "limit": one.limit,
+                "measure": one.measure,
+                "name": one.name,
+                "passed": one.passed,
+                "size": one.size,
+                "warned": one.warned,
+            }
+            for one in judged
+        ]
+    if growth:
+        document["against"] = growth.as_json()
+    return document
+
+
+def _print_tables(reports: list[Report], judged: list[Judged], growth: Growth | None) -> None:
+    from hydrapack.storage import render
+
+    console = output()
+    tables = [(render.COLUMNS, render.rows(reports))]
+    if judged:
+        tables.append((render.BUDGET_COLUMNS, render.budget_rows(judged)))
+    tables.append((render.BASELINE_COLUMNS, render.baseline_rows(reports)))
+    for columns, body in tables:
+        table = Table(*columns)
+        for row in body:
+            table.add_row(*row)
+        console.print(table)
+    for line in growth.lines() if growth else []:
+        console.print(line, soft_wrap=True)

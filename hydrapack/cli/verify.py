@@ -1,0 +1,83 @@
+"""``hydrapack verify``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from hydrapack.cli.terminal import output, print_json, stages
+
+
+def verify(
+    package: Annotated[Path, typer.Argument(metavar="PACKAGE", help="What pack wrote.")],
+    model: Annotated[
+        Path | None, typer.Option(help="The model.pte it is to run on: run every head there.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="The bundle it was packed from: compare the heads.")
+    ] = None,
+    adapters: Annotated[
+        list[str] | None,
+        typer.Option(help="An adapter it was merged from, as DIR or TASK=DIR; may be repeated."),
+    ] = None,
+    public_key: Annotated[
+        Path | None, typer.Option(help="Ed25519 public key (PEM) that must have signed it.")
+    ] = None,
+    max_drift: Annotated[
+        float | None,
+        typer.Option(
+            help="With --model and --adapters: nats a token that a head's output may be from its "
+            "adapter's."
+        ),
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the checks as JUnit XML.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+) -> None:
+    """Check a package: digests, schema, signature, that it runs and every head does something.
+
+    Exit code 0 if all checks pass, 1 if one fails, 2 for unusable input.
+
+    Examples:
+
+        hydrapack verify package
+
+        hydrapack verify package --model model.pte --adapters runs/gc --adapters qa=runs/12
+
+        hydrapack verify package --public-key release.pub.pem --junit verify.xml
+    """
+    from hydrapack.adapters.collect import read_adapters
+    from hydrapack.atomic import new_file
+    from hydrapack.bundle import read_bundle
+    from hydrapack.junit import junit_xml
+    from hydrapack.pack.signature import read_public_key
+    from hydrapack.verify import verify_package
+
+    with stages("verifying") as stage:
+        checks = verify_package(
+            package,
+            model,
+            None if bundle is None else read_bundle(bundle),
+            read_adapters(adapters) if adapters else (),
+            None if public_key is None else read_public_key(public_key),
+            max_drift,
+            stage,
+        )
+    passed = all(check.passed for check in checks)
+    if junit is not None:
+        with new_file(junit) as partial:
+            partial.write_bytes(junit_xml("hydrapack verify", checks))
+    if as_json:
+        print_json(
+            {"checks": [asdict(c) for c in checks], "package": str(package), "passed": passed}
+        )
+    else:
+        table = Table("check", "", "found")
+        for check in checks:
+            table.add_row(check.name, "pass" if check.passed else "FAIL", check.detail)
+        output().print(table)
+    if not passed:
+        raise typer.Exit(1)

@@ -1,0 +1,75 @@
+"""ExecuTorch programs through ExecuTorch's Python runtime; its bare errors become clear ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydrapack.errors import InputError
+
+_MAGIC = slice(4, 6)
+
+
+def load_program(path: Path, method: str | None = None) -> Any:
+    """The program at ``path``.
+
+    Args:
+        method: one it must have.
+
+    Raises:
+        InputError: no such file, not a program, or without ``method``.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with path.open("rb") as file:
+        if file.read(8)[_MAGIC] != b"ET":
+            raise InputError(f"{path}: not an ExecuTorch program, or a damaged one")
+    # Registers the quantized kernels with the runtime.
+    import executorch.kernels.quantized  # noqa: F401
+    from executorch.runtime import Runtime
+
+    try:
+        program = Runtime.get().load_program(path)
+        names = program.method_names
+    except Exception as error:  # the binding raises bare RuntimeErrors
+        raise InputError(f"{path}: not an ExecuTorch program, or a damaged one") from error
+    if method is not None and method not in names:
+        raise InputError(f"{path}: has no method {method!r}; is it a .pte of hydrapack?")
+    program.hydrapack_path = path
+    return program
+
+
+def load_method(program: Any, method: str) -> Any:
+    """A method of a loaded program.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    try:
+        return program.load_method(method)
+    except Exception as error:  # the binding raises bare RuntimeErrors
+        raise InputError(
+            f"{program.hydrapack_path}: damaged: {method!r} cannot be loaded"
+        ) from error
+
+
+def constants(program: Any, method: str) -> list[Any]:
+    """The values of a constant method.
+
+    Raises:
+        InputError: the program does not have it.
+    """
+    if method not in program.method_names:
+        raise InputError(
+            f"{program.hydrapack_path}: has no method {method!r}; export it with hydrapack"
+        )
+    return list(load_method(program, method).execute([]))
+
+
+def constant(program: Any, method: str) -> Any:
+    """The value of a constant method of one value.
+
+    Raises:
+        InputError: the program does not have it.
+    """
+    return constants(program, method)[0]

@@ -1,0 +1,1 @@
+"""What task heads take on a phone, against adapters apart, and whether that fits the budget."""
