@@ -1,4 +1,4 @@
-"""What a release build relies on: reproducible packages, signatures, and checks that find faults."""
+"""What a release build relies on: packages to the byte, signatures, checks that find faults."""
 
 import json
 import random

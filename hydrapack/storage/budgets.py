@@ -30,7 +30,10 @@ PRESETS = {
 
 
 def _size(text: str) -> str:
-    parse_size("size", text)
+    try:
+        parse_size("size", text)
+    except InputError as error:
+        raise ValueError(str(error)) from None
     return text
 
 

@@ -1,0 +1,291 @@
+"""Storage reports, budgets, and the commands in docs/release-builds.md."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import TASKS, hydrapack, make_package, write_adapter
+
+from hydrapack.bundle import read_bundle
+from hydrapack.errors import InputError
+from hydrapack.pack.package import write_package
+from hydrapack.sizes import parse_size
+from hydrapack.storage import render
+from hydrapack.storage.budgets import PRESETS, judge, read_budgets
+from hydrapack.storage.report import of_path, planned
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("layout", "tasks", "expected"),
+    [
+        # The HydraOpt paper's S columns: Tables 2, 4, 5, 13 to 15.
+        ("llama-3.2-3b", 5, {1: 20, 2: 28, 3: 36, 4: 44, 5: 52}),
+        ("gemma-2-2b", 5, {1: 20, 2: 28, 3: 36, 4: 44, 5: 52}),
+        ("llama-3.2-3b", 8, {1: 12.5, 2: 17.5, 3: 22.5, 4: 27.5, 5: 32.5, 8: 47.5}),
+        ("llama-3.2-3b", 40, {1: 2.5, 40: 41.5}),
+    ],
+)
+def test_the_papers_columns(layout, tasks, expected):
+    for heads, s in expected.items():
+        assert round(planned(layout, 32, tasks, heads).s_percent, 1) == s
+
+
+def test_where_the_paper_differs_from_its_formula():
+    """docs/storage.md says so too: Tables 1, 8, 9 and 16 print other figures than these."""
+    llama = [round(planned("llama-3.2-1b", 32, 5, m).s_percent, 1) for m in range(1, 6)]
+    assert llama == [20.0, 27.7, 35.4, 43.1, 50.8]
+    phi = [round(planned("phi-3.5-mini", 32, 5, m).s_percent, 1) for m in range(1, 6)]
+    assert phi == [20.0, 30.0, 40.0, 50.0, 60.0]
+    page = (ROOT / "docs" / "storage.md").read_text()
+    for figure in ("27.7", "50.8", "Tables 8 and 9", "30, 40, 50 and 60"):
+        assert figure in page
+
+
+def test_plans_by_hand():
+    """One layer's shapes by hand: q and v of Gemma, in parameters and bytes."""
+    report = planned("gemma-2-2b", 8, 3, 2, targets="q,v")
+    a, b = 26 * 8 * (2304 + 2304), 26 * 8 * (2048 + 1024)
+    assert report.parameters == a + 2 * b and report.baseline_parameters == 3 * (a + b)
+    assert report.bytes == 2 * report.parameters and report.baseline_bytes == 6 * (a + b)
+    assert planned("gemma-2-2b", 8, 3, 2).parameters == report.parameters
+    eight = planned("gemma-2-2b", 8, 3, 2, bits=8)
+    scales = 26 * (8 + 8) + 2 * 26 * (2048 + 1024)
+    assert eight.bytes == report.parameters + 2 * scales
+    vera = planned("gemma-2-2b", 256, 5, 5, "vera")
+    assert vera.parameters == 26 * (2 * 256 + 5 * 3072)
+    assert vera.baseline_parameters == 5 * 26 * (2 * 256 + 3072)
+
+
+def test_any_config(tmp_path):
+    config = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    report = planned(str(tmp_path), 4, 2, 2)
+    assert report.parameters == 3 * 4 * (4 * 64 + 2 * (64 + 32 + 32 + 64))
+    for change, match in [
+        ({"hidden_size": None}, "wrong type"),
+        ({"num_hidden_layers": 0}, "above 0"),
+    ]:
+        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(InputError, match=match):
+            planned(str(tmp_path / "config.json"), 4, 2, 2)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="num_attention_heads"):
+        planned(str(tmp_path), 4, 2, 2)
+
+
+def test_packages_and_bundles(tiny):
+    package, bundle = of_path(tiny[1], tiny[0]), of_path(tiny[2] / "bundle")
+    assert package.parameters == bundle.parameters and package.tasks == bundle.tasks == 3
+    files = [f.stat().st_size for f in tiny[1].iterdir()]
+    assert package.bytes == sum(files) and package.zip_bytes < package.bytes
+    stored = sum(package.modules.values())
+    assert stored == package.shared_bytes + package.heads * package.head_bytes
+    assert 0 < package.files["adapters.pte"] - stored < 0.05 * stored + 100_000
+    assert bundle.shared_bytes + bundle.heads * bundle.head_bytes == bundle.bytes
+    program = next(b for b in package.baselines if "ExecuTorch programs" in b.name)
+    assert program.bytes > 3 * tiny[0].stat().st_size
+    assert package.model_bytes == tiny[0].stat().st_size
+    with pytest.raises(InputError, match="neither a package"):
+        of_path(tiny[2])
+
+
+def test_one_head_more_is_what_add_adds(tiny, tmp_path):
+    """The report's figure against a package with one task more."""
+    from hydrapack.adapters.read import read_adapter
+    from hydrapack.extend import add_adapter
+
+    bundle = read_bundle(tiny[2] / "bundle")
+    new = read_adapter(write_adapter(tmp_path / "new", seed=9, shared_seed=99), "new")
+    add_adapter(bundle, new, tmp_path / "b2")
+    before = of_path(write(bundle, tmp_path / "p1"))
+    after = of_path(write(read_bundle(tmp_path / "b2"), tmp_path / "p2"))
+    assert sum(after.modules.values()) - sum(before.modules.values()) == before.head_bytes
+    growth = render.Growth(before, after).as_json()
+    assert growth["added_tasks"] == ["new"] and growth["bytes"] == after.bytes - before.bytes
+    assert growth["bytes_per_task"] < 0
+
+
+def write(bundle, target):
+    write_package(bundle, target, 8)
+    return target
+
+
+def budgets(folder, text):
+    path = folder / "budgets.toml"
+    path.write_text(text)
+    return path
+
+
+GOOD = """
+[[budget]]
+name = "package"
+measure = "package"
+limit = "1MB"
+warn = "10kB"
+
+[[budget]]
+name = "a head"
+measure = "head"
+limit = "1kB"
+
+[[budget]]
+name = "download"
+measure = "total-zip"
+preset = "play-asset-pack"
+"""
+
+
+def test_budgets(tiny, tmp_path):
+    path = budgets(tmp_path, GOOD)
+    judged = judge(read_budgets(path), of_path(tiny[1], tiny[0]))
+    assert [j.passed for j in judged] == [True, False, True]
+    assert [j.warned for j in judged] == [True, False, False]
+    assert judged[2].limit == PRESETS["play-asset-pack"] == 1_500_000_000
+    done = hydrapack(
+        "storage", tiny[1], "--model", tiny[0], "--budgets", path, "--json",
+        "--junit", tmp_path / "j.xml", "--html", tmp_path / "r.html", "--csv", tmp_path / "r.csv",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    document = json.loads(done.stdout)
+    for key in ("s_percent", "parameters", "bytes", "baseline_parameters", "baseline_bytes"):
+        assert key in document
+    named = {b["name"]: b for b in document["budgets"]}
+    assert named["a head"]["passed"] is False and named["package"]["warned"] is True
+    suite = ElementTree.parse(tmp_path / "j.xml").getroot()
+    assert suite.get("tests") == "3" and suite.get("failures") == "1"
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("<svg") == 3 and "a head" in page
+    assert not re.search(r"(src|href)=\"(https?:)?//", page)
+    (row,) = csv.DictReader(io.StringIO((tmp_path / "r.csv").read_text()))
+    assert int(row["bytes"]) == document["bytes"]
+    again = hydrapack(
+        "storage", tiny[1], "--model", tiny[0], "--budgets", path, "--html", tmp_path / "s.html"
+    )
+    assert again.returncode == 1 and "NO" in again.stdout
+    assert (tmp_path / "s.html").read_bytes() == (tmp_path / "r.html").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("x = ", "not TOML"),
+        ("", "budget"),
+        ('[[budget]]\nname = "a"\nmeasure = "package"\n', "give limit or preset"),
+        ('[[budget]]\nname = "a"\nmeasure = "weight"\nlimit = "1MB"\n', "measure"),
+        ('[[budget]]\nname = "a"\nmeasure = "package"\nlimit = "big"\n', "give a size"),
+        ('[[budget]]\nname = "a"\nmeasure = "package"\npreset = "x"\n', "choose one of play"),
+        ('[[budget]]\nname = "a"\nmeasure = "package"\nlimit = "1MB"\nmax = 1\n', "max"),
+    ],
+)
+def test_bad_budgets(tmp_path, text, match):
+    with pytest.raises(InputError, match=match) as caught:
+        read_budgets(budgets(tmp_path, text))
+    assert "budgets.toml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_measures_that_are_not_there(tiny, tmp_path):
+    path = budgets(tmp_path, GOOD)
+    done = hydrapack("storage", tiny[1], "--budgets", path)
+    assert done.returncode == 2 and "'total-zip' needs a package and --model" in done.stderr
+
+
+def test_formats(tiny, tmp_path):
+    done = hydrapack("storage", tiny[1], tiny[2] / "bundle", "--markdown")
+    assert done.returncode == 0 and done.stdout.startswith("### Storage\n")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines[:4]}) == 1
+    both = json.loads(hydrapack("storage", tiny[1], tiny[2] / "bundle", "--json").stdout)
+    assert both["parameters"] == sum(r["parameters"] for r in both["reports"])
+    plan = hydrapack("storage", "--layout", "llama-3.2-3b", "--heads", "2", "--json")
+    assert json.loads(plan.stdout)["s_percent"] == pytest.approx(28.0)
+    for arguments, words in [
+        ((), "give packages or bundles, or --layout"),
+        (("--layout", "gpt-9"), "--layout gpt-9: no such file"),
+        (("--layout", "llama-3.2-1b", "--heads", "9"), "--heads 9"),
+        (("--layout", "llama-3.2-1b", "--bits", "3"), "--bits 3"),
+        (("--layout", "llama-3.2-1b", "--adapter-type", "ia3"), "--adapter-type ia3"),
+        ((tiny[1], "--junit", tmp_path / "x"), "--junit: goes with --budgets"),
+    ]:
+        done = hydrapack("storage", *arguments)
+        assert done.returncode == 2 and words in done.stderr
+
+
+def test_zip_size_is_that_of_a_zip(tiny, tmp_path):
+    shutil.make_archive(str(tmp_path / "p"), "zip", tiny[1])
+    with zipfile.ZipFile(tmp_path / "p.zip") as archive:
+        inside = sum(info.compress_size for info in archive.infolist())
+    assert of_path(tiny[1]).zip_bytes == pytest.approx(inside, rel=0.05)
+
+
+def test_sizes():
+    assert parse_size("x", "6MB") == 6_000_000 and parse_size("x", "1.5 MiB") == 1_572_864
+    assert parse_size("x", "12") == 12
+    for bad in ("", "0", "6 parsecs", "-1MB", "MB"):
+        with pytest.raises(InputError, match="give a size"):
+            parse_size("x", bad)
+
+
+def commands_in(page):
+    """Every hydrapack command in the page: of shell blocks, workflow steps and Gradle tasks."""
+    text = re.sub(r"\\\n\s*", " ", page)
+    found = re.findall(r"^\s*(?:- )?(?:run: )?(hydrapack [^\n|]+?)(?:\s*#.*)?$", text, re.MULTILINE)
+    for call in re.findall(r"commandLine\(([^)]*)\)", text, re.DOTALL):
+        found.append(" ".join(re.findall(r'"([^"]*)"', call)))
+    return found
+
+
+def test_commands_in_the_release_page(tiny, tmp_path):
+    """docs/release-builds.md: all its commands, in order, as written, on small adapters."""
+    page = (ROOT / "docs" / "release-builds.md").read_text()
+    (tmp_path / "adapters").mkdir()
+    for task in TASKS:
+        shutil.copytree(tiny[2] / task, tmp_path / "adapters" / task)
+    shutil.copy(tiny[0], tmp_path / "model.pte")
+    shutil.copy(tiny[0].parent / "tokenizer.json", tmp_path)
+    (tmp_path / "last-release").mkdir()
+    shutil.copytree(tiny[1], tmp_path / "last-release" / "package")
+    toml = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert toml
+    (tmp_path / "budgets.toml").write_text(toml[1])
+    for command in re.findall(r"^openssl .*$", page, re.MULTILINE):
+        subprocess.run(command, shell=True, check=True, cwd=tmp_path, capture_output=True)
+    commands = commands_in(page)
+    for needed in ("merge", "pack", "verify", "storage"):
+        assert any(c.startswith(f"hydrapack {needed} ") for c in commands)
+    for command in commands:
+        if command.startswith("hydrapack export-base"):
+            continue  # needs the hub
+        done = subprocess.run(
+            command.replace("hydrapack", f"{sys.executable} -m hydrapack", 1),
+            shell=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_overhead_of_the_program(tmp_path):
+    """adapters.pte is within 5 % + 100 kB of its integers and scales, at every width."""
+    folders = [write_adapter(tmp_path / f"t{k}", seed=k, rank=4) for k in range(2)]
+    make_package(tmp_path, folders)
+    bundle = read_bundle(tmp_path / "bundle")
+    for bits in (4, 8, 16, 32):
+        storage = write_package(bundle, tmp_path / "p", bits).storage
+        assert 0 < storage.bytes - storage.tensor_bytes < 0.05 * storage.tensor_bytes + 100_000
