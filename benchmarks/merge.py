@@ -3,6 +3,7 @@
     python benchmarks/merge.py shapes      # Llama-3.2-1B shapes, made adapters
     python benchmarks/merge.py methods     # spectral against hydraopt on the five example adapters
     python benchmarks/merge.py two-sided   # a common output basis against M heads, at equal size
+    python benchmarks/merge.py budget      # the planner against one choice for all modules
 
 Shapes run in a process each; peak memory is above what the imports take. Made adapters are random
 with a common start, rank 32: they serve time and memory only.
@@ -19,6 +20,10 @@ import time
 from pathlib import Path
 
 import torch
+
+from hydrapack.quiet import silence_libraries
+
+silence_libraries()
 
 ROOT = Path(__file__).parents[1]
 WIDTHS = {"q": (2048, 2048), "k": (512, 2048), "v": (512, 2048), "o": (2048, 2048)}
@@ -158,30 +163,19 @@ def planted(count: int, groups: int, d: int = 512, rank: int = 16):
     ]
 
 
-def top(gram: torch.Tensor, rank: int) -> torch.Tensor:
-    return torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank]
+def square(updates, merged) -> float:
+    from hydrapack.merge.module import difference_norm
 
-
-def two_sided_kept(updates, rank: int, width: int, rounds: int = 6) -> float:
-    """Squared norm that U C_k A keeps, U of ``width`` columns and A of ``rank`` rows.
-
-    Alternating eigenproblems (higher-order orthogonal iteration) on S_k R_k^T, the updates in the
-    span of all B's and all A's.
-    """
-    r = torch.linalg.qr(torch.cat([u.A.double() for u in updates]).T, mode="r").R
-    s = torch.linalg.qr(torch.cat([u.scaled_b() for u in updates], 1), mode="r").R
-    ranks = [u.rank for u in updates]
-    small = list(zip(s.split(ranks, 1), r.split(ranks, 1), strict=True))
-    left = top(sum(sk @ (rk.T @ rk) @ sk.T for sk, rk in small), width)
-    for _ in range(rounds):
-        right = top(sum(rk @ (sk.T @ left @ left.T @ sk) @ rk.T for sk, rk in small), rank)
-        left = top(sum(sk @ (rk.T @ right @ right.T @ rk) @ sk.T for sk, rk in small), width)
-    return sum(float(((left.T @ sk) @ (rk.T @ right)).square().sum()) for sk, rk in small)
+    return sum(
+        difference_norm(u, merged.shared(), merged.head(a))[0] ** 2
+        for u, a in zip(updates, merged.assignment, strict=True)
+    )
 
 
 def two_sided() -> None:
     from hydrapack.merge.module import MergeOptions, difference_norm
     from hydrapack.merge.spectral import merge_spectral
+    from hydrapack.merge.two_sided import merge_two_sided
 
     adapters = example_adapters()
     cases = {
@@ -197,30 +191,85 @@ def two_sided() -> None:
     print("|---|---|---|---|---|---|")
     for label, modules in cases.items():
         count = len(modules[0])
-        for heads in [m for m in (1, 2, 3, 5, 8, 20, 40) if m <= count]:
+        for heads in [m for m in (1, 2, 3, 4, 5, 8, 20, 40) if m <= count]:
             whole = lost = lost_two = 0.0
             values, width = 0, 0
             for updates in modules:
                 d_out, d_in = updates[0].shape
-                merged = merge_spectral(updates, MergeOptions(heads, 16))
-                for u, a in zip(updates, merged.assignment, strict=True):
-                    difference, own = difference_norm(u, merged.A, merged.heads[a])
-                    lost, whole = lost + difference**2, whole + own**2
-                    lost_two += own**2
+                whole += sum(
+                    difference_norm(u, torch.zeros(1, d_in), torch.zeros(d_out, 1))[1] ** 2
+                    for u in updates
+                )
+                lost += square(updates, merge_spectral(updates, MergeOptions(heads, 16)))
                 stored = 16 * d_in + heads * 16 * d_out
-                width = (stored - 16 * d_in) // (d_out + count * 16)
+                width = min((stored - 16 * d_in) // (d_out + count * 16), 16 * count)
+                options = MergeOptions(count, 16, output_rank=width)
+                lost_two += square(updates, merge_two_sided(updates, options))
                 values += stored
-                lost_two -= two_sided_kept(updates, 16, min(width, 16 * count))
             print(
                 f"| {label} | {heads} | {values:,} | {math.sqrt(lost / whole):.3f} | "
-                f"{math.sqrt(max(lost_two, 0) / whole):.3f} | {width} |",
+                f"{math.sqrt(lost_two / whole):.3f} | {width} |",
                 flush=True,
             )
 
 
+def budget() -> None:
+    """The planner against the best single choice for all modules, at equal bytes.
+
+    Errors are of the rounded modules. The single choice is the best of every M, R, Q and width
+    whose bytes are at most the plan's.
+    """
+    from hydrapack.merge.adapters import module_names, module_seed, module_updates
+    from hydrapack.merge.budget import candidates, merge_budget
+    from hydrapack.merge.module import MergeOptions, difference_norm
+    from hydrapack.quantize import Rounding, module_bytes, round_module
+
+    adapters = example_adapters()
+    names = module_names(adapters)
+    every = {}
+    for name in names:
+        options = MergeOptions(len(adapters), 16, module_seed(0, name))
+        found = candidates(module_updates(adapters, name), options, (4, 8, 16))
+        every[name] = {(c.heads, c.rank, c.output_rank, c.bits): c for c in found}
+    shared = set.intersection(*(set(found) for found in every.values()))
+    uniform = {
+        key: (sum(f[key].bytes for f in every.values()), sum(f[key].error for f in every.values()))
+        for key in shared
+    }
+    whole = sum(
+        difference_norm(u, u.A * 0, u.B * 0)[1] ** 2
+        for name in names
+        for u in module_updates(adapters, name)
+    )
+    print(
+        "| MB | planned: error | of it foretold | modules U C | bits 4 / 8 / 16 | single choice |",
+        end="",
+    )
+    print(" foretold error |")
+    print("|---|---|---|---|---|---|---|")
+    for limit in (0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0):
+        merged, plan = merge_budget(adapters, int(limit * 1e6))
+        size = lost = 0.0
+        for name, module in merged.modules.items():
+            rounding = Rounding(plan[name].bits, plan[name].bits)
+            size += module_bytes(module, rounding)
+            lost += square(module_updates(adapters, name), round_module(module, rounding))
+        fits = [(error, key) for key, (held, error) in uniform.items() if held <= size]
+        error, (heads, rank, width, bits) = min(fits)
+        foretold = sum(c.error for c in plan.values())
+        kinds = [sum(c.bits == b for c in plan.values()) for b in (4, 8, 16)]
+        single = f"R {rank}, Q {width}" if width else f"M {heads}, R {rank}"
+        print(
+            f"| {limit} | {math.sqrt(lost / whole):.4f} | {math.sqrt(foretold / whole):.4f} | "
+            f"{sum(c.output_rank > 0 for c in plan.values())} | {' / '.join(map(str, kinds))} | "
+            f"{single}, {bits} bits | {math.sqrt(error / whole):.4f} |",
+            flush=True,
+        )
+
+
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or ["shapes", "methods", "two-sided"]
+    wanted = sys.argv[1:] or ["shapes", "methods", "two-sided", "budget"]
     for name in wanted:
         print(f"\n$ python benchmarks/merge.py {name}\n", flush=True)
         print(json.dumps({"cores": torch.get_num_threads(), "torch": torch.__version__}), "\n")
-        {"shapes": shapes, "methods": methods, "two-sided": two_sided}[name]()
+        {"shapes": shapes, "methods": methods, "two-sided": two_sided, "budget": budget}[name]()

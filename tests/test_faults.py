@@ -77,6 +77,7 @@ def test_killed_commands(tiny, tiny_model, tmp_path, delay):
         assert [f.read_bytes() for f in files] == content
         assert {p.name for p in tmp_path.iterdir() if not p.name.startswith(".")} <= {
             *commands,
+            "model.pte.json",
             "tokenizer.json",
         }
         assert hydrapack(*command, "-o", out).returncode == 0

@@ -11,8 +11,9 @@ from hydrapack.adapters.modules import LoraModule
 from hydrapack.errors import InputError
 from hydrapack.merge.adapters import merge_adapters, module_seed
 from hydrapack.merge.elementwise import elementwise
-from hydrapack.merge.module import MergeOptions, difference_norm
+from hydrapack.merge.module import MergedModule, MergeOptions, difference_norm
 from hydrapack.merge.spectral import merge_spectral
+from hydrapack.merge.two_sided import merge_two_sided
 
 
 def random_updates(ranks, d_out=12, d_in=10, seed=0):
@@ -311,9 +312,41 @@ def test_permuting_and_scaling(ranks, rank, seed, scale):
     whole = sum(float(dense(u).square().sum()) for u in updates)
     difference = squared_error(updates, merged) - squared_error(updates[::-1], backwards)
     assert abs(difference) < 1e-6 * whole
+    # Task by task: the reversed tasks have the reversed updates' errors.
+    for k, update in enumerate(updates):
+        there = squared_error([update], MergedModule(merged.A, merged.heads[k : k + 1], (0,)))
+        last = len(updates) - 1 - k
+        back = MergedModule(backwards.A, backwards.heads[last : last + 1], (0,))
+        assert abs(there - squared_error([update], back)) < 1e-4 * whole
     scaled = [LoraModule(u.A, u.B, u.scaling * scale) for u in updates]
     error = squared_error(scaled, merge_spectral(scaled, options)) / scale**2
     assert math.isclose(error, squared_error(updates, merged), rel_tol=1e-4, abs_tol=1e-6 * whole)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    ranks=st.lists(st.integers(0, 4), min_size=2, max_size=4).filter(any),
+    heads=st.integers(1, 4),
+    rank=st.integers(1, 6),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    exponent=st.integers(-6, 3),
+    method=st.sampled_from([merge_spectral, merge_two_sided]),
+    seed=st.integers(0, 99),
+)
+def test_half_precision_in_no_nan_out(ranks, heads, rank, dtype, exponent, method, seed):
+    """Any size of values, zero updates among them; as exact as the same values in float32."""
+    updates = [
+        LoraModule((u.A * 10.0**exponent).to(dtype), u.B.to(dtype), u.scaling)
+        for u in random_updates(ranks, seed=seed)
+    ]
+    options = MergeOptions(min(heads, len(ranks)), rank)
+    merged = method(updates, options)
+    for tensor in merged.tensors.values():
+        assert tensor.dtype == torch.float32 and torch.isfinite(tensor).all()
+    wide = [LoraModule(u.A.float(), u.B.float(), u.scaling) for u in updates]
+    whole = sum(float(dense(u).square().sum()) for u in updates)
+    difference = squared_error(updates, merged) - squared_error(wide, method(wide, options))
+    assert abs(difference) <= 1e-6 * whole
 
 
 def test_task_arithmetic_direct():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,9 @@ def export_base(
     max_context: int = 2048,
     stage: Callable[[str], None] = lambda name: None,
 ) -> None:
-    """Write the adapter-agnostic base program and, beside it, ``tokenizer.json``.
+    """Write the adapter-agnostic base program; beside it ``tokenizer.json`` and its description.
+
+    The description, ``<output>.json``, has the program's size, SHA-256 and constants.
 
     Args:
         model: a Hugging Face folder or hub id.
@@ -81,5 +84,9 @@ def export_base(
     }
     with new_file(output) as partial:
         lower_decoder(decoder, metadata, partial, stage)
+        described = {"bytes": partial.stat().st_size, "sha256": file_sha256(partial), **metadata}
     with new_file(output.parent / "tokenizer.json") as partial:
         shutil.copyfile(tokenizer, partial)
+    with new_file(output.with_name(output.name + ".json")) as partial:
+        text = json.dumps({**described, "quant": quant}, indent=2, sort_keys=True)
+        partial.write_text(text + "\n", encoding="utf-8", newline="\n")

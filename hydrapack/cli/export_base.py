@@ -25,7 +25,8 @@ def export_base(
 ) -> None:
     """Export a base model once; every package of the same layout runs on it.
 
-    Writes the program and, beside it, tokenizer.json.
+    Writes the program and, beside it, tokenizer.json and the program's size, SHA-256 and
+    constants (model.pte.json).
 
     Examples:
 

@@ -94,6 +94,7 @@ class RowBank(nn.Module):
         within: list[int] = []
         at = scale_at = 0
         self.group = group_columns(rank, bits, group_size)
+        self.groups = 1
         for index, matrix in enumerate(matrices):
             d_out, own = matrix.shape[1:]
             blocks = d_out // block
@@ -142,71 +143,122 @@ class RowBank(nn.Module):
         if bits < 16:
             self.register_buffer("scales", torch.cat(scales).contiguous())
             counts = torch.tensor(groups)
-            last = range(-(-rank // self.group))
-            self.offsets = [torch.minimum(torch.tensor(i), counts - 1) for i in last]
-            for i, offset in enumerate(self.offsets):
-                self.register_buffer(f"offset_{i}", offset * torch.tensor(step))
+            self.groups = -(-rank // self.group)
+            for i in range(self.groups):
+                offset = torch.minimum(torch.tensor(i), counts - 1) * torch.tensor(step)
+                self.register_buffer(f"offset_{i}", offset)
+
+    def _columns(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """int64: the module and the place within it of each block of columns."""
+        return (
+            self.get_buffer("owner").to(torch.int64),
+            self.get_buffer("within").to(torch.int64),
+        )
 
     def forward(self, choice: torch.Tensor) -> torch.Tensor:
         """int64 (modules,), a choice for each -> float32 (rank, sum of d_out)."""
-        owner = self.get_buffer("owner").to(torch.int64)
-        within = self.get_buffer("within").to(torch.int64)
+        owner, within = self._columns()
         start = self.get_buffer("first") + choice * self.get_buffer("stride")
         start = torch.index_select(start, 0, owner) + within
         step = torch.index_select(self.get_buffer("step"), 0, owner)
         index = start.view(1, -1) + self.rank * step.view(1, -1)
-        zero = torch.full_like(index, self.zero_row)
         if self.ragged:
             heights = torch.index_select(self.get_buffer("heights"), 0, owner).view(1, -1)
-            index = torch.where(self.rank < heights, index, zero)
+            index = torch.where(self.rank < heights, index, self._zeros(index))
         if self.padded:
-            index = torch.where((within < step).view(1, -1), index, zero)
-            # Any scale will do for zeros.
-            within = torch.where(within < step, within, torch.zeros_like(within))
+            index = torch.where((within < step).view(1, -1), index, self._zeros(index))
         values = torch.index_select(self.get_buffer("rows"), 0, index.view(-1))
-        values = values.view(self.height, -1)
-        if self.bits == 32:
+        values = self._widened(values.view(self.height, -1))
+        if self.bits >= 16:
             return values
-        if self.bits == 16:
-            return values.to(torch.float32)
+        values = values[: self.ranks]
+        count = self.groups
+        parts = [
+            (values[i * self.group : (i + 1) * self.group] if count > 1 else values)
+            * self.scale(choice, i)
+            for i in range(count)
+        ]
+        return torch.cat(parts) if count > 1 else parts[0]
+
+    def by_module(self, choice: torch.Tensor, group: int) -> torch.Tensor:
+        """The ranks of one group, without their scale, float32 (modules, ranks, d_out).
+
+        All modules have one d_out; at 4 bits an odd last rank comes with a row of zeros.
+        """
+        _, within = self._columns()
+        modules = len(self.get_buffer("first"))
+        first, last = group * self.group // self.pairs, self.height
+        if self.groups > 1:
+            last = min(last, (group + 1) * self.group // self.pairs)
+        rank = self.rank[first:last].view(1, -1, 1)
+        start = self.get_buffer("first") + choice * self.get_buffer("stride")
+        step = self.get_buffer("step").view(-1, 1, 1)
+        index = start.view(-1, 1, 1) + rank * step + within.view(modules, 1, -1)
+        if self.ragged:
+            heights = self.get_buffer("heights").view(-1, 1, 1)
+            index = torch.where(rank < heights, index, self._zeros(index))
+        values = torch.index_select(self.get_buffer("rows"), 0, index.view(-1))
+        values = self._widened(values.view(modules * (last - first), -1)).to(torch.float32)
+        return values.view(modules, (last - first) * self.pairs, -1)
+
+    def scale(self, choice: torch.Tensor, group: int) -> torch.Tensor:
+        """The scales of a group of ranks, float32 (1, sum of d_out)."""
+        owner, within = self._columns()
+        at = self.get_buffer("scale_first") + choice * self.get_buffer("scale_stride")
+        at = torch.index_select(at + self.get_buffer(f"offset_{group}"), 0, owner)
+        if self.padded:
+            # Any scale will do for zeros.
+            step = torch.index_select(self.get_buffer("step"), 0, owner)
+            within = torch.where(within < step, within, torch.zeros_like(within))
+        scale = torch.index_select(self.get_buffer("scales"), 0, at + within)
+        return scale.view(1, -1).to(torch.float32)
+
+    def _zeros(self, index: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(index, self.zero_row)
+
+    def _widened(self, values: torch.Tensor) -> torch.Tensor:
+        """Two ranks out of each row at 4 bits, float32 at 16 and 32."""
         if self.bits == 4:
-            values = unpack_nibbles(values)[: self.ranks]
-        scale_start = self.get_buffer("scale_first") + choice * self.get_buffer("scale_stride")
-        parts = []
-        for i in range(len(self.offsets)):
-            at = scale_start + self.get_buffer(f"offset_{i}")
-            at = torch.index_select(at, 0, owner) + within
-            scale = torch.index_select(self.get_buffer("scales"), 0, at).view(1, -1)
-            part = (
-                values[i * self.group : (i + 1) * self.group] if len(self.offsets) > 1 else values
-            )
-            parts.append(part * scale.to(torch.float32))
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+            return unpack_nibbles(values)
+        return values.to(torch.float32) if self.bits == 16 else values
 
 
 class TwoSidedBank(nn.Module):
-    """Heads U C_k of modules of one d_out: U dequantized as rows, one batched product."""
+    """Heads U C_k of modules of one d_out: a batched product with U's integers, then its scales."""
 
     def __init__(
         self, modules: Sequence[MergedModule], rank: int, block: int, bits: int, group_size: int
     ) -> None:
         super().__init__()
         bases = [module.U for module in modules if module.U is not None]
-        self.width = max(U.shape[1] for U in bases)
+        width = max(U.shape[1] for U in bases)
         self.count, self.ranks = len(modules), rank
-        self.U = RowBank([U[None] for U in bases], self.width, block, bits, group_size)
+        self.U = RowBank([U[None] for U in bases], width, block, bits, group_size)
+        self.width = self.U.height * self.U.pairs
         cores = [module.heads.mT for module in modules]
         pieces = math.gcd(rank, *(C.shape[1] for C in cores))
-        bits = core_bits(bits)
-        self.core = RowBank(cores, self.width, pieces, bits, group_size, pad_to=rank)
+        self.core = RowBank(cores, self.width, pieces, core_bits(bits), group_size, pad_to=rank)
+        # (modules, rank) rows to (rank, modules) rows.
+        order = torch.arange(self.count * rank).view(self.count, rank).T.reshape(-1)
+        self.register_buffer("order", order.to(torch.int32))
 
     def forward(self, choice: torch.Tensor) -> torch.Tensor:
         """int64 (modules,), a head for each -> float32 (rank, sum of d_out)."""
-        U = self.U(torch.zeros_like(choice)).view(self.width, self.count, -1)
-        core = self.core(choice).view(self.width, self.count, -1)
-        # (modules, rank, width) x (modules, width, d_out)
-        b = torch.bmm(core.permute(1, 2, 0).contiguous(), U.permute(1, 0, 2).contiguous())
-        return b.permute(1, 0, 2).reshape(self.ranks, -1)
+        core = self.core(choice).view(self.width, self.count, -1).permute(1, 2, 0).contiguous()
+        order, none = self.get_buffer("order").to(torch.int64), torch.zeros_like(choice)
+        total = None
+        for group in range(self.U.groups):
+            U = self.U.by_module(none, group)
+            first = group * self.U.group
+            # (modules, rank, width) x (modules, width, d_out)
+            part = torch.bmm(core[:, :, first : first + U.shape[1]], U)
+            part = torch.index_select(part.view(self.count * self.ranks, -1), 0, order)
+            part = part.view(self.ranks, -1)
+            if self.U.bits < 16:
+                part = part * self.U.scale(none, group)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
 
 
 class Head(nn.Module):

@@ -123,7 +123,7 @@ class Manifest(Strict):
     files: list[ManifestFile] = Field(min_length=1)
     storage: Storage
     package_digest: Digest
-    """SHA-256 over the manifest with this field empty; the files are in it by their digests."""
+    """SHA-256 of manifest.json with this field empty; the files are in it by their digests."""
 
     @property
     def bits(self) -> str:
@@ -214,9 +214,8 @@ def check_fallback(fallback: str, tasks: Sequence[str], where: str) -> None:
 
 
 def package_digest(manifest: Manifest) -> str:
-    """SHA-256 (hex) of the manifest's canonical JSON with an empty ``package_digest``."""
-    content = {**manifest.model_dump(), "package_digest": ""}
-    text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    """SHA-256 (hex) of the manifest's text with an empty ``package_digest``."""
+    text = manifest_text(manifest.model_copy(update={"package_digest": ""}))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

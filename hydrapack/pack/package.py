@@ -127,8 +127,9 @@ def _roundings(
     for flag, value in (("--bits", bits), ("--bits-a", bits_a), ("--bits-b", bits_b)):
         if value is not None:
             check_bits(flag, value)
-    if not 1 <= group_size <= 65536:
-        raise InputError(f"--group-size {group_size}: must be from 1 to 65536")
+    if not 2 <= group_size <= 65536 or group_size % 2:
+        # Two 4-bit values share a byte.
+        raise InputError(f"--group-size {group_size}: must be even, from 2 to 65536")
     planned = bundle.info.bits or {}
     roundings = {}
     for name in bundle.info.modules:

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <hydrapack/session.h>
+
+namespace hydrapack {
+
+struct ManifestTask {
+  Task shown;
+  std::vector<int64_t> route;
+};
+
+struct Manifest {
+  std::string base_model;
+  std::string layout_digest;
+  int64_t rank = 0;
+  int64_t heads = 0;
+  int64_t modules = 0;
+  std::string fallback;
+  int64_t adapters_bytes = 0;
+  std::string adapters_sha256;
+  std::vector<ManifestTask> tasks;
+
+  // The task called name, or what the fallback has for it; null is the bare base model.
+  Result<const ManifestTask*> find(const std::string& name) const;
+};
+
+// Parse and check the text of a manifest.json (docs/manifest.md); where names it in messages.
+// Nothing in the text is trusted: unknown, missing, mistyped or out-of-range keys are errors.
+Result<Manifest> parse_manifest(
+    const std::string& text, const std::string& where, bool check_digest);
+
+}  // namespace hydrapack
