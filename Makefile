@@ -3,13 +3,14 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench help clean
+.PHONY: setup demo test lint runtime bench help clean
 
 help:
 	@echo "make setup   install hydrapack and its tools into $(VENV)"
 	@echo "make demo    the main job on SmolLM2-135M and five real adapters"
 	@echo "make test    the tests (make test ARGS='-m slow' for the long ones)"
 	@echo "make lint    ruff and mypy"
+	@echo "make runtime the C++ runtime and hydrapack-run, in build/runtime"
 	@echo "make bench   measure decode speed, swap and export"
 
 setup: $(VENV)/.installed
@@ -32,8 +33,17 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Needs a C++ compiler and nlohmann/json (Debian: g++ nlohmann-json3-dev).
+runtime: setup
+	$(BIN)/cmake -S runtime -B build/runtime -G Ninja -DCMAKE_BUILD_TYPE=Release \
+		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-Dexecutorch_DIR=$$($(BIN)/python -c "import executorch; print(executorch.__path__[0])")/share/cmake
+	$(BIN)/cmake --build build/runtime
+
 bench: setup
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/swap.py
+	$(BIN)/python benchmarks/runtime.py
 
 clean:
 	rm -rf $(VENV) build

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from hydrapack.cli.terminal import print_json
+from hydrapack.errors import InputError
 
 
 def run(
@@ -21,9 +22,16 @@ def run(
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.json; the one beside the model by default.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Answer at most so many.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Answer at most so many; the task's own by default.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="0 is greedy; the task's own by default.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    engine: Annotated[
+        str, typer.Option(help="python, or native: the C++ runtime, hydrapack-run.")
+    ] = "python",
     stats: Annotated[
         bool, typer.Option("--stats", help="Print swap, prefill and decode times.")
     ] = False,
@@ -35,11 +43,17 @@ def run(
 
         hydrapack run package "He go to school." --model model.pte --task grammar --stats
 
+        hydrapack run package "He go to school." --model model.pte --task grammar --engine native
+
         cat mail.txt | hydrapack run package - --model model.pte --task summary
     """
     from hydrapack.device import Session
+    from hydrapack.device.native import NativeSession
 
-    session = Session(model, package, tokenizer).use(task)
+    if engine not in ("python", "native"):
+        raise InputError(f"--engine {engine}: choose python or native")
+    start = Session if engine == "python" else NativeSession
+    session = start(model, package, tokenizer).use(task)
     source = sys.stdin.read() if text == "-" else text
     pieces = session.generate(source, max_new_tokens, temperature, seed)
     if as_json:

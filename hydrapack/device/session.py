@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
+from hydrapack.adapters.task_card import Generation
+from hydrapack.device.text import load_tokenizer, pieces, stop_ids
 from hydrapack.errors import InputError
 from hydrapack.pack.manifest import ADAPTERS, Manifest, ManifestTask, read_package
 from hydrapack.prompts import PLACEHOLDER, encode_prompt
@@ -77,7 +77,7 @@ class Session:
         self._head = load_method(self._adapters, "head")
         self._shared = self._a = load_method(self._adapters, "shared").execute([])[0]
         self._b = torch.zeros(_input_size(self._forward, 3))
-        self.tokenizer = _load_tokenizer(Path(tokenizer or model.parent / "tokenizer.json"))
+        self.tokenizer = load_tokenizer(Path(tokenizer or model.parent / "tokenizer.json"))
         self.stats = Stats(load_ms=_ms_since(started))
         self.position = 0
         self._task: ManifestTask | None = None
@@ -190,8 +190,8 @@ class Session:
     def generate(
         self,
         text: str,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
         seed: int = 0,
         prompt_template: str | None = None,
     ) -> Iterator[str]:
@@ -200,8 +200,8 @@ class Session:
         Args:
             text: the task's input.
             max_new_tokens: at most so many; also ends at a stop string, an end token, or when
-                the context is full.
-            temperature: 0 for greedy.
+                the context is full. The task's own default if None.
+            temperature: 0 for greedy; the task's own default if None.
             seed: of the sampling at a temperature above 0.
             prompt_template: in place of the task's own.
 
@@ -209,46 +209,34 @@ class Session:
             InputError: the prompt does not fit the context.
         """
         self.reset()
-        template = prompt_template or (self._task.prompt_template if self._task else PLACEHOLDER)
+        task = self._task
+        template = prompt_template or (task.prompt_template if task else PLACEHOLDER)
         ids = encode_prompt(self.tokenizer, template, text)
-        stop = self._task.stop if self._task else []
+        options = task.generation if task else Generation()
+        if temperature is not None:
+            options = options.model_copy(update={"temperature": temperature})
         generator = torch.Generator().manual_seed(seed)
-        stream = DecodeStream(skip_special_tokens=True)
-        # A stop string may come in pieces: text that could begin one is held back.
-        held = ""
-        for token in self.generate_ids(ids, max_new_tokens, temperature, generator):
-            held += stream.step(self.tokenizer, token) or ""
-            ends = [held.index(s) for s in stop if s in held]
-            if ends:
-                held = held[: min(ends)]
-                break
-            ready = len(held) - _partial_stop(held, stop)
-            if ready:
-                yield held[:ready]
-                held = held[ready:]
-        if held:
-            yield held
+        limit = options.max_new_tokens if max_new_tokens is None else max_new_tokens
+        tokens = self.generate_ids(ids, limit, options, generator)
+        return pieces(self.tokenizer, tokens, task.stop if task else [])
 
     def generate_ids(
         self,
         ids: Sequence[int],
         max_new_tokens: int,
-        temperature: float = 0.0,
+        options: Generation | None = None,
         generator: torch.Generator | None = None,
     ) -> Iterator[int]:
         """Token ids after ``ids``, up to an end token (not given) or the limits."""
-        stop_ids = self._stop_ids()
+        ends = self._eos_ids | stop_ids(self.tokenizer, self._task)
+        options = options or Generation()
         started = time.perf_counter()
         logits = self.forward(ids)
         self.stats.prefill_ms, self.stats.prefill_tokens = _ms_since(started), len(ids)
         self.stats.decode_ms, self.stats.decode_tokens = 0.0, 0
         for index in range(max_new_tokens):
-            if temperature > 0:
-                weights = torch.softmax(logits / temperature, -1)
-                token = int(torch.multinomial(weights, 1, generator=generator))
-            else:
-                token = int(logits.argmax())
-            if token in stop_ids:
+            token = _pick(logits, options, generator)
+            if token in ends:
                 return
             yield token
             if index + 1 == max_new_tokens or self.position >= self.max_context:
@@ -258,32 +246,21 @@ class Session:
             self.stats.decode_ms += _ms_since(started)
             self.stats.decode_tokens += 1
 
-    def _stop_ids(self) -> set[int]:
-        """End tokens of the model, and the task's stop strings that are one special token."""
-        stop = self._task.stop if self._task else []
-        own = {self.tokenizer.token_to_id(text) for text in stop}
-        return self._eos_ids | {i for i in own if i is not None}
 
-
-def _partial_stop(text: str, stop: Sequence[str]) -> int:
-    """Length of the longest end of ``text`` that begins a stop string."""
-    return max(
-        (n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])),
-        default=0,
-    )
+def _pick(logits: torch.Tensor, options: Generation, generator: torch.Generator | None) -> int:
+    """The next token: greedy at temperature 0, else drawn among top_k and top_p."""
+    if options.temperature == 0:
+        return int(logits.argmax())
+    count = options.top_k or len(logits)
+    values, ids = logits.topk(min(count, len(logits)))
+    weights = torch.softmax(values / options.temperature, -1)
+    # Those before which less than top_p has come.
+    weights = weights * (weights.cumsum(-1) - weights < options.top_p)
+    return int(ids[torch.multinomial(weights, 1, generator=generator)])
 
 
 def _input_size(method: Any, index: int) -> int:
     return int(method.metadata.input_tensor_meta(index).sizes()[0])
-
-
-def _load_tokenizer(path: Path) -> Tokenizer:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give the tokenizer.json of the base model")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the binding raises bare Exceptions
-        raise InputError(f"{path}: not a tokenizer.json: {error}") from error
 
 
 def _ms_since(started: float) -> float:
