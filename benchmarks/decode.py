@@ -61,7 +61,38 @@ def config(shape: str):
     return parse_config({**raw, **SHAPES[shape]}, shape)
 
 
-def export(shape: str, rank: int, context: int, out: Path) -> None:
+def with_fixed_adapter(model, rank: int, context: int):
+    """A decoder with one adapter's matrices as constants: ExecuTorch's own way."""
+    import torch
+
+    from hydrapack.base.decoder import Decoder
+
+    class Fixed(Decoder):
+        def __init__(self) -> None:
+            super().__init__(model, None, context)
+            self.shape = model.layout(TARGETS, rank)
+            for layer in range(model.layers):
+                for group in self.shape.groups():
+                    wide = torch.randn(model.linear_shape(group[0])[1], rank * len(group)) * 0.02
+                    self.register_buffer(f"A_{layer}_{group[0]}", wide)
+                    for name in group:
+                        B = torch.randn(rank, model.linear_shape(name)[0]) * 0.02
+                        self.register_buffer(f"B_{layer}_{name}", B)
+
+        def _updates(self, x, layer, group, a, b):
+            names = [name for name in group if name in TARGETS]
+            if not names:
+                return {}
+            z = torch.mm(x, self.get_buffer(f"A_{layer}_{names[0]}"))
+            return {
+                n: torch.mm(z[:, j * rank : (j + 1) * rank], self.get_buffer(f"B_{layer}_{n}"))
+                for j, n in enumerate(names)
+            }
+
+    return Fixed()
+
+
+def export(shape: str, rank: int, context: int, out: Path, fixed: bool = False) -> None:
     """Export one program with random weights; print what it took as JSON."""
     import torch
 
@@ -72,13 +103,21 @@ def export(shape: str, rank: int, context: int, out: Path) -> None:
     torch.manual_seed(0)
     started = time.monotonic()
     model = config(shape)
-    decoder = Decoder(model, model.layout(TARGETS, rank) if rank else None, context)
+    layout = model.layout(TARGETS, rank) if rank else None
+    decoder = with_fixed_adapter(model, rank, context) if fixed else Decoder(model, layout, context)
     with torch.no_grad():
         for parameter in decoder.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.02)
         quantize_8da4w(decoder)
-    lower_decoder(decoder, {"get_max_context_len": context}, out)
+    metadata = {
+        "get_vocab_size": model.vocab_size,
+        "get_max_context_len": context,
+        "get_eos_ids": list(model.eos_ids),
+        "get_adapter_layout": layout.digest if layout else "",
+        "get_adapter_rank": rank,
+    }
+    lower_decoder(decoder, metadata, out)
     took = {
         "seconds": round(time.monotonic() - started, 1),
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
@@ -198,26 +237,36 @@ def measure(programs: dict[str, Path], package: Path, context: int) -> dict[str,
     }
 
 
+def exported(
+    folder: Path, names: tuple[str, ...], shape: str, rank: int, context: int
+) -> dict[str, Path]:
+    """The programs in ``folder``, exported if they are not there."""
+    programs = {name: folder / f"{name}.pte" for name in names}
+    for name, path in programs.items():
+        if not path.exists():
+            # A process of its own, so that the peak memory is the export's.
+            command = [sys.executable, __file__, "--shape", shape, "--rank", str(rank)]
+            command += ["--context", str(context), "--out", str(folder.parent), "--export", name]
+            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    return programs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=sorted(SHAPES), default="smollm2-135m")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
-    parser.add_argument("--export", choices=["plain", "adapted"], help=argparse.SUPPRESS)
+    parser.add_argument("--export", choices=["plain", "adapted", "fixed"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     folder = args.out / f"{args.shape}-r{args.rank}"
     folder.mkdir(parents=True, exist_ok=True)
     if args.export:
-        rank = args.rank if args.export == "adapted" else 0
-        export(args.shape, rank, args.context, folder / f"{args.export}.pte")
+        rank = 0 if args.export == "plain" else args.rank
+        fixed = args.export == "fixed"
+        export(args.shape, rank, args.context, folder / f"{args.export}.pte", fixed)
         return
-    programs = {name: folder / f"{name}.pte" for name in ("plain", "adapted")}
-    for name, path in programs.items():
-        if not path.exists():
-            # A process of its own, so that the peak memory is the export's.
-            command = [sys.executable, __file__, *sys.argv[1:], "--export", name]
-            subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    programs = exported(folder, ("plain", "adapted"), args.shape, args.rank, args.context)
     result: dict[str, object] = {
         name: json.loads(path.with_suffix(".json").read_text()) for name, path in programs.items()
     }

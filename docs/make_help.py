@@ -11,6 +11,7 @@ COMMANDS = (
     "",
     "demo",
     "merge",
+    "analyze",
     "tradeoff",
     "add",
     "unpack",
@@ -21,6 +22,7 @@ COMMANDS = (
     "storage",
     "schema",
     "run",
+    "eval",
 )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydrapack.adapters.adapter import Adapter
+from hydrapack.analyze import Analysis
 from hydrapack.errors import InputError
 from hydrapack.merge.tradeoff import Point
 
@@ -65,5 +68,78 @@ def plot_trade_off(points: Sequence[Point], rank: int, bits: int, target: Path) 
     axes.grid(alpha=0.3)
     figure.tight_layout()
     # Without the version that matplotlib would note, the same points give the same bytes.
+    figure.savefig(target, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def plot_similarity(analysis: Analysis, target: Path) -> None:
+    """A and B by layer, a line for each target: mean absolute error and CCA's R^2."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, grid = pyplot.subplots(2, 2, figsize=(10, 7), dpi=120, sharex=True)
+    for row, (kind, label) in enumerate((("mae", "relative MAE"), ("cca", "CCA R²"))):
+        for column, part in enumerate("ab"):
+            axes = grid[row][column]
+            lines: dict[str, list[tuple[int, float]]] = {}
+            for index, module in enumerate(analysis.modules):
+                numbers = [int(n) for n in module.module.split(".") if n.isdigit()]
+                layer = numbers[0] if numbers else index
+                short = module.module.rsplit(".", 1)[-1]
+                value = getattr(module, f"{part}_{kind}")
+                lines.setdefault(short, []).append((layer, value))
+            for short, points in sorted(lines.items()):
+                axes.plot(*zip(*sorted(points), strict=True), ".-", label=short)
+            axes.set_title(f"{part.upper()}, {label}")
+            axes.grid(alpha=0.3)
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel("layer")
+    grid[0][0].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(target, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def plot_tsne(adapters: Sequence[Adapter], target: Path) -> None:
+    """t-SNE of A and B of all layers, a colour for each task; nothing without scikit-learn.
+
+    Of the target that most modules have, so that all points are of one shape.
+    """
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy
+    from matplotlib import pyplot
+
+    shapes = Counter(
+        (name.rsplit(".", 1)[-1], m.shape, m.rank)
+        for a in adapters
+        for name, m in a.modules.items()
+    )
+    chosen = max(sorted(shapes), key=lambda key: shapes[key])
+    figure, grid = pyplot.subplots(1, 2, figsize=(11, 5), dpi=120)
+    for part, axes in enumerate(grid):
+        points, owners = [], []
+        for number, adapter in enumerate(adapters):
+            for name, module in sorted(adapter.modules.items()):
+                if (name.rsplit(".", 1)[-1], module.shape, module.rank) == chosen:
+                    points.append(module.factors()[part].float().flatten().numpy())
+                    owners.append(number)
+        if len(points) < 3:
+            continue
+        near = min(30.0, (len(points) - 1) / 3)
+        flat = TSNE(perplexity=near, random_state=0, init="pca").fit_transform(numpy.stack(points))
+        for number, adapter in enumerate(adapters):
+            own = flat[numpy.array(owners) == number]
+            axes.scatter(own[:, 0], own[:, 1], s=10, label=adapter.task)
+        axes.set_title(f"{'AB'[part]} of {chosen[0]}")
+    grid[0].legend(fontsize="small")
+    figure.tight_layout()
     figure.savefig(target, metadata={"Software": None})
     pyplot.close(figure)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -171,3 +174,55 @@ def hydrapack(*arguments: object, env: dict[str, str] | None = None, **options):
         env={**os.environ, **(env or {})},
         **options,
     )
+
+
+def greedy(session, ids, count):
+    """The session's choices, end tokens taken as any other."""
+    session.reset()
+    logits, tokens = session.forward(ids), []
+    while True:
+        tokens.append(int(logits.argmax()))
+        if len(tokens) == count:
+            return tokens
+        logits = session.forward(tokens[-1:])
+
+
+ROOT = Path(__file__).parents[1]
+SITE = Path(sysconfig.get_paths()["purelib"])
+
+
+def have(*programs):
+    return all(shutil.which(program) for program in programs)
+
+
+def tool(name):
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else name
+
+
+def build(folder, *options, executorch=SITE / "executorch", target=None):
+    """Configure and build the runtime; skip where what it needs is not installed."""
+    if not have("c++") or platform.system() != "Linux":
+        pytest.skip("the C++ runtime needs Linux and a C++ compiler (g++)")
+    configure = [
+        tool("cmake"), "-S", ROOT / "runtime", "-B", folder, "-G", "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={shutil.which(tool('ninja'))}",
+        f"-Dexecutorch_DIR={executorch / 'share' / 'cmake'}", *options,
+    ]  # fmt: skip
+    done = subprocess.run(configure, capture_output=True, text=True)
+    if done.returncode:
+        for name, package in (("nlohmann_json", "nlohmann-json3-dev"), ("GTest", "libgtest-dev")):
+            if name in done.stderr:
+                pytest.skip(f"the C++ runtime needs {name} ({package} on Debian)")
+        raise AssertionError(done.stdout + done.stderr)
+    command = [tool("cmake"), "--build", folder, *(["--target", target] if target else [])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "warning:" not in done.stdout
+    return folder
+
+
+@pytest.fixture(scope="session")
+def native(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("native")
+    return build(folder, "-DCMAKE_BUILD_TYPE=Release", "-DHYDRAPACK_TESTS=ON")

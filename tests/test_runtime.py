@@ -11,70 +11,19 @@ import random
 import shutil
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import TASKS, hydrapack, make_package
+from conftest import TASKS, build, greedy, have, hydrapack, make_package, tool
 
 from hydrapack.base.export import export_base
 from hydrapack.device import Session
 from hydrapack.device.native import NativeSession
 from hydrapack.errors import InputError
 
-ROOT = Path(__file__).parents[1]
-SITE = Path(sysconfig.get_paths()["purelib"])
 TEXT = "Grüße! what is this"
 COUNT = 64
-
-
-def have(*programs):
-    return all(shutil.which(program) for program in programs)
-
-
-def tool(name):
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else name
-
-
-def build(folder, *options, executorch=SITE / "executorch", target=None):
-    """Configure and build the runtime; skip where what it needs is not installed."""
-    if not have("c++") or platform.system() != "Linux":
-        pytest.skip("the C++ runtime needs Linux and a C++ compiler (g++)")
-    configure = [
-        tool("cmake"), "-S", ROOT / "runtime", "-B", folder, "-G", "Ninja",
-        f"-DCMAKE_MAKE_PROGRAM={shutil.which(tool('ninja'))}",
-        f"-Dexecutorch_DIR={executorch / 'share' / 'cmake'}", *options,
-    ]  # fmt: skip
-    done = subprocess.run(configure, capture_output=True, text=True)
-    if done.returncode:
-        for name, package in (("nlohmann_json", "nlohmann-json3-dev"), ("GTest", "libgtest-dev")):
-            if name in done.stderr:
-                pytest.skip(f"the C++ runtime needs {name} ({package} on Debian)")
-        raise AssertionError(done.stdout + done.stderr)
-    command = [tool("cmake"), "--build", folder, *(["--target", target] if target else [])]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "warning:" not in done.stdout
-    return folder
-
-
-@pytest.fixture(scope="session")
-def native(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("native")
-    return build(folder, "-DCMAKE_BUILD_TYPE=Release", "-DHYDRAPACK_TESTS=ON")
-
-
-def greedy(session, ids, count):
-    """The session's choices, end tokens taken as any other."""
-    session.reset()
-    logits, tokens = session.forward(ids), []
-    while True:
-        tokens.append(int(logits.argmax()))
-        if len(tokens) == count:
-            return tokens
-        logits = session.forward(tokens[-1:])
 
 
 def answers(model, package):
@@ -327,6 +276,30 @@ def test_arm64(arm64, fixtures, tiny_model, tmp_path):
     export_base(str(tiny_model), model, 4, max_context=100)
     done, _ = serve(arm64, model, package, asked[:1], runner=qemu)
     assert done[0]["ids"]
+
+
+SMOLLM2 = [pytest.param("fp32"), pytest.param("8da4w", marks=pytest.mark.slow)]
+
+
+@pytest.mark.skipif(bool(os.environ.get("HYDRAPACK_OFFLINE")), reason="HYDRAPACK_OFFLINE is set")
+@pytest.mark.parametrize("quant", SMOLLM2)
+def test_smollm2(native, tmp_path, quant):
+    """The real model and adapters: every task's first 64 greedy tokens are Python's."""
+    from hydrapack.base import smollm2
+    from hydrapack.demo.job import example_adapters, heldout_input
+
+    model = tmp_path / "model.pte"
+    export_base(smollm2.NAME, model, 16, quant=quant, max_context=512)
+    package = make_package(tmp_path, example_adapters(), 8)
+    session = Session(model, package)
+    asked, want = [], []
+    for task in session.tasks:
+        ids = session.use(task).encode(heldout_input(task, 0))
+        want.append(greedy(session, ids, COUNT))
+        asked.append({"ids": ids, "task": task, "max_new_tokens": COUNT})
+    done, _ = serve(native, model, package, asked)
+    for expected, answer in zip(want, done, strict=True):
+        assert answer["ids"] == expected[: len(answer["ids"])] and answer["ids"]
 
 
 def test_other_widths_and_heads(native, fixtures, tiny, tmp_path):

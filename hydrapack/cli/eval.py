@@ -1,0 +1,71 @@
+"""``hydrapack eval``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from hydrapack.cli.terminal import output, print_json, progress_bar
+
+
+def evaluate(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Tasks and methods.")],
+    out: Annotated[Path, typer.Option("--output", "-o", help="Directory for the results.")],
+    quick: Annotated[bool, typer.Option("--quick", help="20 rows a task.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print results.json.")] = False,
+) -> None:
+    """Score tasks under every method: one table of storage against quality.
+
+    Writes results.json, results.md and results.png; answers are cached in OUT/cache, so that a
+    stopped run goes on where it was.
+
+    Examples:
+
+        hydrapack eval examples/eval.yaml -o results
+
+        hydrapack eval examples/eval.yaml -o results --quick
+    """
+    from hydrapack.atomic import new_file
+    from hydrapack.evaluate.config import read_config
+    from hydrapack.evaluate.report import markdown, plot
+    from hydrapack.evaluate.run import Evaluation
+    from hydrapack.plots import require_matplotlib
+
+    require_matplotlib()
+    read = read_config(config)
+    if quick:
+        read = read.model_copy(update={"rows": min(20, read.rows or 20)})
+    evaluation = Evaluation(read, config.parent, out)
+    with progress_bar("evaluating") as progress:
+        results = evaluation.run(progress)
+    document = evaluation.document(results)
+    for name, text in (
+        ("results.json", json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"),
+        ("results.md", markdown(results)),
+    ):
+        with new_file(out / name) as partial:
+            partial.write_text(text, encoding="utf-8", newline="\n")
+    with new_file(out / "results.png") as partial:
+        # The suffix tells matplotlib the format, and a temporary name has none.
+        drawn = partial.with_suffix(".png")
+        plot(results, drawn)
+        drawn.replace(partial)
+    if as_json:
+        print_json(document)
+        return
+    tasks = list(results[0].scores)
+    table = Table("method", "S %", *tasks, "average")
+    for r in results:
+        table.add_row(
+            r.label,
+            f"{r.s_percent:.1f}",
+            *(f"{r.scores[task]:.1f}" for task in tasks),
+            f"{r.average:.1f}",
+        )
+    console = output()
+    console.print(table)
+    console.print(f"{out}: results.json, results.md, results.png", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Task quality against storage: tasks, methods and heads in one table."""

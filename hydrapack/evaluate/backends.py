@@ -1,0 +1,135 @@
+"""Answers to a task's rows: by PyTorch + PEFT, batched, or by the real package on ExecuTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hydrapack.prompts import encode_prompt
+
+Pairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+"""A (rank, d_in) and B (d_out, rank), scaled, by module name."""
+
+
+@dataclass
+class PeftBackend:
+    """A transformers model whose adapted linears are patched with one task's A and B."""
+
+    folder: Path
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        from tokenizers import Tokenizer
+        from transformers import AutoModelForCausalLM
+
+        self.model: Any = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+        self.model.eval()
+        self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+
+    def answers(
+        self,
+        inputs: Sequence[str],
+        template: str,
+        stop: Sequence[str],
+        max_new_tokens: int,
+        pairs: Pairs,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[str]:
+        """Greedy answers, in the order of ``inputs``; no pairs is the bare base model."""
+        ends = self._end_ids(stop)
+        prompts = [encode_prompt(self.tokenizer, template, text) for text in inputs]
+        # Alike lengths together: less padding. The order is fixed, hence the batches are.
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+        found = [""] * len(prompts)
+        with self._patched(pairs), torch.no_grad():
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                for index, ids in zip(
+                    batch,
+                    self._generate([prompts[i] for i in batch], ends, max_new_tokens),
+                    strict=True,
+                ):
+                    text = self.tokenizer.decode(ids, skip_special_tokens=True)
+                    found[index] = _cut(text, stop)
+                progress(start + len(batch))
+        return found
+
+    def _end_ids(self, stop: Sequence[str]) -> list[int]:
+        own = self.model.generation_config.eos_token_id
+        eos = own if isinstance(own, list) else [own]
+        named = [self.tokenizer.token_to_id(text) for text in stop]
+        return sorted({i for i in [*eos, *named] if i is not None})
+
+    def _generate(
+        self, prompts: list[list[int]], ends: list[int], max_new_tokens: int
+    ) -> list[list[int]]:
+        width = max(map(len, prompts))
+        pad = ends[0]
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        made = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=ends,
+            pad_token_id=pad,
+        )
+        answers = []
+        for row in made[:, width:].tolist():
+            stops = [i for i, token in enumerate(row) if token in ends]
+            answers.append(row[: stops[0]] if stops else row)
+        return answers
+
+    def _patched(self, pairs: Pairs) -> _Patch:
+        return _Patch({self.model.get_submodule(name): ab for name, ab in pairs.items()})
+
+
+class _Patch:
+    """Adds x @ A.T @ B.T to linears' outputs while it is entered, as PEFT's LoRA layer does."""
+
+    def __init__(
+        self, linears: Mapping[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]]
+    ) -> None:
+        self.linears = linears
+        self.hooks: list[Any] = []
+
+    def __enter__(self) -> None:
+        for linear, (A, B) in self.linears.items():
+
+            def add(module: Any, inputs: Any, output: Any, A: Any = A, B: Any = B) -> Any:
+                return output + inputs[0] @ A.T @ B.T
+
+            self.hooks.append(linear.register_forward_hook(add))
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+def executorch_answers(
+    model: Path,
+    package: Path,
+    task: str,
+    inputs: Sequence[str],
+    max_new_tokens: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """Greedy answers of a package's head on the ExecuTorch runtime."""
+    from hydrapack.device import Session
+
+    session = Session(model, package).use(task)
+    found = []
+    for text in inputs:
+        found.append("".join(session.generate(text, max_new_tokens, temperature=0.0)))
+        progress(len(found))
+    return found
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    ends = [text.index(s) for s in stop if s in text]
+    return text[: min(ends)] if ends else text

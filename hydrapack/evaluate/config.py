@@ -1,0 +1,136 @@
+"""The YAML of an evaluation, and the JSONL of its tasks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from hydrapack.errors import InputError
+from hydrapack.evaluate.metrics import METRICS
+from hydrapack.schema import Strict
+
+
+class TaskConfig(Strict):
+    """One task: its adapter, its rows, how it is scored."""
+
+    name: str = Field(min_length=1)
+    adapter: str
+    """PEFT folder, relative to the YAML."""
+    data: str
+    """JSONL of ``input`` and ``output`` or ``outputs``, relative to the YAML."""
+    metric: str
+    prompt_template: str | None = None
+    """In place of the adapter's task.json."""
+    max_new_tokens: int = Field(default=64, ge=1)
+
+
+class MethodConfig(Strict):
+    """One row of the table, or one for each M of ``heads``."""
+
+    method: str
+    """zero-shot, own (each task's adapter), or a method of ``hydrapack merge``."""
+    heads: list[Annotated[int, Field(ge=1)]] | None = None
+    only_a: bool = False
+    rank: int | None = None
+    output_rank: int | None = None
+    distance: str = "mae"
+    temperature: float = 1.0
+    init: str = "adapters"
+    steps: int = Field(default=200, ge=1)
+    bits: int = 32
+    """Rounded as the packer does; 32 is not rounded."""
+    budget: str | None = None
+    """In place of heads: a size, as 2MB."""
+    backend: Literal["peft", "executorch"] = "peft"
+
+
+class EvalConfig(Strict):
+    """The whole evaluation."""
+
+    base_model: str
+    rows: int | None = Field(default=None, ge=1)
+    """The first so many rows of each task; all by default."""
+    batch_size: int = Field(default=16, ge=1)
+    seed: int = 0
+    tasks: list[TaskConfig] = Field(min_length=1)
+    methods: list[MethodConfig] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One test row."""
+
+    input: str
+    outputs: tuple[str, ...]
+
+
+def read_config(path: Path) -> EvalConfig:
+    """The evaluation of a YAML file.
+
+    Raises:
+        InputError: unreadable, not YAML, or a key that does not fit; names it.
+    """
+    try:
+        import yaml
+    except ImportError:
+        raise InputError("hydrapack eval needs PyYAML: pip install 'hydrapack[eval]'") from None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = EvalConfig.model_validate(content)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise InputError(f"{path}: {where}: {first['msg']}") from error
+    names = [task.name for task in config.tasks]
+    if len(set(names)) != len(names):
+        raise InputError(f"{path}: tasks: a name twice")
+    for task in config.tasks:
+        if task.metric not in METRICS:
+            raise InputError(
+                f"{path}: task {task.name!r}: metric {task.metric!r}: choose one of "
+                f"{', '.join(METRICS)}"
+            )
+    return config
+
+
+def read_rows(path: Path, limit: int | None) -> list[Row]:
+    """The rows of a JSONL file.
+
+    Raises:
+        InputError: unreadable, empty, or a line that does not fit; names the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            rows.append(_row(line, f"{path}:{number}"))
+    if not rows:
+        raise InputError(f"{path}: has no rows")
+    return rows[:limit]
+
+
+def _row(line: str, where: str) -> Row:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("input"), str):
+        raise InputError(f"{where}: needs a text under 'input'")
+    outputs = content.get("outputs", [content.get("output")])
+    fits = isinstance(outputs, list) and outputs and all(isinstance(o, str) for o in outputs)
+    if not fits or ("outputs" in content and "output" in content):
+        raise InputError(f"{where}: needs a text under 'output', or a list of them under 'outputs'")
+    return Row(content["input"], tuple(outputs))

@@ -1,0 +1,259 @@
+"""Metrics by hand, and the evaluation on a small model."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from conftest import TEMPLATE, hydrapack, write_adapter
+
+from hydrapack.adapters.collect import read_adapters
+from hydrapack.analyze import analyze
+from hydrapack.errors import InputError
+from hydrapack.evaluate import metrics
+from hydrapack.evaluate.config import EvalConfig, read_config, read_rows
+from hydrapack.evaluate.metrics import edit_counts, score, squad_f1, weighted_rouge, words
+from hydrapack.evaluate.run import Evaluation
+
+
+def test_words():
+    assert words("It's 3.5 kB, über!") == ["it", "s", "3", "5", "kb", "über"]
+    assert words("我喜欢 GPT-4") == ["我", "喜", "欢", "gpt", "4"]
+    assert words("カタカナと漢字") == list("カタカナと漢字")
+    assert words("안녕 world") == ["안", "녕", "world"]
+
+
+def test_rouge_l():
+    # Longest common subsequence "police the gunman" of 4 and 4 words (Lin 2004, section 3).
+    reference = "police killed the gunman"
+    assert metrics.rouge_l("police kill the gunman", [reference], "") == pytest.approx(75.0)
+    assert metrics.rouge_l("the gunman kill police", [reference], "") == pytest.approx(50.0)
+    assert metrics.rouge_l("x", ["y", "x"], "") == 100.0
+
+
+def test_weighted_rouge():
+    # Unigrams 3/4, bigrams 1/3 (the gunman), trigrams 0/2: F1 of equal lengths is that share.
+    got = weighted_rouge("police kill the gunman", ["police killed the gunman"], "")
+    assert got == pytest.approx(100 * (0.75 / 6 + (1 / 3) / 3 + 0.0 / 2))
+    assert weighted_rouge("a b c d", ["a b c d"], "") == pytest.approx(100.0)
+    assert weighted_rouge("今天天气", ["今天天气"], "") == pytest.approx(100.0)
+
+
+def test_squad_f1():
+    # As in SQuAD's script: articles, case and punctuation do not count.
+    assert squad_f1("The Eiffel Tower!", ["eiffel tower"], "") == 100.0
+    assert squad_f1("in the year 1999", ["1999"], "") == pytest.approx(50.0)
+    assert squad_f1("", ["x"], "") == 0.0
+    assert squad_f1("东京都", ["东京"], "") == pytest.approx(80.0)
+
+
+def test_correction_f_half(monkeypatch):
+    monkeypatch.setattr(metrics, "errant_is_there", lambda: False)
+    source, reference = "He go to school yesterday .", "He went to school yesterday ."
+    assert edit_counts(reference, [reference], source) == (1, 1, 1)
+    assert edit_counts(source, [reference], source) == (0, 0, 1)
+    assert edit_counts("He went to the school yesterday .", [reference], source) == (1, 2, 1)
+    # P = 1/2, R = 1: F0.5 = 1.25 * .5 * 1 / (.25 * .5 + 1).
+    made = score("correction-f0.5", ["He went to the school yesterday ."], [[reference]], [source])
+    assert made == pytest.approx(100 * 1.25 * 0.5 / 1.125)
+    # Over the set: counts are added up, not scores.
+    both = score("correction-f0.5", [reference, source], [[reference], [reference]], [source] * 2)
+    assert both == pytest.approx(100 * 1.25 * 1.0 * 0.5 / (0.25 + 0.5))
+    with pytest.raises(InputError, match="metric 'x'"):
+        score("x", ["a"], [["a"]], ["a"])
+
+
+@pytest.fixture
+def setting(adapters, tiny_model, tmp_path):
+    """A YAML over the small model: three tasks whose references are their adapters' own answers."""
+    for k, folder in enumerate(adapters):
+        rows = [{"input": f"text {i} of {k}", "output": "x"} for i in range(6)]
+        (tmp_path / f"{folder.name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    content = {
+        "base_model": str(tiny_model),
+        "batch_size": 4,
+        "tasks": [
+            {
+                "name": folder.name,
+                "adapter": folder.name,
+                "data": f"{folder.name}.jsonl",
+                "metric": "rouge-l",
+                "max_new_tokens": 8,
+            }
+            for folder in adapters
+        ],
+        "methods": [
+            {"method": "zero-shot"},
+            {"method": "own"},
+            {"method": "spectral", "heads": [1, 3], "rank": 12},
+            {"method": "ties"},
+        ],
+    }
+    path = tmp_path / "eval.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_an_exact_bundle_scores_as_its_adapters(setting, tmp_path):
+    """References are made the adapters' own answers: own and an exact merge score 100."""
+    config = read_config(setting)
+    evaluation = Evaluation(config, setting.parent, tmp_path / "first")
+    evaluation.run()
+    backend = evaluation._backend
+    for task, adapter in zip(config.tasks, evaluation.adapters, strict=True):
+        factors = {n: m.factors() for n, m in adapter.modules.items()}
+        pairs = {n: (A.float(), B.float()) for n, (A, B) in factors.items()}
+        inputs = [row.input for row in evaluation.rows[task.name]]
+        answers = backend.answers(inputs, TEMPLATE, [], 8, pairs)
+        rows = [{"input": i, "output": a} for i, a in zip(inputs, answers, strict=True)]
+        (setting.parent / task.data).write_text("\n".join(map(json.dumps, rows)))
+    results = Evaluation(config, setting.parent, tmp_path / "second").run()
+    by_label = {r.label: r for r in results}
+    own, exact = by_label["own"], by_label["spectral M=3 R=12"]
+    assert own.scores == exact.scores and own.average > 50
+    assert by_label["zero-shot"].average < own.average
+    assert by_label["spectral M=1 R=12"].scores != own.scores
+    assert by_label["zero-shot"].s_percent == 0 and own.s_percent == 100
+
+
+def test_batched_answers_are_pefts(setting, tmp_path):
+    """The patched model against PeftModel, row by row."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config = read_config(setting)
+    evaluation = Evaluation(config, setting.parent, tmp_path / "out")
+    evaluation.run()
+    backend = evaluation._backend
+    adapter = evaluation.adapters[1]
+    pairs = {n: tuple(f.float() for f in m.factors()) for n, m in adapter.modules.items()}
+    texts = ["a", "a much longer text than the first", "third"]
+    got = backend.answers(texts, TEMPLATE, [], 10, pairs)
+    base = AutoModelForCausalLM.from_pretrained(config.base_model, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(adapter.folder))
+    for text, answer in zip(texts, got, strict=True):
+        from hydrapack.prompts import encode_prompt
+
+        ids = torch.tensor([encode_prompt(backend.tokenizer, TEMPLATE, text)])
+        made = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False
+        )
+        tokens = made[0, ids.shape[1] :].tolist()
+        assert answer == backend.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def test_command_resumes(setting, tmp_path):
+    """Killed in the midst, the next run ends with the same table as one that was not."""
+    whole = hydrapack("eval", setting, "-o", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert "spectral M=3" in whole.stdout
+    out = tmp_path / "cut"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hydrapack", "eval", str(setting), "-o", str(out)],
+        stdout=subprocess.DEVNULL,
+    )
+    while process.poll() is None and len(list((out / "cache").glob("*.json"))) < 4:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {p.name: p.stat().st_mtime_ns for p in (out / "cache").glob("*.json")}
+    assert kept and not (out / "results.json").exists()
+    assert hydrapack("eval", setting, "-o", out).returncode == 0
+    for name, moment in kept.items():
+        assert (out / "cache" / name).stat().st_mtime_ns == moment
+
+    def table(folder):
+        results = json.loads((folder / "results.json").read_text())["results"]
+        return [(r["label"], r["s_percent"], r["scores"]) for r in results]
+
+    assert table(out) == table(tmp_path / "whole")
+    assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "results.md").read_text().count("\n") == 7
+
+
+def test_executorch_backend(setting, tmp_path):
+    content = yaml.safe_load(setting.read_text())
+    content["methods"] = [{"method": "spectral", "heads": [3], "bits": 8, "backend": "executorch"}]
+    config = EvalConfig.model_validate({**content, "rows": 2})
+    (result,) = Evaluation(config, setting.parent, tmp_path / "out").run()
+    assert result.label == "spectral M=3, 8 bits, ExecuTorch" and set(result.scores)
+    with pytest.raises(InputError, match="executorch backend runs merged methods"):
+        content["methods"] = [{"method": "own", "backend": "executorch"}]
+        config = EvalConfig.model_validate({**content, "rows": 2})
+        Evaluation(config, setting.parent, tmp_path / "out2").run()
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ("{", r"d\.jsonl:2: not JSON"),
+        ("[1]", r"d\.jsonl:2: needs a text under 'input'"),
+        ('{"input": 5, "output": "x"}', "'input'"),
+        ('{"input": "x"}', "'output'"),
+        ('{"input": "x", "output": null}', "'output'"),
+        ('{"input": "x", "outputs": []}', "'outputs'"),
+        ('{"input": "x", "outputs": ["a", 1]}', "'outputs'"),
+        ('{"input": "x", "output": "a", "outputs": ["b"]}', "'output'"),
+    ],
+)
+def test_malformed_rows(tmp_path, line, match):
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"input": "x", "output": "y"}\n' + line + "\n")
+    with pytest.raises(InputError, match=match):
+        read_rows(path, None)
+
+
+def test_rows(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"input": "x", "outputs": ["y", "z"]}\n\n{"input": "a", "output": "b"}\n')
+    assert [r.outputs for r in read_rows(path, None)] == [("y", "z"), ("b",)]
+    assert len(read_rows(path, 1)) == 1
+    path.write_text("\n")
+    with pytest.raises(InputError, match="has no rows"):
+        read_rows(path, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda c: c.pop("tasks"), "tasks: Field required"),
+        (lambda c: c.update(more=1), "more: Extra"),
+        (lambda c: c["tasks"][0].update(metric="bleu"), "metric 'bleu': choose one of"),
+        (lambda c: c["tasks"][1].update(name=c["tasks"][0]["name"]), "a name twice"),
+        (lambda c: c["methods"][0].update(heads=[0]), "heads"),
+    ],
+)
+def test_malformed_configs(setting, change, match):
+    content = yaml.safe_load(setting.read_text())
+    change(content)
+    setting.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=match):
+        read_config(setting)
+    setting.write_text("a: [")
+    with pytest.raises(InputError, match="not YAML"):
+        read_config(setting)
+
+
+def test_analyze(tmp_path):
+    """One start is told from many; identical adapters are alike to the end."""
+    alike = [write_adapter(tmp_path / f"a{k}", seed=k, shared_seed=9) for k in range(3)]
+    apart = [write_adapter(tmp_path / f"b{k}", seed=k) for k in range(3)]
+    found = analyze(read_adapters([str(f) for f in alike]))
+    other = analyze(read_adapters([str(f) for f in apart]))
+    assert found.advice.startswith("suited") and other.advice.startswith("badly suited")
+    assert found.mean("a_cca") > 0.9 > 0.4 > found.mean("b_cca")
+    assert found.mean("a_mae") < 0.3 < found.mean("b_mae")
+    assert max(found.relative_errors.values()) < min(other.relative_errors.values())
+    same = analyze(read_adapters([f"x={alike[0]}", f"y={alike[0]}"]))
+    for module in same.modules:
+        assert module.a_mae == module.b_mae == 0
+        assert module.a_cca == pytest.approx(1) and module.b_cca == pytest.approx(1)
+    with pytest.raises(InputError, match="two adapters or more"):
+        analyze(read_adapters([str(alike[0])]))
+    done = hydrapack("analyze", *alike, "-o", tmp_path / "out")
+    assert done.returncode == 0 and "suited" in done.stdout
+    assert {"analysis.json", "similarity.png"} <= {p.name for p in (tmp_path / "out").iterdir()}
