@@ -126,8 +126,8 @@ def export(shape: str, rank: int, context: int, out: Path, fixed: bool = False) 
     out.with_suffix(".json").write_text(json.dumps(took))
 
 
-def export_heads(shape: str, rank: int, out: Path) -> dict[str, float]:
-    """Pack five random heads at 8 bits."""
+def export_heads(shape: str, rank: int, out: Path, count: int = HEADS) -> dict[str, float]:
+    """Pack random heads at 8 bits."""
     import torch
 
     from hydrapack.adapters.task_card import TaskCard
@@ -141,8 +141,8 @@ def export_heads(shape: str, rank: int, out: Path) -> dict[str, float]:
     for name in layout.modules():
         d_out, d_in = dict(layout.shapes)[name.rsplit(".", 1)[1].removesuffix("_proj")]
         a = torch.randn(rank, d_in, generator=generator) * 0.02
-        heads = torch.randn(HEADS, d_out, rank, generator=generator) * 0.02
-        modules[name] = MergedModule(a, heads, tuple(range(HEADS)))
+        heads = torch.randn(count, d_out, rank, generator=generator) * 0.02
+        modules[name] = MergedModule(a, heads, tuple(range(count)))
     names = sorted(modules)
     source = SourceAdapter(digest="0" * 64, rank=rank, alpha=1.0, parameters=1)
     info = BundleInfo(
@@ -150,7 +150,7 @@ def export_heads(shape: str, rank: int, out: Path) -> dict[str, float]:
         base_model=shape,
         method="random",
         seed=0,
-        heads=HEADS,
+        heads=count,
         rank=rank,
         modules=names,
         module_errors={},
@@ -162,7 +162,7 @@ def export_heads(shape: str, rank: int, out: Path) -> dict[str, float]:
                 card=TaskCard(),
                 source=source,
             )
-            for k in range(HEADS)
+            for k in range(count)
         ],
         parameters=1,
         baseline_parameters=1,

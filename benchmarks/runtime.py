@@ -83,6 +83,15 @@ def shapes(args: argparse.Namespace) -> None:
             check=True,
         )
         alone[name] = json.loads(run.stdout.splitlines()[-1])["x"]
+    # All tasks of a package used once: what one task takes, and five.
+    swapped = {}
+    for count in (1, 5):
+        own = folder / f"package{count}"
+        if not (own / "manifest.json").exists():
+            export_heads(args.shape, args.rank, own, count)
+        command = [decode, str(PREFILL), "1", "4", f"x={model}@{own}@t0"]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        swapped[count] = json.loads(run.stdout.splitlines()[-1])["x"]["swapped_bytes"]
     base = found["(a) no adapter"]["decode_ms"]
     print(f"$ python benchmarks/runtime.py --shape {args.shape} --rank {args.rank}\n")
     print(
@@ -99,6 +108,16 @@ def shapes(args: argparse.Namespace) -> None:
             f"{own['used_bytes'] / 1e6:.0f} |"
         )
     swap, load = found["(c) a head"]["swap_ms"], alone["(b) one adapter fixed"]["load_ms"]
+    vector = json.loads((package / "manifest.json").read_text())
+    one = sum(
+        d_out * args.rank * len(vector["modules"]) // len(vector["target_shapes"])
+        for d_out, _ in vector["target_shapes"]
+    )
+    print(
+        f"resident memory after all heads were used: {swapped[1] / 1e6:.1f} MB with one task, "
+        f"{swapped[5] / 1e6:.1f} with five; a head is {one / 1e6:.1f} MB packed, "
+        f"{4 * one / 1e6:.1f} as the vector b"
+    )
     library = args.out / "native" / "runtime" / "libhydrapack.so"
     print(
         f"\nswap: {swap['median']:.2f} ms median, {swap['min']:.2f} min; loading a program with",

@@ -156,7 +156,9 @@ int main(int count, char** arguments) {
         if (!program.session->use(tasks[k % tasks.size()].name).ok()) fail("a swap failed");
         swaps.push_back(program.session->stats().swap_ms);
       }
-      std::printf(", ");
+      long now = 0, shared = 0;
+      resident(now, shared);
+      std::printf(", \"swapped_bytes\": %ld, ", now);
       print("swap_ms", swaps, "");
     }
     std::printf("}");

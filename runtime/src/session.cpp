@@ -163,9 +163,8 @@ struct Session::State {
   Stats stats;
   Sampler sampler;
 
-  // a lies in the memory of shared(), b in that of head(): both stay until the next call of theirs,
-  // and are bound to the model once a swap.
-  float* a = nullptr;
+  // b lies in the memory of head() until its next call; both are bound to the model once a swap.
+  std::vector<float> a;
   std::vector<float> no_head;
   const float* logits = nullptr;
   std::optional<int64_t> pending;
@@ -174,7 +173,8 @@ struct Session::State {
   std::atomic_flag busy = ATOMIC_FLAG_INIT;
 
   Error bind(float* b) {
-    auto a_tensor = from_blob(a, Sizes{static_cast<int32_t>(a_size())}, ScalarType::Float);
+    auto a_tensor =
+        from_blob(a.data(), Sizes{static_cast<int32_t>(a.size())}, ScalarType::Float);
     auto b_tensor =
         from_blob(b, Sizes{static_cast<int32_t>(no_head.size())}, ScalarType::Float);
     for (const auto& [tensor, index] : {std::pair{a_tensor, 2}, std::pair{b_tensor, 3}}) {
@@ -185,9 +185,6 @@ struct Session::State {
     }
     return {};
   }
-
-  int64_t a_size() const { return a_values; }
-  int64_t a_values = 0;
 
   Error run(const int64_t* ids, int64_t count) {
     tokens.assign(ids, ids + count);
@@ -377,8 +374,10 @@ Result<std::unique_ptr<Session>> Session::open(
   }
   auto a = state->adapters->execute("shared");
   if (!a.ok()) return runtime_error(adapters_path + ": shared failed", a.error());
-  state->a = a->at(0).toTensor().mutable_data_ptr<float>();
-  state->a_values = a_size;
+  const float* values = a->at(0).toTensor().const_data_ptr<float>();
+  state->a.assign(values, values + a_size);
+  // Three times a's size is freed with the method.
+  state->adapters->unload_method("shared");
   state->no_head.assign(static_cast<size_t>(b_size), 0.0f);
   for (const ManifestTask& task : read.tasks) state->tasks.push_back(task.shown);
   error = state->bind(state->no_head.data());
