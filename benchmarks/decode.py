@@ -126,50 +126,57 @@ def export(shape: str, rank: int, context: int, out: Path, fixed: bool = False) 
     out.with_suffix(".json").write_text(json.dumps(took))
 
 
-def export_heads(shape: str, rank: int, out: Path, count: int = HEADS) -> dict[str, float]:
-    """Pack random heads at 8 bits."""
-    import torch
-
+def bundle_of(modules, rank: int, count: int):
+    """A bundle of made modules, a head for each of ``count`` tasks."""
     from hydrapack.adapters.task_card import TaskCard
     from hydrapack.bundle import Bundle, BundleInfo, BundleTask, SourceAdapter
-    from hydrapack.merge.module import Merged, MergedModule
-    from hydrapack.pack.package import write_package
 
-    layout = config(shape).layout(TARGETS, rank)
-    generator = torch.Generator().manual_seed(0)
-    modules: dict[str, Merged] = {}
-    for name in layout.modules():
-        d_out, d_in = dict(layout.shapes)[name.rsplit(".", 1)[1].removesuffix("_proj")]
-        a = torch.randn(rank, d_in, generator=generator) * 0.02
-        heads = torch.randn(count, d_out, rank, generator=generator) * 0.02
-        modules[name] = MergedModule(a, heads, tuple(range(count)))
     names = sorted(modules)
     source = SourceAdapter(digest="0" * 64, rank=rank, alpha=1.0, parameters=1)
+    tasks = [
+        BundleTask(
+            name=f"t{k}",
+            route=[k] * len(names),
+            relative_error=0.0,
+            card=TaskCard(),
+            source=source,
+        )
+        for k in range(count)
+    ]
     info = BundleInfo(
         hydrapack_version="0",
-        base_model=shape,
+        base_model="made",
         method="random",
         seed=0,
         heads=count,
         rank=rank,
         modules=names,
         module_errors={},
-        tasks=[
-            BundleTask(
-                name=f"t{k}",
-                route=[k] * len(names),
-                relative_error=0.0,
-                card=TaskCard(),
-                source=source,
-            )
-            for k in range(count)
-        ],
+        tasks=tasks,
         parameters=1,
         baseline_parameters=1,
         tensors_sha256="0" * 64,
     )
+    return Bundle(info=info, modules={name: modules[name] for name in names})
+
+
+def export_heads(shape: str, rank: int, out: Path, count: int = HEADS) -> dict[str, float]:
+    """Pack random heads at 8 bits."""
+    import torch
+
+    from hydrapack.merge.module import MergedModule
+    from hydrapack.pack.package import write_package
+
+    layout = config(shape).layout(TARGETS, rank)
+    generator = torch.Generator().manual_seed(0)
+    modules = {}
+    for name in layout.modules():
+        d_out, d_in = dict(layout.shapes)[name.rsplit(".", 1)[1].removesuffix("_proj")]
+        a = torch.randn(rank, d_in, generator=generator) * 0.02
+        heads = torch.randn(count, d_out, rank, generator=generator) * 0.02
+        modules[name] = MergedModule(a, heads, tuple(range(count)))
     started = time.monotonic()
-    manifest = write_package(Bundle(info=info, modules={n: modules[n] for n in names}), out)
+    manifest = write_package(bundle_of(modules, rank, count), out)
     seconds = round(time.monotonic() - started, 1)
     return {"pack_seconds": seconds, "adapters_mb": round(manifest.storage.bytes / 1e6, 2)}
 

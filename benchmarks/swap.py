@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from decode import bundle_of
 
 from hydrapack.quiet import silence_libraries
 
@@ -23,9 +24,8 @@ WIDTHS = {"q": (2048, 2048), "k": (512, 2048), "v": (512, 2048), "o": (2048, 204
 LAYERS, RANK, TASKS, ROUNDS = 16, 32, 5, 40
 
 
-def bundle_of(output_rank: int):
-    from hydrapack.adapters.task_card import TaskCard
-    from hydrapack.bundle import Bundle, BundleInfo, BundleTask, SourceAdapter
+def made_bundle(output_rank: int):
+    """Random modules with a head a task; with ``output_rank`` as U C."""
     from hydrapack.layout import module_name
     from hydrapack.merge.module import MergedModule
 
@@ -45,32 +45,7 @@ def bundle_of(output_rank: int):
             else:
                 module = MergedModule(A, normal(TASKS, d_out, RANK), tasks)
             modules[module_name(layer, target)] = module
-    names = sorted(modules)
-    source = SourceAdapter(digest="0" * 64, rank=RANK, alpha=1.0, parameters=1)
-    info = BundleInfo(
-        hydrapack_version="0",
-        base_model="made",
-        method="random",
-        seed=0,
-        heads=TASKS,
-        rank=RANK,
-        modules=names,
-        module_errors={},
-        tasks=[
-            BundleTask(
-                name=f"t{k}",
-                route=[k] * len(names),
-                relative_error=0.0,
-                card=TaskCard(),
-                source=source,
-            )
-            for k in tasks
-        ],
-        parameters=1,
-        baseline_parameters=1,
-        tensors_sha256="0" * 64,
-    )
-    return Bundle(info=info, modules={name: modules[name] for name in names})
+    return bundle_of(modules, RANK, TASKS)
 
 
 def main() -> None:
@@ -86,7 +61,7 @@ def main() -> None:
     rows, heads = [], {}
     with tempfile.TemporaryDirectory() as scratch:
         for output_rank in (0, RANK, 2 * RANK):
-            bundle = bundle_of(output_rank)
+            bundle = made_bundle(output_rank)
             layout = layout_of(bundle.shapes, RANK)
             for bits in (4, 8, 16):
                 folder = Path(scratch) / f"{output_rank}-{bits}"

@@ -37,6 +37,11 @@ def read_model(path: Path, kind: type[Model], hint: str = "") -> Model:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}{hint}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"{path}: {where}: {first['msg']}") from error
+        raise misfit(path, error) from error
+
+
+def misfit(path: Path, error: ValidationError) -> InputError:
+    """The first of pydantic's complaints as one line that names the file and the key."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "the file"
+    return InputError(f"{path}: {where}: {first['msg']}")

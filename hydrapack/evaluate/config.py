@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from hydrapack.errors import InputError
 from hydrapack.evaluate.metrics import METRICS
-from hydrapack.schema import Strict
+from hydrapack.schema import Strict, misfit
 
 
 class TaskConfig(Strict):
@@ -86,9 +86,7 @@ def read_config(path: Path) -> EvalConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"{path}: {where}: {first['msg']}") from error
+        raise misfit(path, error) from error
     names = [task.name for task in config.tasks]
     if len(set(names)) != len(names):
         raise InputError(f"{path}: tasks: a name twice")

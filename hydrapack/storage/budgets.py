@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from hydrapack.errors import InputError
 from hydrapack.junit import Check
-from hydrapack.schema import Strict
+from hydrapack.schema import Strict, misfit
 from hydrapack.sizes import parse_size
 from hydrapack.storage.report import Report
 
@@ -100,9 +100,7 @@ def read_budgets(path: Path) -> list[Budget]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not TOML: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise InputError(f"{path}: {where}: {first['msg']}") from error
+        raise misfit(path, error) from error
     for budget in budgets:
         if (budget.limit is None) == (budget.preset is None):
             raise InputError(f"{path}: budget {budget.name!r}: give limit or preset")

@@ -4,21 +4,16 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
-#include <cstring>
-#include <fstream>
-#include <sstream>
-#include <string_view>
 
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
-#include <nlohmann/json.hpp>
 
+#include "files.h"
 #include "manifest.h"
+#include "programs.h"
 #include "sampler.h"
-#include "sha256.h"
 
 namespace hydrapack {
 namespace {
@@ -28,11 +23,8 @@ using executorch::extension::from_blob;
 using executorch::extension::Module;
 using executorch::extension::TensorPtr;
 using executorch::runtime::EValue;
-using executorch::runtime::Program;
 using Clock = std::chrono::steady_clock;
 using Sizes = std::vector<executorch::aten::SizesType>;
-
-constexpr int64_t kMaxManifest = int64_t{64} << 20;
 
 double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
@@ -40,112 +32,6 @@ double ms_since(Clock::time_point start) {
 
 Error runtime_error(const std::string& what, executorch::runtime::Error error) {
   return {Code::Runtime, what + " (ExecuTorch error " + std::to_string(static_cast<int>(error)) + ")"};
-}
-
-int64_t file_bytes(const std::string& path) {
-  struct stat info {};
-  return ::stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode) ? info.st_size : -1;
-}
-
-Result<std::string> read_text(const std::string& path) {
-  const int64_t size = file_bytes(path);
-  if (size < 0) return Error{Code::NotFound, path + ": no such file"};
-  if (size > kMaxManifest) return Error{Code::Invalid, path + ": is too large"};
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file) return Error{Code::NotFound, path + ": cannot be read"};
-  return text.str();
-}
-
-Result<std::string> file_sha256(const std::string& path) {
-  std::FILE* file = std::fopen(path.c_str(), "rb");
-  if (file == nullptr) return Error{Code::NotFound, path + ": cannot be read"};
-  Sha256 digest;
-  std::vector<char> piece(1 << 20);
-  size_t size = 0;
-  while ((size = std::fread(piece.data(), 1, piece.size(), file)) > 0) {
-    digest.update(piece.data(), size);
-  }
-  const bool failed = std::ferror(file) != 0;
-  std::fclose(file);
-  if (failed) return Error{Code::NotFound, path + ": cannot be read"};
-  return digest.hex();
-}
-
-Error check_file(
-    const std::string& path, int64_t bytes, const std::string& sha256, bool check_digest) {
-  const int64_t size = file_bytes(path);
-  if (size < 0) return {Code::NotFound, path + ": no such file"};
-  if (size != bytes) return {Code::Mismatch, path + ": is of another size than stated"};
-  if (!check_digest) return {};
-  const auto digest = file_sha256(path);
-  if (!digest.ok()) return digest.error();
-  if (digest.value() != sha256) return {Code::Mismatch, path + ": is not the file described"};
-  return {};
-}
-
-// model.pte.json is optional: export-base writes it beside the program.
-Error check_model_file(const std::string& model, bool check_digest) {
-  const std::string path = model + ".json";
-  if (file_bytes(path) < 0) return {};
-  const auto text = read_text(path);
-  if (!text.ok()) return text.error();
-  const auto json = nlohmann::json::parse(text.value(), nullptr, false);
-  const bool fits = json.is_object() && json.contains("bytes") && json.contains("sha256") &&
-      json["bytes"].is_number_unsigned() && json["sha256"].is_string();
-  if (!fits) return {Code::Invalid, path + ": does not give bytes and sha256"};
-  return check_file(
-      model, json["bytes"].get<int64_t>(), json["sha256"].get<std::string>(), check_digest);
-}
-
-Result<std::unique_ptr<Module>> load_module(const std::string& path, const char* method) {
-  if (file_bytes(path) < 0) return Error{Code::NotFound, path + ": no such file"};
-  auto module = std::make_unique<Module>(path, Module::LoadMode::Mmap);
-  // The whole flatbuffer is checked: offsets in a damaged one would lead anywhere.
-  if (module->load(Program::Verification::InternalConsistency) != executorch::runtime::Error::Ok) {
-    return Error{Code::Invalid, path + ": not an ExecuTorch program, or a damaged one"};
-  }
-  const auto names = module->method_names();
-  if (!names.ok() || names->count(method) == 0) {
-    return Error{Code::Invalid, path + ": has no method " + method + "; is it a .pte of hydrapack?"};
-  }
-  return module;
-}
-
-Result<EValue> constant(Module& module, const std::string& path, const char* name) {
-  const auto names = module.method_names();
-  if (!names.ok() || names->count(name) == 0) {
-    return Error{Code::Invalid, path + ": has no method " + name + "; export it with hydrapack"};
-  }
-  auto values = module.execute(name);
-  if (!values.ok() || values->empty()) {
-    return Error{Code::Invalid, path + ": " + name + " cannot be read"};
-  }
-  return values->at(0);
-}
-
-Result<int64_t> integer(Module& module, const std::string& path, const char* name) {
-  const auto value = constant(module, path, name);
-  if (!value.ok()) return value.error();
-  if (!value.value().isInt()) return Error{Code::Invalid, path + ": " + name + " is no integer"};
-  return value.value().toInt();
-}
-
-Result<std::string> string(Module& module, const std::string& path, const char* name) {
-  const auto value = constant(module, path, name);
-  if (!value.ok()) return value.error();
-  if (!value.value().isString()) return Error{Code::Invalid, path + ": " + name + " is no text"};
-  const auto text = value.value().toString();
-  return std::string(text.data(), text.size());
-}
-
-// Values of a float vector input or output, -1 if it is none.
-int64_t vector_size(const executorch::runtime::Result<executorch::runtime::TensorInfo>& info) {
-  if (!info.ok() || info->scalar_type() != ScalarType::Float || info->sizes().size() != 1) {
-    return -1;
-  }
-  return info->sizes()[0];
 }
 
 }  // namespace
@@ -319,7 +205,7 @@ Result<std::unique_ptr<Session>> Session::open(
   if (!loaded.ok()) return loaded.error();
   state->adapters = std::move(loaded.value());
 
-  const auto rank = integer(*state->model, model, "get_adapter_rank");
+  const auto rank = integer_constant(*state->model, model, "get_adapter_rank");
   if (!rank.ok()) return rank.error();
   if (rank.value() != read.rank) {
     return Error{
@@ -329,7 +215,7 @@ Result<std::unique_ptr<Session>> Session::open(
   }
   for (const auto& [module, path] :
        {std::pair{state->model.get(), model}, std::pair{state->adapters.get(), adapters_path}}) {
-    const auto layout = string(*module, path, "get_adapter_layout");
+    const auto layout = text_constant(*module, path, "get_adapter_layout");
     if (!layout.ok()) return layout.error();
     if (layout.value() != read.layout_digest) {
       return Error{
@@ -337,9 +223,9 @@ Result<std::unique_ptr<Session>> Session::open(
           path + " has another adapter layout than the package (base model " + read.base_model + ")"};
     }
   }
-  const auto context = integer(*state->model, model, "get_max_context_len");
+  const auto context = integer_constant(*state->model, model, "get_max_context_len");
   if (!context.ok()) return context.error();
-  const auto vocab = integer(*state->model, model, "get_vocab_size");
+  const auto vocab = integer_constant(*state->model, model, "get_vocab_size");
   if (!vocab.ok()) return vocab.error();
   if (context.value() < 2 || vocab.value() < 1 || vocab.value() > (1 << 28)) {
     return Error{Code::Invalid, model + ": context or vocabulary is out of range"};
