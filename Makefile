@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make setup   install hydrapack and its tools into $(VENV)"
 	@echo "make demo    the main job on SmolLM2-135M and five real adapters"
-	@echo "make test    the tests (make test ARGS='-m slow' for the long ones)"
+	@echo "make test    the tests (make test ARGS='-k merge' for some of them)"
 	@echo "make lint    ruff and mypy"
 	@echo "make runtime the C++ runtime and hydrapack-run, in build/runtime"
 	@echo "make bench   measure decode speed, swap and export"

@@ -176,10 +176,12 @@ def hydrapack(*arguments: object, env: dict[str, str] | None = None, **options):
     )
 
 
-def greedy(session, ids, count):
-    """The session's choices, end tokens taken as any other."""
+def greedy(session, ids, count, step=None):
+    """The session's choices, end tokens taken as any other; ``step`` prompt tokens a call."""
     session.reset()
-    logits, tokens = session.forward(ids), []
+    step, tokens = step or len(ids), []
+    for start in range(0, len(ids), step):
+        logits = session.forward(ids[start : start + step])
     while True:
         tokens.append(int(logits.argmax()))
         if len(tokens) == count:

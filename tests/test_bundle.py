@@ -12,6 +12,9 @@ from hydrapack.bundle import read_bundle, write_bundle
 from hydrapack.errors import InputError
 from hydrapack.extend import add_adapter
 from hydrapack.merge.adapters import merge_adapters
+from hydrapack.merge.budget import merge_budget
+from hydrapack.merge.module import difference_norm
+from hydrapack.pack.package import write_package
 from hydrapack.unpack import target_modules, unpack_all, unpack_task
 
 
@@ -80,6 +83,35 @@ def test_add_leaves_the_rest_alone(adapters, tmp_path):
     assert extension.relative_error < 0.3 and extension.advice is None
     stored = sum(t.numel() for m in extended.modules.values() for t in m.tensors.values())
     assert extended.info.parameters == stored
+
+
+def test_add_to_a_common_basis_and_to_a_plan(adapters, tmp_path):
+    """A new task costs a C where there is a U, a B where there is none; M differs by module."""
+    new = read_adapter(write_adapter(tmp_path / "new", seed=50, shared_seed=99), "new")
+    two_sided = bundle_of(adapters, tmp_path / "b", method="two-sided", output_rank=6)
+    read = read_adapters([str(f) for f in adapters])
+    merged, plan = merge_budget(read, 60_000)
+    write_bundle(merged, read, tmp_path / "p", {name: c.bits for name, c in plan.items()})
+    for number, bundle in enumerate((two_sided, read_bundle(tmp_path / "p"))):
+        add_adapter(bundle, new, tmp_path / f"b{number}")
+        extended = read_bundle(tmp_path / f"b{number}")
+        assert extended.info.bits == bundle.info.bits
+        grown = extended.info.parameters - bundle.info.parameters
+        assert grown == sum(m.heads[0].numel() for m in bundle.modules.values())
+        for index, (name, before) in enumerate(bundle.modules.items()):
+            after = extended.modules[name]
+            assert torch.equal(after.heads[:-1], before.heads) and torch.equal(after.A, before.A)
+            assert after.U is before.U is None or torch.equal(after.U, before.U)
+            assert extended.info.tasks[-1].route[index] == len(before.heads)
+            # No small step of the new head comes nearer.
+            errors = []
+            for step in (0.0, 1e-2, -1e-2):
+                moved = after.heads[-1].clone()
+                moved[0, 0] += step
+                head = moved if after.U is None else after.U @ moved
+                errors.append(difference_norm(new.modules[name], after.A, head)[0])
+            assert errors[0] <= min(errors[1:])
+        write_package(extended, tmp_path / f"package{number}")
 
 
 def test_add_advises_a_merge(adapters, tmp_path):

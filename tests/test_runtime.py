@@ -278,13 +278,39 @@ def test_arm64(arm64, fixtures, tiny_model, tmp_path):
     assert done[0]["ids"]
 
 
-SMOLLM2 = [pytest.param("fp32"), pytest.param("8da4w", marks=pytest.mark.slow)]
+TOKEN_BY_TOKEN = """
+import ctypes, json, sys
+library, model, package = sys.argv[1:4]
+c = ctypes.CDLL(library)
+c.hydrapack_last_error.restype = ctypes.c_char_p
+session = ctypes.c_void_p()
+def check(code):
+    if code:
+        raise SystemExit(c.hydrapack_last_error().decode())
+check(c.hydrapack_open(model.encode(), package.encode(), 1, ctypes.byref(session)))
+for line in sys.stdin:
+    asked = json.loads(line)
+    check(c.hydrapack_use(session, asked["task"].encode()))
+    for token in asked["ids"]:
+        check(c.hydrapack_prefill(session, (ctypes.c_int64 * 1)(token), ctypes.c_size_t(1)))
+    made, token = [], ctypes.c_int64()
+    for _ in range(asked["count"]):
+        check(c.hydrapack_step(session, None, ctypes.byref(token)))
+        made.append(token.value)
+    print(json.dumps(made))
+c.hydrapack_close(session)
+"""
 
 
 @pytest.mark.skipif(bool(os.environ.get("HYDRAPACK_OFFLINE")), reason="HYDRAPACK_OFFLINE is set")
-@pytest.mark.parametrize("quant", SMOLLM2)
+@pytest.mark.parametrize("quant", ["fp32", "8da4w"])
 def test_smollm2(native, tmp_path, quant):
-    """The real model and adapters: every task's first 64 greedy tokens are Python's."""
+    """The real model and adapters: every task's first 64 greedy tokens are Python's.
+
+    In a Python process torch's BLAS takes the place of ExecuTorch's own in products of several
+    rows, and 8-bit activations make much of a last bit. So the 4-bit program gets its prompt token
+    by token, through the C interface: then all logits are equal to the bit, and so are the ids.
+    """
     from hydrapack.base import smollm2
     from hydrapack.demo.job import example_adapters, heldout_input
 
@@ -292,14 +318,28 @@ def test_smollm2(native, tmp_path, quant):
     export_base(smollm2.NAME, model, 16, quant=quant, max_context=512)
     package = make_package(tmp_path, example_adapters(), 8)
     session = Session(model, package)
+    generator = random.Random(0)
+    for _ in range(20):
+        session.use(generator.choice(session.tasks))
     asked, want = [], []
     for task in session.tasks:
         ids = session.use(task).encode(heldout_input(task, 0))
-        want.append(greedy(session, ids, COUNT))
-        asked.append({"ids": ids, "task": task, "max_new_tokens": COUNT})
-    done, _ = serve(native, model, package, asked)
-    for expected, answer in zip(want, done, strict=True):
-        assert answer["ids"] == expected[: len(answer["ids"])] and answer["ids"]
+        asked.append({"ids": ids, "task": task, "max_new_tokens": COUNT, "count": COUNT})
+        want.append(greedy(session, ids, COUNT, 1 if quant == "8da4w" else len(ids)))
+    if quant == "fp32":
+        done, _ = serve(native, model, package, asked)
+        for expected, answer in zip(want, done, strict=True):
+            assert answer["ids"] == expected[: len(answer["ids"])] and answer["ids"]
+        return
+    # A process of its own: one with Python's executorch loaded cannot hold the C++ kernels too.
+    done = subprocess.run(
+        [sys.executable, "-c", TOKEN_BY_TOKEN, native / "libhydrapack.so", model, package],
+        input="".join(json.dumps(request) + "\n" for request in asked),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "["] == want
 
 
 def test_other_widths_and_heads(native, fixtures, tiny, tmp_path):

@@ -93,10 +93,12 @@ def test_a_good_package_passes(signed, tiny, keys, tmp_path):
     assert "digests" in next(c.detail for c in checks if c.name == "model")
     done = hydrapack(
         "verify", signed, "--model", tiny[0], "--public-key", keys[0][1], "--json",
-        "--junit", tmp_path / "v.xml",
+        "--junit", tmp_path / "v.xml", "--adapters", *(tiny[2] / task for task in TASKS),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["passed"] is True
+    document = json.loads(done.stdout)
+    assert document["passed"] is True
+    assert {f"drift {task}" for task in TASKS} <= {c["name"] for c in document["checks"]}
     assert 'failures="0"' in (tmp_path / "v.xml").read_text()
 
 

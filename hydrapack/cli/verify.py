@@ -14,6 +14,10 @@ from hydrapack.cli.terminal import output, print_json, stages
 
 def verify(
     package: Annotated[Path, typer.Argument(metavar="PACKAGE", help="What pack wrote.")],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ADAPTER_DIR]...", help="Adapters, as of --adapters."),
+    ] = None,
     model: Annotated[
         Path | None, typer.Option(help="The model.pte it is to run on: run every head there.")
     ] = None,
@@ -22,7 +26,7 @@ def verify(
     ] = None,
     adapters: Annotated[
         list[str] | None,
-        typer.Option(help="An adapter it was merged from, as DIR or TASK=DIR; may be repeated."),
+        typer.Option(help="What it was merged from, as DIR or TASK=DIR; one or more."),
     ] = None,
     public_key: Annotated[
         Path | None, typer.Option(help="Ed25519 public key (PEM) that must have signed it.")
@@ -45,7 +49,7 @@ def verify(
 
         hydrapack verify package
 
-        hydrapack verify package --model model.pte --adapters runs/gc --adapters qa=runs/12
+        hydrapack verify package --model model.pte --adapters runs/*
 
         hydrapack verify package --public-key release.pub.pem --junit verify.xml
     """
@@ -56,12 +60,14 @@ def verify(
     from hydrapack.pack.signature import read_public_key
     from hydrapack.verify import verify_package
 
+    # A shell that expands --adapters runs/* leaves all but the first as arguments.
+    sources = [*(adapters or []), *(more or [])]
     with stages("verifying") as stage:
         checks = verify_package(
             package,
             model,
             None if bundle is None else read_bundle(bundle),
-            read_adapters(adapters) if adapters else (),
+            read_adapters(sources) if sources else (),
             None if public_key is None else read_public_key(public_key),
             max_drift,
             stage,
