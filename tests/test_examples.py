@@ -1,5 +1,6 @@
 """The committed adapters and their held-out rows are what the docs say."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -24,6 +25,22 @@ def test_adapters():
         assert prompts[adapter.task] in adapter.card.prompt_template
         scores = adapter.card.provenance["heldout_nats_per_token"]
         assert scores["adapter"] < 0.8 * scores["base"]
+
+
+def test_prompts_are_the_papers():
+    """Table 7 of the HydraOpt paper: five applications (tone in four styles), eight languages."""
+    text = (EXAMPLES / "table7.json").read_text(encoding="utf-8")
+    table = json.loads(text)
+    languages = {"de", "en", "es", "fr", "it", "ja", "ko", "zh"}
+    assert len(table) == 8 and all(set(prompts) == languages for prompts in table.values())
+    canonical = json.dumps(table, ensure_ascii=False, sort_keys=True).encode()
+    # Of the table as the paper prints it.
+    assert hashlib.sha256(canonical).hexdigest() == (
+        "ebcbd14d4ee9de5c939035e5f7418b7dd8f8e7106f5e1621780e96cf043ac47d"
+    )
+    own = json.loads((EXAMPLES / "prompts.json").read_text(encoding="utf-8"))
+    for task, prompt in own.items():
+        assert table["tone-professional" if task == "tone" else task]["en"] == prompt
 
 
 def test_adapters_suit_a_shared_a():

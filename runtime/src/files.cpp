@@ -63,7 +63,12 @@ Error check_file(
 
 Error check_model_file(const std::string& model, bool check_digest) {
   const std::string path = model + ".json";
-  if (file_bytes(path) < 0) return {};
+  if (file_bytes(path) < 0) {
+    if (!check_digest) return {};
+    return {
+        Code::NotFound,
+        path + ": missing; it has the SHA-256 of the program: keep it beside, or open without digests"};
+  }
   const auto text = read_text(path);
   if (!text.ok()) return text.error();
   const auto json = nlohmann::json::parse(text.value(), nullptr, false);

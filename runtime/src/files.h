@@ -18,7 +18,8 @@ Result<std::string> read_text(const std::string& path);
 Error check_file(
     const std::string& path, int64_t bytes, const std::string& sha256, bool check_digest);
 
-// model.pte against model.pte.json, which export-base writes beside it; fine where there is none.
+// model.pte against model.pte.json, which export-base writes beside it; without digests it may be
+// missing.
 Error check_model_file(const std::string& model, bool check_digest);
 
 }  // namespace hydrapack

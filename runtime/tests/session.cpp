@@ -292,13 +292,18 @@ TEST(Session, MissingFiles) {
   EXPECT_EQ(Session::open("none.pte", package()).error().code, Code::NotFound);
   EXPECT_EQ(Session::open(model(), "nowhere").error().code, Code::NotFound);
   const Copy copy;
+  // Without the file that has the model's digest, only on demand.
+  const auto undescribed = copy.open();
+  ASSERT_FALSE(undescribed.ok());
+  EXPECT_NE(undescribed.error().message.find("model.pte.json: missing"), std::string::npos);
+  EXPECT_TRUE(copy.open(false).ok());
   fs::remove(copy.file("adapters.pte"));
   EXPECT_EQ(copy.open().error().code, Code::NotFound);
 }
 
 TEST(Session, ProgramsInTheWrongPlace) {
   NEED_FIXTURES();
-  const auto swapped = Session::open(package() + "/adapters.pte", package());
+  const auto swapped = Session::open(package() + "/adapters.pte", package(), {false});
   ASSERT_FALSE(swapped.ok());
   EXPECT_NE(swapped.error().message.find("no method forward"), std::string::npos);
   const auto other = Session::open(fixtures() + "/other.pte", package());

@@ -28,8 +28,8 @@
 namespace hydrapack {
 
 struct OpenOptions {
-  // Compare the SHA-256 of the manifest, adapters.pte and, where model.pte.json lies beside it, of
-  // model.pte. Off, sizes, schema and layout are checked all the same.
+  // Compare the SHA-256 of the manifest, adapters.pte and model.pte (which model.pte.json, beside it,
+  // states). Off, sizes, schema and layout are checked all the same.
   bool check_digests = true;
 };
 
