@@ -13,6 +13,8 @@ from conftest import TASKS, hydrapack
 
 from hydrapack.verify import verify_package
 
+EXPORT = ("export-base", "--rank", 4, "--quant", "fp32", "--max-context", 64)
+
 REPLACE = """
 import sys, itertools
 from pathlib import Path
@@ -63,9 +65,8 @@ def test_killed_commands(tiny, tiny_model, tmp_path, delay):
     commands = {
         "bundle": ("merge", *adapters),
         "package": ("pack", tiny[2] / "bundle"),
-        "model.pte": ("export-base", tiny_model, "--rank", 4, "--quant", "fp32"),
+        "model.pte": (*EXPORT[:1], tiny_model, *EXPORT[1:]),
     }
-    commands["model.pte"] += ("--max-context", 64)
     for name, command in commands.items():
         out = tmp_path / name
         done = hydrapack(*command, "-o", out)
@@ -97,7 +98,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk(tiny, small_disk):
+def test_a_full_disk(tiny, tiny_model, small_disk):
     adapters = [tiny[2] / task for task in TASKS]
     package, bundle = small_disk / "package", small_disk / "bundle"
     assert hydrapack("pack", tiny[2] / "bundle", "-o", package, "--bits", 8).returncode == 0
@@ -108,10 +109,11 @@ def test_a_full_disk(tiny, small_disk):
     for command in (
         ("pack", tiny[2] / "bundle", "-o", package),
         ("merge", *adapters, "-o", bundle),
-        ("export-base", tiny[0].parent / "none", "-o", small_disk / "m.pte", "--rank", 4),
+        (*EXPORT[:1], tiny_model, *EXPORT[1:], "-o", small_disk / "m.pte"),
     ):
         done = hydrapack(*command)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+        assert "cannot be written" in done.stderr
     assert sorted(p.name for p in small_disk.iterdir()) == ["filler", "package"]
     assert all(check.passed for check in verify_package(package))
     filler.unlink()
