@@ -62,6 +62,7 @@ Error check_file(
 }
 
 Error check_model_file(const std::string& model, bool check_digest) {
+  if (file_bytes(model) < 0) return {Code::NotFound, model + ": no such file"};
   const std::string path = model + ".json";
   if (file_bytes(path) < 0) {
     if (!check_digest) return {};
