@@ -96,6 +96,7 @@ class Evaluation:
         self.model_folder = resolve_model(config.base_model)
         self.weights = weights_sha256(self.model_folder)
         self._backend: PeftBackend | None = None
+        self._packed: tuple[_Case, Path] | None = None
         for task, adapter in zip(config.tasks, self.adapters, strict=True):
             check_template(self._template(task, adapter), f"task {task.name!r}: prompt_template")
 
@@ -230,9 +231,13 @@ class Evaluation:
         return pairs
 
     def _package(self, case: _Case, merge: Merge) -> Path:
+        # A case's tasks come one after the other: one package serves them all.
+        if self._packed is not None and self._packed[0] is case:
+            return self._packed[1]
         folder = self.out / "packages" / _digest({"label": case.label})[:16]
         write_bundle(merge, self.adapters, folder / "bundle")
         write_package(read_bundle(folder / "bundle"), folder / "package", case.method.bits)
+        self._packed = case, folder / "package"
         return folder / "package"
 
     def _program(self, rank: int) -> Path:

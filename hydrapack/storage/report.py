@@ -14,7 +14,7 @@ from hydrapack.errors import InputError
 from hydrapack.layout import ORDER, parse_targets
 from hydrapack.merge.module import MergedModule
 from hydrapack.pack.manifest import MANIFEST, read_package
-from hydrapack.quantize import Rounding, check_bits, module_bytes, stored_bytes
+from hydrapack.quantize import Rounding, check_bits, core_bits, module_bytes, stored_bytes
 from hydrapack.storage.shapes import model_shapes
 
 
@@ -169,7 +169,7 @@ def _of_package(path: Path, model_bytes: int | None) -> Report:
         a = stored_bytes(module.rank, d_in, module.bits_a, group)
         if module.output_rank:
             a += stored_bytes(d_out, module.output_rank, module.bits_b, group)
-            b = stored_bytes(module.rank, module.output_rank, max(module.bits_b, 8), group)
+            b = stored_bytes(module.rank, module.output_rank, core_bits(module.bits_b), group)
         else:
             b = stored_bytes(d_out, module.rank, module.bits_b, group)
         shared, head = shared + a, head + b
