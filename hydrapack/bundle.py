@@ -208,17 +208,20 @@ def read_bundle(folder: Path) -> Bundle:
         tensors = load_file(tensors_path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{tensors_path}: cannot be read: {error}") from error
-    modules = {name: _module(info, name, tensors, folder) for name in info.modules}
+    modules = {
+        name: _module(info, index, name, tensors, folder) for index, name in enumerate(info.modules)
+    }
     if tensors:
         raise InputError(f"{tensors_path}: {sorted(tensors)[0]}: belongs to no module")
     _check(info, modules, folder)
     return Bundle(info=info, modules=modules)
 
 
-def _module(info: BundleInfo, name: str, tensors: dict[str, torch.Tensor], folder: Path) -> Merged:
+def _module(
+    info: BundleInfo, index: int, name: str, tensors: dict[str, torch.Tensor], folder: Path
+) -> Merged:
     """The module's tensors, taken out of ``tensors``, as a merged module."""
     path = folder / TENSORS
-    index = info.modules.index(name)
     assignment = tuple(t.route[index] if index < len(t.route) else -1 for t in info.tasks)
     parts = {p: tensors.pop(f"{name}.{p}") for p in "ABCUbd" if f"{name}.{p}" in tensors}
     for part, tensor in parts.items():

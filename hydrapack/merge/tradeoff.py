@@ -15,7 +15,13 @@ from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.modules import Update
 from hydrapack.errors import InputError
 from hydrapack.merge.adapters import merge_adapters, module_names, module_seed, module_updates
-from hydrapack.merge.module import Merged, MergedModule, MergeOptions, difference_norm
+from hydrapack.merge.module import (
+    Merged,
+    MergedModule,
+    MergeOptions,
+    difference_norm,
+    stored_values,
+)
 from hydrapack.merge.spectral import assign, fit, joint
 from hydrapack.merge.two_sided import merge_two_sided
 from hydrapack.quantize import Rounding, check_bits, module_bytes, round_module
@@ -134,7 +140,7 @@ def _add_points(
     for width in bits:
         total = sums.setdefault((method, *shape, width), _Sum())
         rounding = Rounding(width, width)
-        total.parameters += sum(t.numel() for t in merged.tensors.values())
+        total.parameters += stored_values([merged])
         total.bytes += module_bytes(merged, rounding)
         total.squared += _error(updates, round_module(merged, rounding))
 
