@@ -14,8 +14,9 @@ the root mean square of what they move, so that one default fits every scale of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 
@@ -32,6 +33,32 @@ ANNEALED = 0.05
 SOFT = 0.8
 """Share of the steps with coefficients."""
 PATIENCE, PLATEAU = 40, 1e-4
+
+
+class _MeanAbsolute(torch.autograd.Function):
+    """Mean of |head @ shared - B @ A|, with gradients for head and shared.
+
+    Autograd would keep three more products of d_out x d_in and multiply by B and A in vain: this
+    takes half the time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, head: torch.Tensor, shared: torch.Tensor, B: torch.Tensor, A: torch.Tensor
+    ) -> torch.Tensor:
+        difference = (head @ shared).addmm_(B, A, alpha=-1)
+        sign = difference.sign()
+        # Faster than abs and sum, and nothing is lost: the factors are -1, 0 and 1.
+        loss = torch.dot(difference.flatten(), sign.flatten()) / sign.numel()
+        ctx.save_for_backward(sign @ shared.T, head.T @ sign)
+        ctx.values = sign.numel()
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        scale = gradients[0] / ctx.values
+        of_head, of_shared = ctx.saved_tensors
+        return of_head * scale, of_shared * scale, None, None
 
 
 class _Module:
@@ -72,7 +99,8 @@ class _Module:
         A, B = self.targets[k]
         shared, head = self.expand(self.shared, head)
         if kind == "mae":
-            return (torch.cat([head, -B], 1) @ torch.cat([shared, A])).abs().mean()
+            apply = cast(Callable[..., torch.Tensor], _MeanAbsolute.apply)
+            return apply(head, shared, B, A)
         norm = ((head.T @ head) * (shared @ shared.T)).sum()
         cross = ((B.T @ head) * (A @ shared.T)).sum()
         if kind == "cs":
