@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from hydrapack.analyze import analyze
 from hydrapack.errors import InputError
 from hydrapack.evaluate import metrics
 from hydrapack.evaluate.config import EvalConfig, read_config, read_rows
+from hydrapack.evaluate.memory import PeakMemory
 from hydrapack.evaluate.metrics import edit_counts, score, squad_f1, weighted_rouge, words
+from hydrapack.evaluate.report import markdown, plot
 from hydrapack.evaluate.run import Evaluation
 
 
@@ -104,7 +107,7 @@ def test_an_exact_bundle_scores_as_its_adapters(setting, tmp_path):
     evaluation = Evaluation(config, setting.parent, tmp_path / "first")
     evaluation.run()
     backend = evaluation._backend
-    for task, adapter in zip(config.tasks, evaluation.adapters, strict=True):
+    for task, adapter in zip(config.tasks, evaluation.adapters.values(), strict=True):
         factors = {n: m.factors() for n, m in adapter.modules.items()}
         pairs = {n: (A.float(), B.float()) for n, (A, B) in factors.items()}
         inputs = [row.input for row in evaluation.rows[task.name]]
@@ -129,7 +132,7 @@ def test_batched_answers_are_pefts(setting, tmp_path):
     evaluation = Evaluation(config, setting.parent, tmp_path / "out")
     evaluation.run()
     backend = evaluation._backend
-    adapter = evaluation.adapters[1]
+    adapter = list(evaluation.adapters.values())[1]
     pairs = {n: tuple(f.float() for f in m.factors()) for n, m in adapter.modules.items()}
     texts = ["a", "a much longer text than the first", "third"]
     got = backend.answers(texts, TEMPLATE, [], 10, pairs)
@@ -180,11 +183,65 @@ def test_executorch_backend(setting, tmp_path):
     content["methods"] = [{"method": "spectral", "heads": [3], "bits": 8, "backend": "executorch"}]
     config = EvalConfig.model_validate({**content, "rows": 2})
     (result,) = Evaluation(config, setting.parent, tmp_path / "out").run()
-    assert result.label == "spectral M=3, 8 bits, ExecuTorch" and set(result.scores)
+    assert result.label == "spectral M=3, 8 bits, ExecuTorch 8da4w" and set(result.scores)
     with pytest.raises(InputError, match="executorch backend runs merged methods"):
         content["methods"] = [{"method": "own", "backend": "executorch"}]
         config = EvalConfig.model_validate({**content, "rows": 2})
         Evaluation(config, setting.parent, tmp_path / "out2").run()
+
+
+def test_groups(setting, tmp_path):
+    """A table for each group; M = N is its own; answers are shared between groups."""
+    content = yaml.safe_load(setting.read_text())
+    names = [task["name"] for task in content["tasks"]]
+    content["groups"] = {"pair": names[:2], "all": names}
+    content["methods"] = [{"method": "own"}, {"method": "spectral", "heads": [1, 2, "N"]}]
+    config = EvalConfig.model_validate({**content, "rows": 2})
+    found = Evaluation(config, setting.parent, tmp_path / "out", tmp_path / "answers").run()
+    assert [(r.group, r.label, len(r.scores)) for r in found] == [
+        *[("pair", label, 2) for label in ("own", "spectral M=1", "spectral M=2")],
+        *[("all", f, 3) for f in ("own", "spectral M=1", "spectral M=2", "spectral M=3")],
+    ]
+    own = {r.group: r for r in found if r.label == "own"}
+    assert own["pair"].scores.items() <= own["all"].scores.items()
+    # Two own in both groups, and each merge's.
+    assert len(list((tmp_path / "answers").iterdir())) == 3 + 2 * 2 + 3 * 3
+    assert markdown(found).count("### ") == 2
+    plot(found, tmp_path / "plot.png")
+    assert all(r.merge_seconds > 0 for r in found if r.method == "spectral")
+    assert Path(tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_groups_that_do_not_fit(setting):
+    content = yaml.safe_load(setting.read_text())
+    for members in (["none"], [], [content["tasks"][0]["name"]] * 2):
+        setting.write_text(yaml.safe_dump({**content, "groups": {"g": members}}))
+        with pytest.raises(InputError, match="groups: 'g'"):
+            read_config(setting)
+
+
+def test_bfloat16_base(setting, tmp_path):
+    """The base is rounded, A and B are not: an exact merge still scores as its adapters."""
+    content = yaml.safe_load(setting.read_text())
+    content["methods"] = [
+        {"method": "own"},
+        {"method": "spectral", "heads": [3], "rank": 12},
+    ]
+    config = EvalConfig.model_validate({**content, "dtype": "bfloat16"})
+    evaluation = Evaluation(config, setting.parent, tmp_path / "out")
+    own, exact = evaluation.run()
+    assert own.scores == exact.scores
+    assert evaluation._backend.model.dtype == torch.bfloat16
+
+
+def test_peak_memory():
+    with PeakMemory() as peak:
+        block = torch.ones(25_000_000)
+        del block
+    assert 99e6 <= peak.bytes < 200e6
+    with PeakMemory() as peak:
+        pass
+    assert peak.bytes < 50e6
 
 
 @pytest.mark.parametrize(

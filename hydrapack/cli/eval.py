@@ -15,13 +15,16 @@ from hydrapack.cli.terminal import output, print_json, progress_bar
 def evaluate(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Tasks and methods.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="Directory for the results.")],
+    cache: Annotated[
+        Path | None, typer.Option(help="Directory of answers already made; OUT/cache by default.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="20 rows a task.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json.")] = False,
 ) -> None:
     """Score tasks under every method: one table of storage against quality.
 
-    Writes results.json, results.md and results.png; answers are cached in OUT/cache, so that a
-    stopped run goes on where it was.
+    Writes results.json, results.md and results.png; answers are cached by the digest of what
+    made them, so that a stopped run goes on where it was.
 
     Examples:
 
@@ -31,7 +34,7 @@ def evaluate(
     """
     from hydrapack.atomic import new_file
     from hydrapack.evaluate.config import read_config
-    from hydrapack.evaluate.report import markdown, plot
+    from hydrapack.evaluate.report import by_group, markdown, plot
     from hydrapack.evaluate.run import Evaluation
     from hydrapack.plots import require_matplotlib
 
@@ -39,7 +42,7 @@ def evaluate(
     read = read_config(config)
     if quick:
         read = read.model_copy(update={"rows": min(20, read.rows or 20)})
-    evaluation = Evaluation(read, config.parent, out)
+    evaluation = Evaluation(read, config.parent, out, cache)
     with progress_bar("evaluating") as progress:
         results = evaluation.run(progress)
     document = evaluation.document(results)
@@ -57,15 +60,12 @@ def evaluate(
     if as_json:
         print_json(document)
         return
-    tasks = list(results[0].scores)
-    table = Table("method", "S %", *tasks, "average")
-    for r in results:
-        table.add_row(
-            r.label,
-            f"{r.s_percent:.1f}",
-            *(f"{r.scores[task]:.1f}" for task in tasks),
-            f"{r.average:.1f}",
-        )
     console = output()
-    console.print(table)
+    for group, rows in by_group(results):
+        tasks = list(rows[0].scores)
+        table = Table("method", "S %", *tasks, "average", title=group or None)
+        for r in rows:
+            scores = (f"{r.scores[task]:.1f}" for task in tasks)
+            table.add_row(r.label, f"{r.s_percent:.1f}", *scores, f"{r.average:.1f}")
+        console.print(table)
     console.print(f"{out}: results.json, results.md, results.png", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +18,25 @@ Pairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass
 class PeftBackend:
-    """A transformers model whose adapted linears are patched with one task's A and B."""
+    """A transformers model whose adapted linears are patched with one task's A and B.
+
+    As with PEFT, A and B stay float32 whatever the base's dtype is.
+    """
 
     folder: Path
     batch_size: int
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         from tokenizers import Tokenizer
         from transformers import AutoModelForCausalLM
 
-        self.model: Any = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype)
         self.model.eval()
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        # transformers 5.24 renamed it.
+        named = inspect.signature(self.model.forward).parameters
+        self._cache_argument = "cache" if "cache" in named else "past_key_values"
 
     def answers(
         self,
@@ -45,7 +53,7 @@ class PeftBackend:
         # Alike lengths together: less padding. The order is fixed, hence the batches are.
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         found = [""] * len(prompts)
-        with self._patched(pairs), torch.no_grad():
+        with self._patched(pairs), torch.inference_mode():
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 for index, ids in zip(
@@ -67,22 +75,38 @@ class PeftBackend:
     def _generate(
         self, prompts: list[list[int]], ends: list[int], max_new_tokens: int
     ) -> list[list[int]]:
+        """Greedy decoding of a batch, padded at the left; a finished row leaves the batch."""
+        from transformers import DynamicCache
+
         width = max(map(len, prompts))
-        pad = ends[0]
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
+        ids = torch.tensor([[ends[0]] * (width - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        made = self.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=ends,
-            pad_token_id=pad,
-        )
-        answers = []
-        for row in made[:, width:].tolist():
-            stops = [i for i, token in enumerate(row) if token in ends]
-            answers.append(row[: stops[0]] if stops else row)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self.model.config)
+        answers: list[list[int]] = [[] for _ in prompts]
+        rows = torch.arange(len(prompts))
+        for _ in range(max_new_tokens):
+            logits = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=True,
+                logits_to_keep=1,
+                **{self._cache_argument: cache},
+            ).logits[:, -1]
+            tokens = logits.argmax(-1)
+            going = (~torch.isin(tokens, torch.tensor(ends))).nonzero()[:, 0]
+            if not len(going):
+                break
+            if len(going) < len(rows):
+                cache.batch_select_indices(going)
+                rows, mask, tokens = rows[going], mask[going], tokens[going]
+                positions = positions[going]
+            for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+                answers[row].append(token)
+            ids = tokens[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            positions = positions[:, -1:] + 1
         return answers
 
     def _patched(self, pairs: Pairs) -> _Patch:
@@ -102,7 +126,7 @@ class _Patch:
         for linear, (A, B) in self.linears.items():
 
             def add(module: Any, inputs: Any, output: Any, A: Any = A, B: Any = B) -> Any:
-                return output + inputs[0] @ A.T @ B.T
+                return output + (inputs[0].float() @ A.T @ B.T).to(output.dtype)
 
             self.hooks.append(linear.register_forward_hook(add))
 

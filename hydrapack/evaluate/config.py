@@ -33,7 +33,8 @@ class MethodConfig(Strict):
 
     method: str
     """zero-shot, own (each task's adapter), or a method of ``hydrapack merge``."""
-    heads: list[Annotated[int, Field(ge=1)]] | None = None
+    heads: list[Annotated[int, Field(ge=1)] | Literal["N"]] | None = None
+    """Each M; N is the number of the group's tasks. An M above it is left out."""
     only_a: bool = False
     rank: int | None = None
     output_rank: int | None = None
@@ -46,6 +47,8 @@ class MethodConfig(Strict):
     budget: str | None = None
     """In place of heads: a size, as 2MB."""
     backend: Literal["peft", "executorch"] = "peft"
+    program: Literal["8da4w", "fp32"] = "8da4w"
+    """The base program of the executorch backend."""
 
 
 class EvalConfig(Strict):
@@ -54,9 +57,13 @@ class EvalConfig(Strict):
     base_model: str
     rows: int | None = Field(default=None, ge=1)
     """The first so many rows of each task; all by default."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the base model with the peft backend; A and B are float32."""
     seed: int = 0
     tasks: list[TaskConfig] = Field(min_length=1)
+    groups: dict[str, list[str]] = Field(default_factory=dict)
+    """Names of the tasks that are merged together, a table each; all of them by default."""
     methods: list[MethodConfig] = Field(min_length=1)
 
 
@@ -90,6 +97,13 @@ def read_config(path: Path) -> EvalConfig:
     names = [task.name for task in config.tasks]
     if len(set(names)) != len(names):
         raise InputError(f"{path}: tasks: a name twice")
+    for group, members in config.groups.items():
+        unknown = [name for name in members if name not in names]
+        if unknown or not members or len(set(members)) != len(members):
+            raise InputError(
+                f"{path}: groups: {group!r}: name each of one or more tasks once; unknown: "
+                f"{', '.join(unknown) or 'none'}"
+            )
     for task in config.tasks:
         if task.metric not in METRICS:
             raise InputError(

@@ -1,50 +1,78 @@
-"""The table as Markdown, and S % against the average as a plot."""
+"""The tables as Markdown, and S % against the average as a plot."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-from hydrapack.evaluate.run import Result
+from hydrapack.evaluate.cases import Result
 from hydrapack.plots import require_matplotlib
 
 
+def by_group(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
+    """The results of each group of tasks, in their order."""
+    return [(group, list(rows)) for group, rows in groupby(results, key=lambda r: r.group)]
+
+
 def markdown(results: Sequence[Result]) -> str:
-    """A row for each result: method, S %, a column a task, the average, the merge's seconds."""
+    """A table for each group, under its name where it has one."""
+    parts = []
+    for group, rows in by_group(results):
+        parts.append((f"### {group}\n\n" if group else "") + _table(rows))
+    return "\n".join(parts)
+
+
+def _table(results: Sequence[Result]) -> str:
+    # A row for each result: method, S %, a column a task, the average, the merge's time and memory.
     tasks = list(results[0].scores)
     lines = [
-        "| method | S % | " + " | ".join(tasks) + " | average | merge s |",
-        "|---" * (len(tasks) + 4) + "|",
+        f"| method | S % | {' | '.join(tasks)} | average | merge s | merge MB |",
+        "|---" + "|---:" * (len(tasks) + 4) + "|",
     ]
     for r in results:
         scores = " | ".join(f"{r.scores[task]:.1f}" for task in tasks)
-        seconds = f"{r.seconds:.1f}" if r.seconds else ""
-        lines.append(f"| {r.label} | {r.s_percent:.1f} | {scores} | {r.average:.1f} | {seconds} |")
+        merged = r.method not in ("zero-shot", "own")
+        cost = f"{r.merge_seconds:.1f} | {r.merge_peak_bytes / 1e6:.0f}" if merged else "|"
+        lines.append(f"| {r.label} | {r.s_percent:.1f} | {scores} | {r.average:.1f} | {cost} |")
     return "\n".join(lines) + "\n"
 
 
 def plot(results: Sequence[Result], target: Path) -> None:
-    """S % against the average: a line for each method over its heads (the paper's Fig. 1)."""
+    """S % against the average, a panel for each group (the HydraOpt paper's Fig. 1 and 4)."""
     require_matplotlib()
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
-    lines: dict[tuple[str, str, int], list[Result]] = {}
+    groups = by_group(results)
+    columns = min(3, len(groups))
+    rows = -(-len(groups) // columns)
+    size = (8.0, 5.0) if len(groups) == 1 else (5.0 * columns, 4.0 * rows)
+    figure, panels = pyplot.subplots(rows, columns, figsize=size, dpi=120, squeeze=False)
+    for panel in panels.flat[len(groups) :]:
+        panel.remove()
+    for panel, (group, members) in zip(panels.flat, groups, strict=False):
+        _panel(panel, members)
+        panel.set_title(group)
+    # One legend for all: every panel has the same methods.
+    panels.flat[0].legend(fontsize="x-small")
+    figure.tight_layout()
+    figure.savefig(target, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+def _panel(axes: Any, results: Sequence[Result]) -> None:
+    lines: dict[str, list[Result]] = {}
     for r in results:
-        lines.setdefault((r.method, r.backend, r.bits), []).append(r)
-    for (method, backend, bits), members in lines.items():
-        label = method + ("" if bits == 32 else f", {bits} bits")
-        label += ", ExecuTorch" if backend == "executorch" else ""
+        # A method's rows for several M are one line.
+        lines.setdefault(r.label.replace(f" M={r.heads}", ""), []).append(r)
+    for label, members in lines.items():
         members = sorted(members, key=lambda r: r.s_percent)
         style = "o-" if len(members) > 1 else "D"
         axes.plot([r.s_percent for r in members], [r.average for r in members], style, label=label)
     axes.set_xlabel("S, % of all adapters' parameters")
     axes.set_ylabel("average score")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.tight_layout()
-    figure.savefig(target, metadata={"Software": None})
-    pyplot.close(figure)

@@ -1,0 +1,72 @@
+"""The rows of the table: each method of the configuration for each of its M."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydrapack.evaluate.config import MethodConfig
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of serving the tasks of a group."""
+
+    group: str
+    method: MethodConfig
+    heads: int | None
+    label: str
+
+
+@dataclass
+class Result:
+    """One row of the table."""
+
+    group: str
+    label: str
+    method: str
+    backend: str
+    heads: int | None
+    bits: int
+    s_percent: float
+    relative_errors: dict[str, float] = field(default_factory=dict)
+    """By task, before rounding: norm of (update - merged) over norm of the update."""
+    scores: dict[str, float] = field(default_factory=dict)
+    merge_seconds: float = 0.0
+    merge_peak_bytes: int = 0
+    """Resident memory above what was there before the merge, at its peak."""
+    answer_seconds: float = 0.0
+    """Of all tasks' answers, when they were made."""
+
+    @property
+    def average(self) -> float:
+        """Mean over the tasks."""
+        return sum(self.scores.values()) / len(self.scores)
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON form."""
+        return {**vars(self), "average": self.average}
+
+
+def cases(group: str, tasks: int, method: MethodConfig) -> list[Case]:
+    """The method's rows in a group of so many tasks."""
+    counts = [tasks if heads == "N" else heads for heads in method.heads or []]
+    fitting = sorted({count for count in counts if count <= tasks})
+    if not counts:
+        return [Case(group, method, None, _label(method, None))]
+    return [Case(group, method, heads, _label(method, heads)) for heads in fitting]
+
+
+def _label(method: MethodConfig, heads: int | None) -> str:
+    label = method.method + (" (A only)" if method.only_a else "")
+    label += f" M={heads}" if heads else ""
+    label += f" {method.budget}" if method.budget else ""
+    label += f" Q={method.output_rank}" if method.output_rank else ""
+    label += f" R={method.rank}" if method.rank else ""
+    if method.method == "hydraopt":
+        label += f" {method.distance}" if method.distance != "mae" else ""
+        label += f" from {method.init}" if method.init != "adapters" else ""
+        label += f" t={method.temperature:g}" if method.temperature != 1.0 else ""
+    label += f", {method.bits} bits" if method.bits != 32 else ""
+    label += f", ExecuTorch {method.program}" if method.backend == "executorch" else ""
+    return label
