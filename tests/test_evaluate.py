@@ -21,6 +21,7 @@ from hydrapack.evaluate.memory import PeakMemory
 from hydrapack.evaluate.metrics import edit_counts, score, squad_f1, weighted_rouge, words
 from hydrapack.evaluate.report import markdown, plot
 from hydrapack.evaluate.run import Evaluation
+from hydrapack.pack.manifest import read_package
 
 
 def test_words():
@@ -181,9 +182,16 @@ def test_command_resumes(setting, tmp_path):
 def test_executorch_backend(setting, tmp_path):
     content = yaml.safe_load(setting.read_text())
     content["methods"] = [{"method": "spectral", "heads": [3], "bits": 8, "backend": "executorch"}]
+    content["tasks"][1]["prompt_template"] = "Mine: {input}\n"
     config = EvalConfig.model_validate({**content, "rows": 2})
-    (result,) = Evaluation(config, setting.parent, tmp_path / "out").run()
+    evaluation = Evaluation(config, setting.parent, tmp_path / "out")
+    (result,) = evaluation.run()
     assert result.label == "spectral M=3, 8 bits, ExecuTorch 8da4w" and set(result.scores)
+    values = result.s_percent / 100 * sum(a.parameters for a in evaluation.adapters.values())
+    assert values < result.stored_bytes < 1.5 * values
+    (package,) = (tmp_path / "out" / "packages").glob("*/package")
+    prompts = [task.prompt_template for task in read_package(package).tasks]
+    assert prompts == [TEMPLATE, "Mine: {input}\n", TEMPLATE]
     with pytest.raises(InputError, match="executorch backend runs merged methods"):
         content["methods"] = [{"method": "own", "backend": "executorch"}]
         config = EvalConfig.model_validate({**content, "rows": 2})

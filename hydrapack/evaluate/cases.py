@@ -29,6 +29,9 @@ class Result:
     heads: int | None
     bits: int
     s_percent: float
+    """Values stored over values of all adapters apart."""
+    stored_bytes: int = 0
+    """The same values at ``bits`` each, scales included, the program around them left out."""
     relative_errors: dict[str, float] = field(default_factory=dict)
     """By task, before rounding: norm of (update - merged) over norm of the update."""
     scores: dict[str, float] = field(default_factory=dict)

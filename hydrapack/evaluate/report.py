@@ -25,17 +25,18 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def _table(results: Sequence[Result]) -> str:
-    # A row for each result: method, S %, a column a task, the average, the merge's time and memory.
+    # method, S %, MB stored, a column a task, the average, the merge's time and peak memory.
     tasks = list(results[0].scores)
     lines = [
-        f"| method | S % | {' | '.join(tasks)} | average | merge s | merge MB |",
-        "|---" + "|---:" * (len(tasks) + 4) + "|",
+        f"| method | S % | stored MB | {' | '.join(tasks)} | average | merge s | merge MB |",
+        "|---" + "|---:" * (len(tasks) + 5) + "|",
     ]
     for r in results:
         scores = " | ".join(f"{r.scores[task]:.1f}" for task in tasks)
         merged = r.method not in ("zero-shot", "own")
         cost = f"{r.merge_seconds:.1f} | {r.merge_peak_bytes / 1e6:.0f}" if merged else "|"
-        lines.append(f"| {r.label} | {r.s_percent:.1f} | {scores} | {r.average:.1f} | {cost} |")
+        stored = f"{r.s_percent:.1f} | {r.stored_bytes / 1e6:.2f}"
+        lines.append(f"| {r.label} | {stored} | {scores} | {r.average:.1f} | {cost} |")
     return "\n".join(lines) + "\n"
 
 

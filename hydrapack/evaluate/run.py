@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,10 @@ from hydrapack.evaluate.memory import PeakMemory
 from hydrapack.layout import parse_targets
 from hydrapack.merge.adapters import Merge, merge_adapters
 from hydrapack.merge.budget import merge_budget
-from hydrapack.merge.module import MergedModule
+from hydrapack.merge.module import MergedModule, stored_values
 from hydrapack.pack.package import write_package
 from hydrapack.prompts import check_template
-from hydrapack.quantize import Rounding, round_module
+from hydrapack.quantize import Rounding, module_bytes, round_module
 from hydrapack.sizes import parse_size
 
 CONTEXT = 1024
@@ -59,8 +60,10 @@ class Evaluation:
         self.cache = cache or out / "cache"
         self.cache.mkdir(parents=True, exist_ok=True)
         names = [f"{task.name}={folder / task.adapter}" for task in config.tasks]
-        read = read_adapters(names)
-        self.adapters: dict[str, Adapter] = {adapter.task: adapter for adapter in read}
+        self.adapters: dict[str, Adapter] = {
+            task.name: _with_template(adapter, task)
+            for adapter, task in zip(read_adapters(names), config.tasks, strict=True)
+        }
         self.groups = config.groups or {"": [task.name for task in config.tasks]}
         self.rows: dict[str, list[Row]] = {
             task.name: read_rows(folder / task.data, config.rows) for task in config.tasks
@@ -70,8 +73,6 @@ class Evaluation:
         self._backend: PeftBackend | None = None
         self._packed: tuple[Case, Path] | None = None
         self._tasks = {task.name: task for task in config.tasks}
-        for task in config.tasks:
-            check_template(self._template(task), f"task {task.name!r}: prompt_template")
 
     def run(self, progress: Progress = lambda done, total, note: None) -> list[Result]:
         """Every row of the table; what an earlier run answered is not answered again.
@@ -104,16 +105,20 @@ class Evaluation:
             backend=method.backend,
             heads=case.heads,
             bits=method.bits,
-            s_percent=0.0 if method.method == "zero-shot" else 100.0,
+            s_percent=0.0,
         )
         merge: Merge | None = None
-        if method.method not in ("zero-shot", "own"):
+        if method.method == "own":
+            result.s_percent = 100.0
+            result.stored_bytes = 4 * sum(self.adapters[name].parameters for name in names)
+        elif method.method != "zero-shot":
             started = time.monotonic()
             with PeakMemory() as peak:
                 merge = self._merge(case)
             result.merge_seconds = round(time.monotonic() - started, 3)
             result.merge_peak_bytes = peak.bytes
             result.s_percent = merge.s_percent
+            result.stored_bytes = _stored_bytes(merge, method.bits)
             result.relative_errors = dict(merge.relative_errors)
         for index, name in enumerate(names):
 
@@ -156,7 +161,6 @@ class Evaluation:
     ) -> tuple[float, float]:
         rows, adapter = self.rows[task.name], self.adapters[task.name]
         pairs = self._pairs(task.name, index, case, merge)
-        template = self._template(task)
         on_device = case.method.backend == "executorch"
         key = _digest(
             {
@@ -167,7 +171,7 @@ class Evaluation:
                 "max_new_tokens": task.max_new_tokens,
                 "pairs": _tensors_digest(pairs),
                 "stop": adapter.card.stop,
-                "template": template,
+                "template": adapter.card.prompt_template,
                 "weights": self.weights,
             }
         )
@@ -177,7 +181,7 @@ class Evaluation:
         else:
             started = time.monotonic()
             inputs = [row.input for row in rows]
-            answers = self._answers(task, case, merge, pairs, inputs, template, report)
+            answers = self._answers(task, case, merge, pairs, inputs, report)
             made = {"answers": answers, "seconds": round(time.monotonic() - started, 3)}
             with new_file(path) as partial:
                 partial.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
@@ -191,7 +195,6 @@ class Evaluation:
         merge: Merge | None,
         pairs: Pairs,
         inputs: list[str],
-        template: str,
         report: Callable[[float], None],
     ) -> list[str]:
         def progress(done: int) -> None:
@@ -208,8 +211,10 @@ class Evaluation:
         if self._backend is None:
             dtype = getattr(torch, self.config.dtype)
             self._backend = PeftBackend(self.model_folder, self.config.batch_size, dtype)
-        stop = self.adapters[task.name].card.stop
-        return self._backend.answers(inputs, template, stop, task.max_new_tokens, pairs, progress)
+        card = self.adapters[task.name].card
+        return self._backend.answers(
+            inputs, card.prompt_template, card.stop, task.max_new_tokens, pairs, progress
+        )
 
     def _pairs(self, name: str, index: int, case: Case, merge: Merge | None) -> Pairs:
         if case.method.method == "zero-shot":
@@ -245,9 +250,6 @@ class Evaluation:
             export_base(self.config.base_model, path, rank, parse_targets(short), quant, context)
         return path
 
-    def _template(self, task: TaskConfig) -> str:
-        return task.prompt_template or self.adapters[task.name].card.prompt_template
-
     def document(self, results: Sequence[Result]) -> dict[str, Any]:
         """The content of results.json."""
         return {
@@ -264,6 +266,25 @@ class Evaluation:
             },
             "weights_sha256": self.weights,
         }
+
+
+def _with_template(adapter: Adapter, task: TaskConfig) -> Adapter:
+    """The adapter with the task's own prompt, which its package then has too."""
+    if task.prompt_template is not None:
+        card = adapter.card.model_copy(update={"prompt_template": task.prompt_template})
+        adapter = replace(adapter, card=card)
+    check_template(adapter.card.prompt_template, f"task {task.name!r}: prompt_template")
+    return adapter
+
+
+def _stored_bytes(merge: Merge, bits: int) -> int:
+    rounding = Rounding(bits, bits)
+    return sum(
+        module_bytes(module, rounding)
+        if isinstance(module, MergedModule) and bits != 32
+        else 4 * stored_values([module])
+        for module in merge.modules.values()
+    )
 
 
 def _digest(value: object) -> str:
