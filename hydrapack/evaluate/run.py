@@ -254,7 +254,9 @@ class Evaluation:
         """The content of results.json."""
         return {
             "base_model": self.config.base_model,
-            "correction_edits": "errant" if metrics.errant_is_there() else "word difference",
+            "correction_edits": f"errant, {spacy}"
+            if (spacy := metrics.spacy_model())
+            else "word difference",
             "dtype": self.config.dtype,
             "metrics": {task.name: task.metric for task in self.config.tasks},
             "results": [result.as_json() for result in results],
