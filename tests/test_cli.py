@@ -185,6 +185,16 @@ def test_help_page_is_generated():
     assert page == (ROOT / "docs" / "help.md").read_text(encoding="utf-8")
 
 
+def test_results_page_is_generated():
+    """docs/results.md has the tables of docs/results; `python docs/make_results.py` rewrites it."""
+    import runpy
+
+    page = runpy.run_path(str(ROOT / "docs" / "make_results.py"))["page"]
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert page(text) == text
+    assert len(list((ROOT / "docs" / "results").glob("*.json"))) == text.count("<!-- end -->") - 1
+
+
 def test_readme_commands_exist():
     """The README's first two commands are targets of the Makefile, and CI runs the second."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -51,29 +52,44 @@ def plot(results: Sequence[Result], target: Path) -> None:
     groups = by_group(results)
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
-    size = (8.0, 5.0) if len(groups) == 1 else (5.0 * columns, 4.0 * rows)
-    figure, panels = pyplot.subplots(rows, columns, figsize=size, dpi=120, squeeze=False)
+    size = (10.0, 5.0) if len(groups) == 1 else (4.0 * columns + 2.5, 3.5 * rows)
+    figure, panels = pyplot.subplots(
+        rows, columns, figsize=size, dpi=120, squeeze=False, layout="constrained"
+    )
     for panel in panels.flat[len(groups) :]:
         panel.remove()
+    # A line has its colour and marker in every panel.
+    colours = pyplot.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    styles: dict[str, dict[str, Any]] = {}
+    for r in results:
+        k = len(styles)
+        styles.setdefault(
+            _line(r), {"color": colours[k % len(colours)], "marker": _MARKERS[k % len(_MARKERS)]}
+        )
+    legend: dict[str, Any] = {}
     for panel, (group, members) in zip(panels.flat, groups, strict=False):
-        _panel(panel, members)
+        for name, points in _lines(members).items():
+            x, y = [r.s_percent for r in points], [r.average for r in points]
+            (legend[name],) = panel.plot(x, y, label=name, **styles[name])
         panel.set_title(group)
-    # One legend for all: every panel has the same methods.
-    panels.flat[0].legend(fontsize="x-small")
-    figure.tight_layout()
+        panel.set_xlabel("S, % of all adapters' parameters")
+        panel.set_ylabel("average score")
+        panel.grid(alpha=0.3)
+    figure.legend(legend.values(), legend.keys(), loc="outside right upper", fontsize="small")
     figure.savefig(target, metadata={"Software": None})
     pyplot.close(figure)
 
 
-def _panel(axes: Any, results: Sequence[Result]) -> None:
+_MARKERS = "osD^v<>PX*"
+
+
+def _line(result: Result) -> str:
+    # A method's rows for several M, or Q, are one line.
+    return re.sub(r" [MQ]=\d+", "", result.label)
+
+
+def _lines(results: Sequence[Result]) -> dict[str, list[Result]]:
     lines: dict[str, list[Result]] = {}
-    for r in results:
-        # A method's rows for several M are one line.
-        lines.setdefault(r.label.replace(f" M={r.heads}", ""), []).append(r)
-    for label, members in lines.items():
-        members = sorted(members, key=lambda r: r.s_percent)
-        style = "o-" if len(members) > 1 else "D"
-        axes.plot([r.s_percent for r in members], [r.average for r in members], style, label=label)
-    axes.set_xlabel("S, % of all adapters' parameters")
-    axes.set_ylabel("average score")
-    axes.grid(alpha=0.3)
+    for r in sorted(results, key=lambda r: r.s_percent):
+        lines.setdefault(_line(r), []).append(r)
+    return lines
