@@ -26,16 +26,18 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def _table(results: Sequence[Result]) -> str:
-    # method, S %, MB stored, a column a task, the average, the merge's time and peak memory.
+    # error: of the merge, mean over the tasks; peak MB: of memory while merging.
     tasks = list(results[0].scores)
     lines = [
-        f"| method | S % | stored MB | {' | '.join(tasks)} | average | merge s | merge MB |",
-        "|---" + "|---:" * (len(tasks) + 5) + "|",
+        f"| method | S % | stored MB | {' | '.join(tasks)} | average | error | merge s | peak MB |",
+        "|---" + "|---:" * (len(tasks) + 6) + "|",
     ]
     for r in results:
         scores = " | ".join(f"{r.scores[task]:.1f}" for task in tasks)
-        merged = r.method not in ("zero-shot", "own")
-        cost = f"{r.merge_seconds:.1f} | {r.merge_peak_bytes / 1e6:.0f}" if merged else "|"
+        cost = " | | "
+        if r.relative_errors:
+            error = sum(r.relative_errors.values()) / len(r.relative_errors)
+            cost = f"{error:.2f} | {r.merge_seconds:.1f} | {r.merge_peak_bytes / 1e6:.0f}"
         stored = f"{r.s_percent:.1f} | {r.stored_bytes / 1e6:.2f}"
         lines.append(f"| {r.label} | {stored} | {scores} | {r.average:.1f} | {cost} |")
     return "\n".join(lines) + "\n"
