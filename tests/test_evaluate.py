@@ -16,7 +16,7 @@ from hydrapack.adapters.collect import read_adapters
 from hydrapack.analyze import analyze
 from hydrapack.errors import InputError
 from hydrapack.evaluate import metrics
-from hydrapack.evaluate.config import EvalConfig, read_config, read_rows
+from hydrapack.evaluate.config import EvalConfig, quick_config, read_config, read_rows
 from hydrapack.evaluate.memory import PeakMemory
 from hydrapack.evaluate.metrics import edit_counts, score, squad_f1, weighted_rouge, words
 from hydrapack.evaluate.report import markdown, plot
@@ -228,6 +228,15 @@ def test_groups(setting, tmp_path):
     plot(found, tmp_path / "plot.png")
     assert all(r.merge_seconds > 0 for r in found if r.method == "spectral")
     assert Path(tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_quick(setting):
+    config = read_config(setting)
+    quick = quick_config(config)
+    assert quick.rows == 20 and {m.steps for m in quick.methods} == {50}
+    assert config.rows is None and {m.steps for m in config.methods} == {200}
+    few = config.model_copy(update={"rows": 5})
+    assert quick_config(few).rows == 5
 
 
 def test_groups_that_do_not_fit(setting):

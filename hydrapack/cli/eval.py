@@ -18,7 +18,9 @@ def evaluate(
     cache: Annotated[
         Path | None, typer.Option(help="Directory of answers already made; OUT/cache by default.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="20 rows a task.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="20 rows a task; hydraopt of 50 steps.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json.")] = False,
 ) -> None:
     """Score tasks under every method: one table of storage against quality.
@@ -33,7 +35,7 @@ def evaluate(
         hydrapack eval examples/eval.yaml -o results --quick
     """
     from hydrapack.atomic import new_file
-    from hydrapack.evaluate.config import read_config
+    from hydrapack.evaluate.config import quick_config, read_config
     from hydrapack.evaluate.report import by_group, markdown, plot
     from hydrapack.evaluate.run import Evaluation
     from hydrapack.plots import require_matplotlib
@@ -41,7 +43,7 @@ def evaluate(
     require_matplotlib()
     read = read_config(config)
     if quick:
-        read = read.model_copy(update={"rows": min(20, read.rows or 20)})
+        read = quick_config(read)
     evaluation = Evaluation(read, config.parent, out, cache)
     with progress_bar("evaluating") as progress:
         results = evaluation.run(progress)

@@ -113,6 +113,14 @@ def read_config(path: Path) -> EvalConfig:
     return config
 
 
+def quick_config(config: EvalConfig) -> EvalConfig:
+    """The same evaluation on 20 rows a task, with at most 50 steps of hydraopt."""
+    methods = [
+        method.model_copy(update={"steps": min(50, method.steps)}) for method in config.methods
+    ]
+    return config.model_copy(update={"rows": min(20, config.rows or 20), "methods": methods})
+
+
 def read_rows(path: Path, limit: int | None) -> list[Row]:
     """The rows of a JSONL file.
 
