@@ -30,7 +30,7 @@ from hydrapack.evaluate.memory import PeakMemory
 from hydrapack.layout import parse_targets
 from hydrapack.merge.adapters import Merge, merge_adapters
 from hydrapack.merge.budget import merge_budget
-from hydrapack.merge.module import MergedModule, stored_values
+from hydrapack.merge.module import Merged, MergedModule, stored_values
 from hydrapack.pack.package import write_package
 from hydrapack.prompts import check_template
 from hydrapack.quantize import Rounding, module_bytes, round_module
@@ -72,6 +72,7 @@ class Evaluation:
         self.weights = weights_sha256(self.model_folder)
         self._backend: PeftBackend | None = None
         self._packed: tuple[Case, Path] | None = None
+        self._rounded: tuple[Case, dict[str, Merged]] | None = None
         self._tasks = {task.name: task for task in config.tasks}
 
     def run(self, progress: Progress = lambda done, total, note: None) -> list[Result]:
@@ -223,13 +224,13 @@ class Evaluation:
             own = self.adapters[name].modules
             factors = {key: module.factors() for key, module in own.items()}
             return {key: (A.float(), B.float()) for key, (A, B) in factors.items()}
-        pairs = {}
-        rounding = Rounding(case.method.bits, case.method.bits)
-        for key, module in merge.modules.items():
-            if isinstance(module, MergedModule) and case.method.bits != 32:
-                module = round_module(module, rounding)
-            pairs[key] = (module.shared(), module.head(module.assignment[index]))
-        return pairs
+        if self._rounded is None or self._rounded[0] is not case:
+            # Once for all tasks of a case: the search for 4-bit scales takes seconds.
+            self._rounded = case, _rounded(merge, case.method.bits)
+        return {
+            key: (module.shared(), module.head(module.assignment[index]))
+            for key, module in self._rounded[1].items()
+        }
 
     def _package(self, case: Case, merge: Merge) -> Path:
         # A case's tasks come one after the other: one package serves them all.
@@ -277,6 +278,16 @@ def _with_template(adapter: Adapter, task: TaskConfig) -> Adapter:
         adapter = replace(adapter, card=card)
     check_template(adapter.card.prompt_template, f"task {task.name!r}: prompt_template")
     return adapter
+
+
+def _rounded(merge: Merge, bits: int) -> dict[str, Merged]:
+    rounding = Rounding(bits, bits)
+    return {
+        key: round_module(module, rounding)
+        if isinstance(module, MergedModule) and bits != 32
+        else module
+        for key, module in merge.modules.items()
+    }
 
 
 def _stored_bytes(merge: Merge, bits: int) -> int:
