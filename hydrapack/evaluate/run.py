@@ -281,11 +281,11 @@ def _with_template(adapter: Adapter, task: TaskConfig) -> Adapter:
 
 
 def _rounded(merge: Merge, bits: int) -> dict[str, Merged]:
+    if bits == 32:
+        return merge.modules
     rounding = Rounding(bits, bits)
     return {
-        key: round_module(module, rounding)
-        if isinstance(module, MergedModule) and bits != 32
-        else module
+        key: round_module(module, rounding) if isinstance(module, MergedModule) else module
         for key, module in merge.modules.items()
     }
 
@@ -294,7 +294,7 @@ def _stored_bytes(merge: Merge, bits: int) -> int:
     rounding = Rounding(bits, bits)
     return sum(
         module_bytes(module, rounding)
-        if isinstance(module, MergedModule) and bits != 32
+        if isinstance(module, MergedModule)
         else 4 * stored_values([module])
         for module in merge.modules.values()
     )
