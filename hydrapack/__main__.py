@@ -17,7 +17,9 @@ def main() -> None:
     try:
         app(prog_name="hydrapack")
     except InputError as error:
-        print(f"hydrapack: error: {error}", file=sys.stderr)
+        # A file's name or key may hold a line break; the message is one line all the same.
+        line = " ".join(str(error).splitlines())
+        print(f"hydrapack: error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -76,7 +76,7 @@ def analyze(
     """Compare every pair of adapters in every module.
 
     Raises:
-        InputError: fewer than two adapters, or VeRA's.
+        InputError: fewer than two adapters, an untrained one, or VeRA's.
     """
     if len(adapters) < 2:
         raise InputError("give two adapters or more: they are compared with each other")
@@ -84,6 +84,11 @@ def analyze(
         raise InputError(
             "VeRA adapters share their A and B as they are: there is nothing to compare"
         )
+    for adapter in adapters:
+        if not any(m.rank and bool(m.trained[1].any()) for m in adapter.modules.values()):
+            raise InputError(
+                f"{adapter.folder}: is untrained, every lora_B is zero: there is nothing to compare"
+            )
     found, squares = [], [[0.0, 0.0] for _ in adapters]
     names = module_names(adapters)
     for done, name in enumerate(names):
@@ -131,6 +136,8 @@ def _mae(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def _cca(one: torch.Tensor, other: torch.Tensor) -> float:
     """||Q_x^T Q_y||_F^2 / rank: the mean squared canonical correlation of two column spaces."""
+    if not (one.any() and other.any()):
+        return 0.0
     q_one, q_other = (torch.linalg.qr(m)[0] for m in (one, other))
     smaller = min(q_one.shape[1], q_other.shape[1])
     return float((q_one.T @ q_other).square().sum()) / smaller

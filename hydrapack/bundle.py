@@ -30,7 +30,7 @@ class SourceAdapter(Strict):
     """Where a task's update came from."""
 
     digest: Digest
-    """SHA-256 of adapter_model.safetensors."""
+    """SHA-256 of adapter_model.safetensors, or of its shards one after another."""
     rank: int = Field(ge=1)
     alpha: float
     parameters: int = Field(ge=1)
@@ -44,6 +44,8 @@ class BundleTask(Strict):
     relative_error: float = Field(ge=0)
     card: TaskCard
     source: SourceAdapter
+    task_type: str | None = "CAUSAL_LM"
+    """PEFT's, of the adapter; None for a bare model's."""
 
 
 class BundleInfo(Strict):
@@ -53,6 +55,8 @@ class BundleInfo(Strict):
     hydrapack_version: str
     adapter_type: Literal["lora", "vera"] = "lora"
     base_model: str
+    base_revision: str = ""
+    """Of the base model; empty for the main one."""
     method: str
     seed: int
     heads: int = Field(ge=1, le=4096)
@@ -126,6 +130,7 @@ def write_bundle(
         hydrapack_version=__version__,
         adapter_type="vera" if adapters[0].kind == "VERA" else "lora",
         base_model=adapters[0].base_model,
+        base_revision=adapters[0].revision,
         method=merge.method,
         seed=merge.seed,
         heads=merge.heads,
@@ -185,6 +190,7 @@ def _task(merge: Merge, k: int, adapter: Adapter, names: list[str]) -> BundleTas
         relative_error=merge.relative_errors[adapter.task],
         card=adapter.card,
         source=describe_source(adapter),
+        task_type=adapter.task_type,
     )
 
 

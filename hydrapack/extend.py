@@ -74,6 +74,7 @@ def add_adapter(
         relative_error=math.sqrt(sums["kept"]) / whole,
         card=adapter.card,
         source=describe_source(adapter),
+        task_type=adapter.task_type,
     )
     new_info = info.model_copy(
         update={
@@ -125,6 +126,12 @@ def _check(bundle: Bundle, adapter: Adapter, allow_base_mismatch: bool) -> None:
         raise InputError(
             f"{adapter.folder}: is of base model {adapter.base_model!r}, the bundle of "
             f"{bundle.info.base_model!r}; --allow-base-mismatch adds it all the same"
+        )
+    if adapter.revision != bundle.info.base_revision and not allow_base_mismatch:
+        raise InputError(
+            f"{adapter.folder}: is of revision {adapter.revision or 'main'!r} of the base model, "
+            f"the bundle of {bundle.info.base_revision or 'main'!r}; --allow-base-mismatch adds it "
+            "all the same"
         )
     if adapter.kind != bundle.info.adapter_type.upper():
         raise InputError(

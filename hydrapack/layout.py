@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -24,6 +25,11 @@ GROUPS: tuple[tuple[str, ...], ...] = (("q", "k", "v"), ("o",), ("gate", "up"), 
 ORDER: tuple[str, ...] = tuple(name for group in GROUPS for name in group)
 _PARENT = dict.fromkeys(("q", "k", "v", "o"), "self_attn") | dict.fromkeys(
     ("gate", "up", "down"), "mlp"
+)
+
+_DECODER_LINEAR = re.compile(
+    r"model\.layers\.(?P<layer>0|[1-9]\d{0,3})\."
+    r"(?P<parent>self_attn|mlp)\.(?P<target>[a-z]+)_proj"
 )
 
 
@@ -125,39 +131,46 @@ class Layout:
         return [module_name(i, name) for i in range(self.layers) for name in self.targets]
 
 
-def layout_of(shapes: Mapping[str, tuple[int, int]], rank: int) -> Layout:
-    """The layout of modules by full name -> (d_out, d_in).
+def layout_of(
+    shapes: Mapping[str, tuple[int, int]], rank: int, layers: int | None = None
+) -> Layout:
+    """The layout of modules by full name -> (d_out, d_in); single modules may be missing.
+
+    Args:
+        layers: of the base model; up to the last one named by default.
 
     Raises:
-        InputError: names that are no decoder linears, layers that are missing, or layers of
-            different shape.
+        InputError: names that are no decoder linears, or layers of different shape.
     """
-    by_name: dict[str, tuple[int, int]] = dict(shapes)
-    found: dict[str, dict[int, tuple[int, int]]] = {}
-    for target in ORDER:
-        layer = 0
-        while (name := module_name(layer, target)) in by_name:
-            found.setdefault(target, {})[layer] = by_name.pop(name)
-            layer += 1
-    if by_name or not found:
-        odd = ", ".join(sorted(by_name)[:3]) or "none"
-        raise InputError(
-            f"modules that a packed adapter cannot hold: {odd}; it holds "
-            f"{module_name(0, 'q')} and its like ({', '.join(ORDER)}), in every layer from 0 on"
-        )
-    layers = {len(per_layer) for per_layer in found.values()}
-    if len(layers) > 1:
-        raise InputError(
-            "targets adapted in different numbers of layers: "
-            + ", ".join(f"{name} in {len(per_layer)}" for name, per_layer in found.items())
-        )
-    for target, per_layer in found.items():
-        if len(set(per_layer.values())) > 1:
-            raise InputError(f"target {target} has different shapes in different layers")
+    found: dict[str, tuple[int, int]] = {}
+    count = 0
+    for name in sorted(shapes):
+        match = _DECODER_LINEAR.fullmatch(name)
+        if match is None or _PARENT.get(match["target"]) != match["parent"]:
+            raise InputError(_cannot_hold(name))
+        count = max(count, int(match["layer"]) + 1)
+        if found.setdefault(match["target"], shapes[name]) != shapes[name]:
+            raise InputError(f"target {match['target']} has different shapes in different layers")
+    if not found:
+        raise InputError(_cannot_hold("none"))
+    if layers is not None and layers < count:
+        raise InputError(f"layer {count - 1} is adapted, the base program has {layers} layers")
     return Layout(
-        layers=layers.pop(),
+        layers=layers or count,
         rank=rank,
-        shapes=tuple((target, per_layer[0]) for target, per_layer in found.items()),
+        shapes=tuple((target, found[target]) for target in ORDER if target in found),
+    )
+
+
+def _cannot_hold(name: str) -> str:
+    if name.rsplit(".", 1)[-1] in ("lm_head", "embed_out", "output"):
+        return (
+            f"{name}: the base program's output layer takes no adapter; merge adapters that were "
+            "trained without it in target_modules, or write PEFT adapters with hydrapack unpack"
+        )
+    return (
+        f"modules that a packed adapter cannot hold: {name}; it holds {module_name(0, 'q')} and "
+        f"its like ({', '.join(ORDER)}); write PEFT adapters with hydrapack unpack"
     )
 
 

@@ -133,8 +133,14 @@ def plot_tsne(adapters: Sequence[Adapter], target: Path) -> None:
                     owners.append(number)
         if len(points) < 3:
             continue
+        stack = numpy.stack(points)
+        # scikit-learn divides by the points' spread, and dies where they are all one.
+        if not numpy.ptp(stack, axis=0).max() > 1e-6 * abs(stack).max():
+            continue
         near = min(30.0, (len(points) - 1) / 3)
-        flat = TSNE(perplexity=near, random_state=0, init="pca").fit_transform(numpy.stack(points))
+        flat = TSNE(perplexity=near, random_state=0, init="pca").fit_transform(
+            stack / abs(stack).max()
+        )
         for number, adapter in enumerate(adapters):
             own = flat[numpy.array(owners) == number]
             axes.scatter(own[:, 0], own[:, 1], s=10, label=adapter.task)

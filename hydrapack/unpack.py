@@ -16,7 +16,7 @@ from hydrapack.errors import InputError
 from hydrapack.merge.module import MergedVera
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_LAYER = re.compile(r"\.\d+\.")
+_LAYER = re.compile(r"(.*?)\.(\d+)\.(.+)")
 
 
 def unpack_task(bundle: Bundle, task: str, target: Path, dtype: str = "float32") -> None:
@@ -48,28 +48,30 @@ def unpack_all(bundle: Bundle, target: Path, dtype: str = "float32") -> None:
 def _adapter_files(bundle: Bundle, task: BundleTask, dtype: str) -> dict[str, bytes]:
     if dtype not in DTYPES:
         raise InputError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
-    kind, rank = bundle.info.adapter_type.upper(), bundle.info.rank
+    kind = bundle.info.adapter_type.upper()
     tensors = _vera_tensors(bundle, task) if kind == "VERA" else _lora_tensors(bundle, task)
     tensors = {key: tensors[key].to(DTYPES[dtype]).contiguous() for key in sorted(tensors)}
     if not all(t.isfinite().all() for t in tensors.values()):
         raise InputError(f"--dtype {dtype}: task {task.name!r} has values beyond it; take float32")
-    own: dict[str, object] = (
-        {"d_initial": 0.1, "projection_prng_key": 0, "save_projection": True, "vera_dropout": 0.0}
-        if kind == "VERA"
-        else {"init_lora_weights": True, "lora_alpha": rank, "lora_dropout": 0.0}
-    )
-    config = {
-        "base_model_name_or_path": bundle.info.base_model,
+    config: dict[str, object] = {
+        "base_model_name_or_path": bundle.info.base_model or None,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "modules_to_save": None,
         "peft_type": kind,
-        "r": rank,
-        "target_modules": target_modules(bundle.info.modules),
-        "task_type": "CAUSAL_LM",
-        **own,
+        "revision": bundle.info.base_revision or None,
+        "task_type": task.task_type,
     }
+    names = bundle.info.modules
+    if kind == "VERA":
+        config |= {"d_initial": 0.1, "projection_prng_key": 0, "save_projection": True}
+        config |= {"r": bundle.info.rank, "vera_dropout": 0.0}
+    else:
+        names = [name for name in names if _key(name, "A") in tensors]
+        config |= {"init_lora_weights": True, "lora_dropout": 0.0, "use_rslora": False}
+        config |= _ranks({name: len(tensors[_key(name, "A")]) for name in names})
+    config["target_modules"] = exactly(names)
     return {
         CONFIG: _json(config),
         WEIGHTS: save(tensors, metadata={"format": "pt"}),
@@ -77,15 +79,32 @@ def _adapter_files(bundle: Bundle, task: BundleTask, dtype: str) -> dict[str, by
     }
 
 
+def _ranks(ranks: dict[str, int]) -> dict[str, object]:
+    """r and, by full name, what differs from it; alpha is each module's rank, for scaling 1.
+
+    Any release of PEFT takes a module's full name as a pattern.
+    """
+    common = max(sorted(set(ranks.values())), key=list(ranks.values()).count)
+    odd = {name: rank for name, rank in ranks.items() if rank != common}
+    return {"r": common, "lora_alpha": common, "rank_pattern": odd, "alpha_pattern": odd}
+
+
+def _key(name: str, part: str) -> str:
+    return f"base_model.model.{name}.lora_{part}.weight"
+
+
 def _lora_tensors(bundle: Bundle, task: BundleTask) -> dict[str, torch.Tensor]:
-    """A and B by PEFT's keys; a module of lower rank gets rows of zeros, for one rank in all."""
+    """A and B by PEFT's keys; without the modules that the task leaves alone (zero heads)."""
+    heads = bundle.head(task)
+    kept = {name: B for name, B in heads.items() if bool(B.any())} or heads
+    # One rank for all where names alone would not tell two modules apart.
+    nested = any(name.endswith(f".{other}") for name in kept for other in kept)
     tensors: dict[str, torch.Tensor] = {}
-    for name, B in bundle.head(task).items():
+    for name, B in kept.items():
         A = bundle.modules[name].shared()
-        missing = bundle.info.rank - A.shape[0]
-        key = f"base_model.model.{name}.lora_"
-        tensors[f"{key}A.weight"] = torch.nn.functional.pad(A, (0, 0, 0, missing))
-        tensors[f"{key}B.weight"] = torch.nn.functional.pad(B, (0, missing))
+        missing = bundle.info.rank - len(A) if nested else 0
+        tensors[_key(name, "A")] = torch.nn.functional.pad(A, (0, 0, 0, missing))
+        tensors[_key(name, "B")] = torch.nn.functional.pad(B, (0, missing))
     return tensors
 
 
@@ -103,18 +122,25 @@ def _vera_tensors(bundle: Bundle, task: BundleTask) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def target_modules(names: list[str]) -> list[str]:
-    """What PEFT's config names: the linears' own names where every layer has them all.
+def exactly(names: list[str]) -> str:
+    """The regular expression of PEFT's target_modules that matches these names and no others.
 
-    PEFT adapts every linear whose name ends so; full names where that would be too many.
+    A list would do by name endings, and so also name a vision tower's q_proj.
     """
-    layers: dict[str, set[str]] = {}
+    layers: dict[tuple[str, str], list[str]] = {}
     for name in names:
-        layers.setdefault(_LAYER.sub(".*.", name), set()).add(name)
-    count = {len(group) for group in layers.values()}
-    if len(count) == 1 and all(_LAYER.search(name) for name in names):
-        return sorted({name.rsplit(".", 1)[1] for name in names})
-    return sorted(names)
+        match = _LAYER.fullmatch(name)
+        before, number, after = match.groups() if match else ("", "", name)
+        layers.setdefault((before, after), []).append(number)
+    same: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (before, after), numbers in sorted(layers.items()):
+        own = tuple(sorted(numbers, key=lambda n: (len(n), n)))
+        same.setdefault((before, own), []).append(re.escape(after))
+    parts = []
+    for (before, own), after in same.items():
+        start = f"{re.escape(before)}\\.({'|'.join(own)})\\." if own != ("",) else ""
+        parts.append(f"{start}({'|'.join(after)})")
+    return "|".join(parts)
 
 
 def _json(value: object) -> bytes:

@@ -120,7 +120,7 @@ KEY = f"base_model.model.{module_names()[0]}.lora_"
         (lambda t: t.pop(KEY + "A.weight"), "has no lora_A"),
         (lambda t: t.update({KEY + "A.weight": torch.zeros(3, 64)}), "do not fit"),
         (lambda t: t.update({KEY + "A.weight": torch.zeros(64)}), "floating-point matrix"),
-        (lambda t: t.update({"lm_head.weight": torch.zeros(2, 2)}), "no LoRA A or B"),
+        (lambda t: t.update({"norm.weight": torch.zeros(2)}), "no LoRA A or B"),
         (lambda t: t.update({"x.lora_embedding_A": torch.zeros(2, 2)}), "adapts an embedding"),
         (lambda t: t.clear(), "holds no LoRA weights"),
     ],

@@ -1,6 +1,7 @@
 """What is done with a bundle: heads back to PEFT, a task more, a look inside."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from hydrapack.merge.adapters import merge_adapters
 from hydrapack.merge.budget import merge_budget
 from hydrapack.merge.module import difference_norm
 from hydrapack.pack.package import write_package
-from hydrapack.unpack import target_modules, unpack_all, unpack_task
+from hydrapack.unpack import exactly, unpack_all, unpack_task
 
 
 def bundle_of(folders, target, **options):
@@ -59,11 +60,25 @@ def test_unpacked_is_the_head(adapters, tmp_path):
         unpack_task(bundle, "task1", tmp_path / "none", "int8")
 
 
-def test_target_modules():
-    assert target_modules(module_names()) == ["k_proj", "o_proj", "q_proj", "v_proj"]
-    uneven = module_names()[:-1]
-    assert target_modules(uneven) == sorted(uneven)
-    assert target_modules(["transformer.head"]) == ["transformer.head"]
+@pytest.mark.parametrize(
+    "names",
+    [
+        module_names(),
+        module_names()[:-1],
+        ["transformer.head"],
+        ["lm_head", "model.layers.1.mlp.up_proj", "model.layers.10.mlp.up_proj"],
+        ["blocks.0.attn.to_out.0", "blocks.3.attn.to_out.0", "blocks.3.attn.to_q"],
+        ["a+b.0.(x)", "h.1.experts.2.w1", "h.1.experts.0.w1", "h.2.experts.2.w1"],
+    ],
+)
+def test_target_modules_match_the_names_and_no_others(names):
+    """As PEFT reads them, over every name and every near one."""
+    expression = exactly(names)
+    near = {f"vision.{name}" for name in names} | {f"{name}.linear" for name in names}
+    near |= {name.replace("1", "2").replace("0", "1") for name in names}
+    near |= {name.replace(".", "_", 1) for name in names} | {name + "0" for name in names}
+    for name in set(names) | near:
+        assert bool(re.fullmatch(expression, name)) == (name in names), name
 
 
 def test_add_leaves_the_rest_alone(adapters, tmp_path):

@@ -26,11 +26,25 @@ class Adapter:
     kind: str = "LORA"
     """``LORA`` or ``VERA``."""
     card: TaskCard = field(default_factory=TaskCard)
+    task_type: str | None = None
+    """PEFT's, as CAUSAL_LM; None for a bare model's adapter."""
+    revision: str = ""
+    """Of the base model; empty for the main one."""
 
     @property
     def parameters(self) -> int:
         """Values the adapter stores (VeRA: the common frozen A and B apart)."""
         return sum(t.numel() for m in self.modules.values() for t in m.trained)
+
+
+WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What torch.compile, DistributedDataParallel, FSDP and checkpointing put into names."""
+
+
+def bare_key(key: str) -> str:
+    """A weight's key without PEFT's prefix and the names of wrappers, wherever they stand."""
+    parts = [part for part in key.split(".") if part not in WRAPPERS]
+    return ".".join(parts[2:] if parts[:2] == ["base_model", "model"] else parts)
 
 
 def checked(tensor: torch.Tensor, dimensions: int, key: str, path: Path) -> torch.Tensor:

@@ -14,6 +14,8 @@ from hydrapack.adapters.read import read_adapter
 from hydrapack.errors import InputError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Parts of names that come, go and change places as transformers renames a model's modules.
+_RENAMED = ("language_model", "model", "text_model")
 
 
 def read_adapters(arguments: Sequence[str], allow_base_mismatch: bool = False) -> list[Adapter]:
@@ -21,7 +23,7 @@ def read_adapters(arguments: Sequence[str], allow_base_mismatch: bool = False) -
 
     Raises:
         InputError: an unreadable adapter, a name given twice, adapters of different base models or
-            with a module of different shapes.
+            revisions, with a module of different shapes, or with none in common.
     """
     adapters: list[Adapter] = []
     for argument in arguments:
@@ -54,6 +56,12 @@ def _check_together(adapters: list[Adapter], allow_base_mismatch: bool) -> None:
                 f"{adapter.folder} of {adapter.base_model!r} (base_model_name_or_path in "
                 "adapter_config.json); --allow-base-mismatch merges them all the same"
             )
+        if adapter.revision != first.revision and not allow_base_mismatch:
+            raise InputError(
+                f"adapters of different revisions of {first.base_model!r}: {first.folder} of "
+                f"{first.revision or 'main'!r}, {adapter.folder} of {adapter.revision or 'main'!r} "
+                "(revision in adapter_config.json); --allow-base-mismatch merges them all the same"
+            )
         if adapter.kind != first.kind:
             raise InputError(
                 f"{adapter.folder}: peft_type is {adapter.kind}, {first.folder} is {first.kind}: "
@@ -67,6 +75,31 @@ def _check_together(adapters: list[Adapter], allow_base_mismatch: bool) -> None:
                     f"{adapter.folder}: {name} is {module.shape[0]} x {module.shape[1]}, in task "
                     f"{task!r} it is {shape[0]} x {shape[1]}: adapters of different models"
                 )
+    _check_names(adapters)
+
+
+def _check_names(adapters: list[Adapter]) -> None:
+    """Refuse adapters that name one model's modules in two ways, or have none in common."""
+    known: dict[str, tuple[str, Adapter]] = {}
+    for adapter in adapters:
+        for name in sorted(adapter.modules):
+            short = ".".join(p for p in name.split(".") if p not in _RENAMED)
+            other, owner = known.setdefault(short, (name, adapter))
+            if other != name and other not in adapter.modules and name not in owner.modules:
+                raise InputError(
+                    f"{adapter.folder}: adapts {name}, {owner.folder} {other}: two names of one "
+                    "module, as before and after transformers renamed those of multimodal models "
+                    "(4.52), or of a bare model and a whole one, so nothing would be shared; load "
+                    "one on the other's model with PEFT and save it again"
+                )
+    for adapter in adapters:
+        rest = [other for other in adapters if other is not adapter]
+        if rest and not any(set(adapter.modules) & set(other.modules) for other in rest):
+            raise InputError(
+                f"{adapter.folder}: has no module in common with the other adapters ("
+                f"{min(adapter.modules)} is not in {rest[0].folder}), so nothing would be shared; "
+                "leave it out of the merge"
+            )
 
 
 def _check_projections(first: Adapter, adapter: Adapter) -> None:

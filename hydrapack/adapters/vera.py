@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from hydrapack.adapters.adapter import checked
+from hydrapack.adapters.adapter import bare_key, checked
+from hydrapack.adapters.config import CONFIG
 from hydrapack.adapters.modules import Update, VeraModule
 from hydrapack.errors import InputError
 
-_KEY = re.compile(r"^(?:base_model\.model\.)?(.+)\.vera_lambda_([bd])(?:\.[^.]+)?$")
+_KEY = re.compile(r"^(.+)\.vera_lambda_([bd])(?:\.[^.]+)?$")
 _PROJECTION = re.compile(r"^(?:base_model\.)?vera_([AB])(?:\.[^.]+)?$")
 
 
@@ -27,9 +28,9 @@ def read_vera(
     projection: dict[str, torch.Tensor] = {}
     vectors: dict[str, dict[str, torch.Tensor]] = {}
     for key in sorted(tensors):
-        if match := _PROJECTION.match(key):
+        if match := _PROJECTION.match(bare_key(key)):
             projection[match[1]] = checked(tensors[key], 2, key, path)
-        elif match := _KEY.match(key):
+        elif match := _KEY.match(bare_key(key)):
             vectors.setdefault(match[1], {})[match[2]] = checked(tensors[key], 1, key, path)
         else:
             raise InputError(f"{path}: key {key!r} is no VeRA vector or projection")
@@ -41,6 +42,11 @@ def read_vera(
     if not vectors:
         raise InputError(f"{path}: holds no VeRA vectors")
     A, B = projection["A"], projection["B"]
+    if A.shape[0] != config.get("r", 256):
+        raise InputError(
+            f"{path}: vera_A has rank {A.shape[0]}, r in {CONFIG} is {config.get('r', 256)}; put "
+            "back the configuration that the adapter was saved with"
+        )
     modules: dict[str, Update] = {}
     for name, pair in vectors.items():
         if set(pair) != {"b", "d"}:

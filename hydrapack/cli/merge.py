@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,8 @@ def merge(
         int | None, typer.Option(help="M, heads to keep; as many as adapters by default.")
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(help="R, rank of the shared A; the adapters' own by default.")
+        int | None,
+        typer.Option(help="The most R, rank of a module's shared A; its adapters' by default."),
     ] = None,
     method: Annotated[
         str,
@@ -125,6 +127,12 @@ def merge(
             )
     bits_planned = {name: choice.bits for name, choice in plan.items()} if plan else None
     info = write_bundle(merged, read, out, bits_planned)
+    if info.s_percent > 100:
+        print(
+            f"hydrapack: warning: S = {info.s_percent:.1f} %: the bundle holds more values than "
+            "the adapters apart; give a smaller --rank, fewer --heads or a --budget",
+            file=sys.stderr,
+        )
     if as_json:
         print_json({**info.model_dump(exclude={"module_errors"}), "s_percent": info.s_percent})
         return

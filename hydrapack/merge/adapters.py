@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from hydrapack.adapters.adapter import Adapter
-from hydrapack.adapters.modules import Update
+from hydrapack.adapters.modules import Update, VeraModule
 from hydrapack.errors import InputError
 from hydrapack.merge.elementwise import elementwise
 from hydrapack.merge.hydraopt import assign_hydraopt, merge_hydraopt
@@ -88,7 +90,8 @@ def merge_adapters(
 
     Args:
         heads: M from 1 to N; by default N for spectral and with ``only_a``, else 1.
-        rank: R of the shared A; the largest rank of the adapters by default.
+        rank: the most R of a module's shared A, which has no more rows than its updates span
+            together; by default each module's own largest rank.
         progress: called with modules done, modules in all and a note (HydraOpt's loss).
         routing: with M < N, ``per-module`` lets a task use another head in each module,
             ``global`` gives it one for all.
@@ -109,7 +112,7 @@ def merge_adapters(
         raise InputError(f"--method {method}: not for VeRA; choose one of {', '.join(methods)}")
     count = len(adapters)
     heads = heads if heads is not None else (count if method in _MANY or only_a else 1)
-    rank = rank if rank is not None else max(a.rank for a in adapters)
+    asked, rank = rank, rank if rank is not None else max(a.rank for a in adapters)
     for flag, value in (
         ("--steps", steps),
         ("--lr", learning_rate),
@@ -149,9 +152,8 @@ def merge_adapters(
     def merge(name: str, updates: Sequence[Update]) -> Merged:
         nonlocal done
         report, done = _reporter(progress, done, len(names)), done + 1
-        return methods[method](
-            updates, replace(options, seed=module_seed(seed, name), report=report)
-        )
+        own = replace(options, rank=module_rank(updates, asked))
+        return methods[method](updates, replace(own, seed=module_seed(seed, name), report=report))
 
     return merge_modules(adapters, merge, _label(method, only_a, refit_b), rank, seed, progress)
 
@@ -173,6 +175,8 @@ def merge_modules(
         progress(done, len(names), "")
         updates = module_updates(adapters, name)
         modules[name] = merged = merge(name, updates)
+        if not all(bool(torch.isfinite(t).all()) for t in merged.tensors.values()):
+            raise InputError(f"{name}: the merged values pass single precision; is an alpha wrong?")
         errors, shared = [], merged.shared()
         for k, update in enumerate(updates):
             head = merged.head(merged.assignment[k])
@@ -208,6 +212,18 @@ def module_updates(adapters: Sequence[Adapter], name: str) -> list[Update]:
     """Each task's update of the module; rank 0 where a task leaves it alone."""
     absent = next(a.modules[name] for a in adapters if name in a.modules).absent()
     return [adapter.modules.get(name, absent) for adapter in adapters]
+
+
+def module_rank(updates: Sequence[Update], asked: int | None = None) -> int:
+    """R of one module: ``asked``, cut to what its updates can span together, or the largest own.
+
+    VeRA's is given by its frozen A and B.
+    """
+    first = updates[0]
+    if isinstance(first, VeraModule):
+        return asked or len(first.d)
+    ranks = [u.rank for u in updates]
+    return max(ranks) if asked is None else min(asked, sum(ranks), first.shape[1])
 
 
 def _one_route(

@@ -176,7 +176,7 @@ def candidates(
             noise_a = ((A - rounded(A, bits).double()).square().sum(1) * energy).cumsum(0)
             noise_b = (noise_by_columns(B, bits) * shares[:, None]).sum(0)
             error = whole - energy.cumsum(0) + noise_a + noise_b
-            for rank in ranks:
+            for rank in sorted({min(rank, len(A)) for rank in ranks}):
                 size = stored_bytes(rank, A.shape[1], bits)
                 size += stored_bytes(heads * B.shape[1], rank, bits)
                 found.append(Choice(size, float(error[rank - 1]), heads, rank, 0, bits))

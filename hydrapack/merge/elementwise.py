@@ -47,6 +47,8 @@ def _merge(name: str, updates: Sequence[Update], options: MergeOptions) -> Merge
             f"{name} merges A and B value by value: all ranks must equal --rank; adapters have "
             f"{sorted(ranks)}, --rank is {options.rank}"
         )
+    if any(updates[k].scaling < 0 for k in present):
+        raise InputError(f"{name}: takes no adapter with lora_alpha below 0; merge with spectral")
     weights = [options.weight(k) / (len(updates) if _FUNCTIONS[name][2] else 1) for k in present]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)

@@ -77,8 +77,8 @@ def merge_spectral(updates: Sequence[Update], options: MergeOptions) -> MergedMo
 
     Args:
         updates: the tasks' updates, in task order; rank 0 for a task without this module.
-        options: ``heads`` M from 1 to N, ``rank`` R of A (rows beyond the updates' joint rank
-            are zero), ``seed`` of the starts when M < N, ``weights``, ``assignment``.
+        options: ``heads`` M from 1 to N, ``rank`` R of A (cut to the updates' joint rank),
+            ``seed`` of the starts when M < N, ``weights``, ``assignment``.
     """
     problem = joint(updates)
     assignment = options.assignment or assign([problem], options)
@@ -94,12 +94,14 @@ def fit(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The best A (rank, d_in) and heads (M, d_out, rank) for an assignment, float64.
 
-    ``problem`` is ``joint(updates)``. A smaller rank's best A and heads are the first rows and
+    ``problem`` is ``joint(updates)``; the rank is ``options.rank``, cut to the heads' joint rank.
+    A smaller rank's best A and heads are the first rows and
     columns of these.
     """
     weights = _weights(options, len(updates))
     gram = problem.gram(_shares(assignment, weights, options.heads))
     vectors = top_eigenvectors(gram, options.rank)
+    vectors = vectors[:, : _spanned(gram, vectors)]
     A = (problem.basis @ vectors).T
     heads = A.new_zeros(options.heads, updates[0].shape[0], A.shape[0])
     totals = _members(assignment, options.heads).T @ weights
@@ -107,9 +109,6 @@ def fit(
         head = assignment[k]
         own_a, own_b = update.factors()
         heads[head] += (weights[k] / totals[head]) * (own_b @ (own_a @ A.T))
-    if (missing := options.rank - A.shape[0]) > 0:
-        A = torch.nn.functional.pad(A, (0, 0, 0, missing))
-        heads = torch.nn.functional.pad(heads, (0, missing))
     return A, heads
 
 
@@ -171,6 +170,13 @@ def top_eigenvectors(gram: torch.Tensor, rank: int) -> torch.Tensor:
     # An eigenvector's sign is arbitrary; fix it, so that the same input gives the same bytes.
     largest = vectors.abs().argmax(0, keepdim=True)
     return vectors * torch.sign(vectors.gather(0, largest))
+
+
+def _spanned(gram: torch.Tensor, vectors: torch.Tensor) -> int:
+    """How many of the eigenvectors, largest first, carry more than rounding; at least 1."""
+    energy = (vectors * (gram @ vectors)).sum(0)
+    # Of squares in float64: what is left out is below single precision.
+    return max(1, int((energy > 1e-14 * len(gram) * energy[0]).sum()))
 
 
 def _weights(options: MergeOptions, count: int) -> torch.Tensor:

@@ -79,9 +79,6 @@ def merge_two_sided(updates: Sequence[Update], options: MergeOptions) -> MergedM
     roots = torch.tensor([options.weight(k) ** 0.5 for k in range(len(updates))])
     heads = core.projected(left, right) / roots[:, None, None]
     A, U = (core.input @ right).T, core.output @ left
-    pad = torch.nn.functional.pad
-    if (missing := options.rank - A.shape[0]) > 0:
-        A, heads = pad(A, (0, 0, 0, missing)), pad(heads, (0, missing))
     return MergedModule(A.float(), heads.float(), tuple(range(len(updates))), U.float())
 
 

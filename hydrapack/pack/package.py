@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,9 +35,11 @@ from hydrapack.pack.program import lower_adapters, route_tensor
 from hydrapack.pack.sbom import SBOM, ml_bom
 from hydrapack.pack.signature import read_private_key, sign_manifest
 from hydrapack.pte import constant, load_program
-from hydrapack.quantize import GROUP_SIZE, Rounding, check_bits, module_bytes
+from hydrapack.quantize import GROUP_SIZE, Rounding, check_bits, core_bits, module_bytes
 
 DEFAULT_BITS = 8
+MAX_LAYERS = 1024
+HALF_MAX = 65504.0
 
 
 def write_package(
@@ -60,8 +63,9 @@ def write_package(
         bits_a, bits_b: of A and of B (or U) apart, in place of ``bits``.
         group_size: columns that share a scale at 4 bits.
         fallback: what a name that is no task gets: ``error``, ``base`` or a task's name.
-        model: the model.pte it will run on: its layout and rank are checked, and the digests of
-            its weights and tokenizer noted.
+        model: the model.pte it will run on: its layout and rank are checked, its layers counted
+            (without one, up to the last adapted), and the digests of its weights and tokenizer
+            noted. Modules that no adapter has get zeros.
         card: write a model card (README.md) too.
         sbom: write a CycloneDX ML-BOM (sbom.cdx.json) too.
         signing_key: an Ed25519 private key (PEM) to sign the manifest with.
@@ -72,7 +76,7 @@ def write_package(
             cryptography not installed.
     """
     key = None if signing_key is None else read_private_key(signing_key)
-    roundings = _roundings(bundle, bits, bits_a, bits_b, group_size)
+    _roundings(bundle, bits, bits_a, bits_b, group_size)
     check_fallback(fallback, [task.name for task in bundle.info.tasks], "--fallback")
     if bundle.info.adapter_type != "lora":
         raise InputError(
@@ -82,7 +86,10 @@ def write_package(
     layout = layout_of(bundle.shapes, bundle.info.rank)
     base = BaseModelInfo(id=bundle.info.base_model)
     if model is not None:
-        base = _base_of(model, bundle.info.base_model, layout)
+        base, layout = _base_of(model, bundle.info.base_model, layout)
+    bundle = with_all_modules(bundle, layout)
+    roundings = _roundings(bundle, bits, bits_a, bits_b, group_size)
+    _check_range(bundle, roundings)
     with new_directory(target) as partial:
         packed = lower_adapters(bundle, layout, roundings, partial / ADAPTERS)
         manifest = _manifest(bundle, layout, roundings, packed, partial / ADAPTERS, fallback, base)
@@ -100,8 +107,11 @@ def write_package(
     return manifest
 
 
-def _base_of(model: Path, name: str, layout: Layout) -> BaseModelInfo:
-    """What ``model`` says of its base, once it is seen to take the layout."""
+def _base_of(model: Path, name: str, layout: Layout) -> tuple[BaseModelInfo, Layout]:
+    """What ``model`` says of its base, once it is seen to take the layout, with its layers.
+
+    A program holds its layout's digest alone: the count of layers is the one that gives it.
+    """
     program = load_program(model, "forward")
     rank = int(constant(program, "get_adapter_rank"))
     if rank != layout.rank:
@@ -109,16 +119,55 @@ def _base_of(model: Path, name: str, layout: Layout) -> BaseModelInfo:
             f"{model} takes adapters of rank {rank}, the bundle has rank {layout.rank}: export the "
             f"base with --rank {layout.rank}, or merge with --rank {rank}"
         )
-    if str(constant(program, "get_adapter_layout")) != layout.digest:
+    digest = str(constant(program, "get_adapter_layout"))
+    deeper = (replace(layout, layers=n) for n in range(layout.layers, MAX_LAYERS + 1))
+    fitting = next((found for found in deeper if found.digest == digest), None)
+    if fitting is None:
         raise InputError(
             f"{model} has another adapter layout than the bundle (base model {name!r}, target "
             f"modules {','.join(layout.targets)})"
         )
-    return BaseModelInfo(
+    info = BaseModelInfo(
         id=name,
         weights_sha256=str(constant(program, "get_weights_sha256")),
         tokenizer_sha256=str(constant(program, "get_tokenizer_sha256")),
     )
+    return info, fitting
+
+
+def with_all_modules(bundle: Bundle, layout: Layout) -> Bundle:
+    """The bundle with a module of zeros, rank 1 and one head, wherever the layout has one more."""
+    missing = [name for name in layout.modules() if name not in bundle.modules]
+    if not missing:
+        return bundle
+    shapes = dict(layout.shapes)
+    tasks = [
+        task.model_copy(update={"route": [*task.route, *[0] * len(missing)]})
+        for task in bundle.info.tasks
+    ]
+    modules = dict(bundle.modules)
+    for name in missing:
+        d_out, d_in = shapes[name.rsplit(".", 1)[-1].removesuffix("_proj")]
+        modules[name] = MergedModule(
+            torch.zeros(1, d_in), torch.zeros(1, d_out, 1), (0,) * len(tasks)
+        )
+    info = bundle.info.model_copy(update={"modules": list(modules), "tasks": tasks})
+    return Bundle(info=info, modules=modules)
+
+
+def _check_range(bundle: Bundle, roundings: dict[str, Rounding]) -> None:
+    """Refuse values that the half-precision scales of a bit width cannot hold."""
+    top = {4: 7 * HALF_MAX, 8: 127 * HALF_MAX, 16: HALF_MAX}
+    for name, module in bundle.modules.items():
+        for part, tensor in module.tensors.items():
+            own = roundings[name]
+            bits = {"A": own.bits_a, "C": core_bits(own.bits_b)}.get(part, own.bits_b)
+            largest = float(tensor.abs().max())
+            if largest > top.get(bits, math.inf):
+                raise InputError(
+                    f"{name}: {part} has values up to {largest:.3g}, {bits} bits hold up to "
+                    f"{top[bits]:.3g}; pack with --bits 32 (is the adapter's lora_alpha right?)"
+                )
 
 
 def _roundings(
