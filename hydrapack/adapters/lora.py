@@ -54,8 +54,10 @@ OTHER_KEYS: tuple[tuple[str, str, str], ...] = (
 )
 """Keys that are no A or B of a linear: what they are, and how to mend it."""
 
-_EMBEDDINGS = ("embed_tokens", "embed_in", "embed_out", "embedding", "embeddings", "lm_head")
-_EMBEDDINGS += ("shared", "token_embedding", "tok_embeddings", "word_embeddings", "wpe", "wte")
+# Of VeLoRA's backward pass and MonteCLoRA's sampling: training alone needs them.
+_TRAINING = re.compile(r"\.lora_(velora|monteclora)_")
+_EMBEDDINGS = {"embed_tokens", "embed_in", "embed_out", "embedding", "embeddings", "lm_head"}
+_EMBEDDINGS |= {"shared", "token_embedding", "tok_embeddings", "word_embeddings", "wpe", "wte"}
 
 
 def read_lora(
@@ -120,8 +122,12 @@ def _matrix(tensor: torch.Tensor, key: str, path: Path) -> torch.Tensor:
 def _check_rest(
     key: str, tensor: torch.Tensor, pairs: dict[str, dict[str, torch.Tensor]], path: Path
 ) -> None:
-    """Pass over PEFT's copy of an adapted output layer's own weight, refuse all else."""
+    """Pass over what adds nothing, as a copy of an adapted output layer's own weight; refuse all
+    else.
+    """
     bare = bare_key(key)
+    if _TRAINING.search(bare):
+        return
     if (match := _BASE_LAYER.fullmatch(bare)) and match[1] in pairs:
         pair = pairs[match[1]]
         shape = (pair.get("B", tensor).shape[0], pair.get("A", tensor).shape[-1])
