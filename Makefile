@@ -3,12 +3,13 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint runtime bench help clean
+.PHONY: setup demo test test-slow lint runtime bench help clean
 
 help:
 	@echo "make setup   install hydrapack and its tools into $(VENV)"
 	@echo "make demo    the main job on SmolLM2-135M and five real adapters"
 	@echo "make test    the tests (make test ARGS='-k merge' for some of them)"
+	@echo "make test-slow  the long fuzzing of adapters"
 	@echo "make lint    ruff and mypy"
 	@echo "make runtime the C++ runtime and hydrapack-run, in build/runtime"
 	@echo "make bench   measure decode speed, swap and export"
@@ -27,6 +28,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

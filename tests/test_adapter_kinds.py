@@ -114,9 +114,8 @@ def test_a_rank_that_the_configuration_does_not_give(tmp_path):
     read_adapter(edit_config(folder, r=16, rank_pattern={"[qkvo]_proj": 4}), "t")
     refused(edit_config(folder, r=4, rank_pattern={"q_proj": 8}), "says rank 8 for .*q_proj")
     path = folder / "adapter_config.json"
-    config = {
-        k: v for k, v in json.loads(path.read_text()).items() if k not in ("r", "rank_pattern")
-    }
+    config = json.loads(path.read_text())
+    del config["r"], config["rank_pattern"]
     path.write_text(json.dumps(config))
     refused(folder, r"says rank 8 for .* \(r = 8")
 
@@ -506,15 +505,13 @@ def test_modules_that_no_adapter_has_get_zeros(tmp_path):
     folder = some_layers(tmp_path / "a", 1, (2, 4))
     edit_tensors(folder, lambda t: [t.pop(k) for k in list(t) if "layers.2.self_attn.v" in k])
     bundle = merged([folder, f"b={folder}"], tmp_path / "bundle", heads=2)
-    for bits in (4, 8, 16, 32):
+    for bits in (4, 32):
         manifest = write_package(bundle, tmp_path / "package", bits)
         assert len(manifest.modules) == 5 * 2 and manifest.layout.layers == 5
         assert all(task.packed_relative_error < 0.3 for task in manifest.tasks)
     from hydrapack.verify import verify_package
 
-    checks = verify_package(
-        tmp_path / "package", adapters=[str(folder)], bundle=tmp_path / "bundle"
-    )
+    checks = verify_package(tmp_path / "package", None, bundle, read_adapters([f"a={folder}"]))
     assert checks and all(check.passed for check in checks), checks
 
 
