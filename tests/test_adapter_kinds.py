@@ -245,6 +245,7 @@ NAME = BASE + module_names()[0]
         (rename(".lora_A.weight", ".lora_a"), "mlx-lm"),
         (rename(".lora_B.weight", ".lora_b.weight"), "torchtune"),
         (rename(".lora_A.weight", ".lora_down.weight"), "kohya"),
+        (rename("q_proj", "soft_lokr_ia3_l"), None),
         (rename(".lora_A.", ".lora_A.one."), None),
         (add(f"{NAME}.lora_A.other.weight", (4, DIM)), "two lora_A"),
         (add("base_model.model.a b.lora_A.weight"), "no LoRA A or B"),

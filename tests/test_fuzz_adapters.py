@@ -64,13 +64,9 @@ names = st.one_of(
     st.sampled_from(["lm_head", "model.embed_tokens", "module.x", "a..b", "", "vera_A", "x.A"]),
     st.text(max_size=6),
 )
-endings = st.sampled_from(
-    [
-        ".lora_A.weight", ".lora_B.weight", ".lora_A.default.weight", ".lora_a",
-        ".lora_down.weight", ".base_layer.weight", ".weight", ".bias", ".lora_embedding_A", ".lora_magnitude_vector",
-        ".vera_lambda_b", "",
-    ]
-)  # fmt: skip
+ENDINGS = """.lora_A.weight .lora_B.weight .lora_A.default.weight .lora_a .lora_down.weight
+.base_layer.weight .weight .bias .lora_embedding_A .lora_magnitude_vector .vera_lambda_b"""
+endings = st.sampled_from([*ENDINGS.split(), ""])
 prefixes = st.sampled_from(["base_model.model.", "", "_orig_mod.base_model.model.", "module."])
 keys = st.tuples(prefixes, names, endings).map("".join)
 shapes = st.lists(st.sampled_from([0, 1, 2, 4, 32, 64]), max_size=4)

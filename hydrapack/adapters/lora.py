@@ -29,10 +29,10 @@ OTHER_KEYS: tuple[tuple[str, str, str], ...] = (
     (r"lora_magnitude_vector", "is DoRA's magnitude", "retrain with use_dora=False"),
     (r"lora_B(\.[^.]+)?\.bias$", "is a trained bias", "retrain with lora_bias=False"),
     (r"lora_E|ranknum", "is AdaLoRA's", "retrain as plain LoRA"),
-    (r"hada_w", "is LoHa's", "retrain as plain LoRA"),
-    (r"lokr_", "is LoKr's", "retrain as plain LoRA"),
-    (r"oft_|boft_", "is OFT's", "retrain as plain LoRA"),
-    (r"ia3_l", "is IA3's", "retrain as plain LoRA"),
+    (r"\.hada_w", "is LoHa's", "retrain as plain LoRA"),
+    (r"\.lokr_", "is LoKr's", "retrain as plain LoRA"),
+    (r"\.b?oft_", "is OFT's", "retrain as plain LoRA"),
+    (r"\.ia3_l", "is IA3's", "retrain as plain LoRA"),
     (r"vera_lambda|vera_[AB]", "is VeRA's", "set peft_type to VERA"),
     (r"lora_diag|lora_kasa", "is KaSA's diagonal", "retrain without kasa_config"),
     (r"prompt_embeddings", "is a trained prompt", "retrain as LoRA"),
@@ -69,10 +69,6 @@ def read_lora(
         InputError: keys that are no A or B of a linear, shapes that do not fit, NaN or infinity,
             a rank that the configuration does not give.
     """
-    for expression, what, mend in OTHER_KEYS:
-        for key in sorted(tensors):
-            if re.search(expression, key):
-                raise InputError(f"{path}: key {key!r} {what}; {mend}")
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     rest: list[str] = []
     for key in sorted(tensors):
@@ -88,6 +84,10 @@ def read_lora(
                 "file); save one adapter alone"
             )
         pairs[name][part] = tensor
+    for expression, what, mend in OTHER_KEYS:
+        for key in rest:
+            if re.search(expression, key):
+                raise InputError(f"{path}: key {key!r} {what}; {mend}")
     for key in rest:
         _check_rest(key, tensors[key], pairs, path)
     if not pairs:
