@@ -125,7 +125,7 @@ def release(version: str, packages: list[str], keep: Path) -> dict[str, str]:
         if (folder / f"{name}.none").exists():
             column[name] = "not of this release"
         elif name in refused:
-            column[name] = "refused: " + refused[name].partition(":")[0][:60]
+            column[name] = "refused: " + refused[name].split()[0]
         else:
             column[name] = f"{differences[name]:.0e}"
     return column
