@@ -351,7 +351,7 @@ def test_folders_that_are_not_the_adapters_own(tmp_path):
     refused(tmp_path / "run" / "checkpoint-10" / FILE, "but a file; give the folder")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "it has no adapter_config.json")
-    done = hydrapack("merge", "someone/some-lora", "-o", tmp_path / "b", cwd=tmp_path)
+    done = hydrapack("merge", "someone/some-lora", "-o", tmp_path / "b")
     assert done.returncode == 2 and "hf download someone/some-lora" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
@@ -505,14 +505,16 @@ def test_modules_that_no_adapter_has_get_zeros(tmp_path):
     """The last layers alone, and one module missing from the middle."""
     folder = some_layers(tmp_path / "a", 1, (2, 4))
     edit_tensors(folder, lambda t: [t.pop(k) for k in list(t) if "layers.2.self_attn.v" in k])
-    bundle = merged([folder, f"b={folder}"], tmp_path / "bundle", heads=2)
+    other = some_layers(tmp_path / "b", 2, (2, 4))
+    bundle = merged([folder, other], tmp_path / "bundle", heads=2)
     for bits in (4, 32):
         manifest = write_package(bundle, tmp_path / "package", bits)
         assert len(manifest.modules) == 5 * 2 and manifest.layout.layers == 5
-        assert all(task.packed_relative_error < 0.3 for task in manifest.tasks)
+        for task in manifest.tasks:
+            assert task.packed_relative_error < task.merge_relative_error + 0.2
     from hydrapack.verify import verify_package
 
-    checks = verify_package(tmp_path / "package", None, bundle, read_adapters([f"a={folder}"]))
+    checks = verify_package(tmp_path / "package", None, bundle, read_adapters([str(folder)]))
     assert checks and all(check.passed for check in checks), checks
 
 
@@ -520,7 +522,7 @@ def test_layers_are_counted_by_the_model(tiny_model, tmp_path):
     from hydrapack.base.export import export_base
     from hydrapack.verify import verify_package
 
-    export_base(str(tiny_model), tmp_path / "model.pte", 4, targets=("q", "v"), quant="fp32")
+    export_base(str(tiny_model), tmp_path / "model.pte", 4, ("q", "v"), "fp32", max_context=64)
     folder = write_adapter(tmp_path / "a", 1, names=module_names("qv")[:2])
     bundle = merged([folder], tmp_path / "bundle")
     assert len(write_package(bundle, tmp_path / "short", 32).modules) == 2
