@@ -144,17 +144,19 @@ def test_8da4w_is_the_quantized_decoder(tiny, tiny_model, tmp_path):
     """The lowered program computes what torchao's quantized modules do in eager mode."""
     from hydrapack.base.config import read_config
     from hydrapack.base.decoder import Decoder
-    from hydrapack.base.quantize import quantize_8da4w
+    from hydrapack.base.quantize import quantize_decoder
+    from hydrapack.base.scheme import scheme_of
+    from hydrapack.base.source import Source
     from hydrapack.base.weights import load_weights
 
-    export_base(str(tiny_model), tmp_path / "m.pte", 4, max_context=100)
+    export_base(str(tiny_model), tmp_path / "m.pte", 4, quant="8da4w", max_context=100)
     assert (tmp_path / "m.pte").stat().st_size < tiny[0].stat().st_size / 2
     session = Session(tmp_path / "m.pte", tiny[1])
     config = read_config(tiny_model)
     decoder = Decoder(config, config.layout(("q", "k", "v", "o"), 4), 128)
-    load_weights(decoder, tiny_model)
+    load_weights(decoder, Source(str(tiny_model)))
     with torch.no_grad():
-        quantize_8da4w(decoder)
+        quantize_decoder(decoder, scheme_of("8da4w"))
         for task in TASKS:
             ids = session.use(task).encode(TEXT)
             positions = torch.arange(len(ids))

@@ -19,7 +19,7 @@ from hydrapack.adapters.collect import read_adapters
 from hydrapack.atomic import new_file
 from hydrapack.base.config import read_config as read_model_config
 from hydrapack.base.export import export_base
-from hydrapack.base.weights import resolve_model, weights_sha256
+from hydrapack.base.source import resolve_model, weights_sha256
 from hydrapack.bundle import read_bundle, write_bundle
 from hydrapack.errors import InputError
 from hydrapack.evaluate import metrics

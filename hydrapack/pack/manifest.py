@@ -35,6 +35,8 @@ class BaseModelInfo(Strict):
     """SHA-256 of the base weights' tensors, where the package was checked against a model.pte."""
     tokenizer_sha256: Digest | None = None
     """SHA-256 of tokenizer.json, likewise."""
+    scheme: dict[str, str] | None = None
+    """Format of the base program's weights by kind, likewise (docs/architecture.md)."""
 
 
 class SourceInfo(Strict):

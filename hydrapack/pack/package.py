@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from importlib.metadata import version
 from pathlib import Path
@@ -118,6 +119,7 @@ def _base_of(model: Path, name: str, layout: Layout) -> BaseModelInfo:
         id=name,
         weights_sha256=str(constant(program, "get_weights_sha256")),
         tokenizer_sha256=str(constant(program, "get_tokenizer_sha256")),
+        scheme=json.loads(str(constant(program, "get_quant_scheme"))),
     )
 
 
