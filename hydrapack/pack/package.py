@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from hydrapack import __version__
 from hydrapack.adapters.modules import LoraModule
@@ -25,6 +26,7 @@ from hydrapack.pack.manifest import (
     ModuleInfo,
     SourceInfo,
     Storage,
+    TaskGeneration,
     check_fallback,
     describe_file,
     manifest_text,
@@ -35,6 +37,7 @@ from hydrapack.pack.sbom import SBOM, ml_bom
 from hydrapack.pack.signature import read_private_key, sign_manifest
 from hydrapack.pte import constant, load_program
 from hydrapack.quantize import GROUP_SIZE, Rounding, check_bits, module_bytes
+from hydrapack.schema import misfit
 
 DEFAULT_BITS = 8
 
@@ -80,12 +83,17 @@ def write_package(
             "PEFT adapters with hydrapack unpack"
         )
     layout = layout_of(bundle.shapes, bundle.info.rank)
-    base = BaseModelInfo(id=bundle.info.base_model)
+    base = BaseModelInfo(id=bundle.info.base_model, weights_sha256=None, tokenizer_sha256=None)
     if model is not None:
         base = _base_of(model, bundle.info.base_model, layout)
     with new_directory(target) as partial:
         packed = lower_adapters(bundle, layout, roundings, partial / ADAPTERS)
-        manifest = _manifest(bundle, layout, roundings, packed, partial / ADAPTERS, fallback, base)
+        try:
+            manifest = _manifest(
+                bundle, layout, roundings, packed, partial / ADAPTERS, fallback, base
+            )
+        except ValidationError as error:
+            raise misfit(target / MANIFEST, error) from error
         documents = {}
         if card:
             documents[CARD] = model_card(manifest)
@@ -151,6 +159,7 @@ def _manifest(
     info = bundle.info
     modules = {n: m for n, m in bundle.modules.items() if isinstance(m, MergedModule)}
     return Manifest(
+        schema_version=1,
         hydrapack_version=__version__,
         tools={name: version(name) for name in ("executorch", "torch")},
         base_model=base,
@@ -203,7 +212,7 @@ def _task(
         name=task.name,
         prompt_template=task.card.prompt_template,
         stop=task.card.stop,
-        generation=task.card.generation,
+        generation=TaskGeneration(**task.card.generation.model_dump()),
         language=task.card.language,
         route=route_tensor(bundle, layout, task.route).tolist(),
         merge_relative_error=task.relative_error,
