@@ -26,6 +26,7 @@ from hydrapack.pack.manifest import (
     TaskGeneration,
     manifest_text,
     read_manifest,
+    read_package,
     sealed,
 )
 from hydrapack.pack.package import write_package
@@ -449,6 +450,48 @@ def test_the_models_description(copied):
     with pytest.raises(NotFound, match=r"model\.pte\.json.*export-base"):
         Session(model, package)
     Session(model, package, check_digests=False)
+
+
+def test_metadata_is_carried_and_may_be_missing(copied):
+    model, package, _ = copied
+    assert "metadata" not in json.loads((package / MANIFEST).read_text())
+    resealed(package, metadata={"release": "7", "more": [{"a": None}]})
+    assert read_package(package).metadata["release"] == "7"
+    assert Session(model, package).manifest.metadata == {"release": "7", "more": [{"a": None}]}
+    resealed(package, metadata={})
+    assert "metadata" not in json.loads((package / MANIFEST).read_text())
+    Session(model, package)
+
+
+def test_fallback_words_are_reserved(copied):
+    """A task called base or error is no fallback; asked for by name it is there."""
+    model, package, _ = copied
+    tasks = read_manifest(package).tasks
+    renamed = [
+        task.model_copy(update={"name": name})
+        for task, name in zip(tasks, ("base", "error", "three"), strict=True)
+    ]
+    resealed(package, tasks=renamed, fallback="base")
+    session = Session(model, package)
+    assert session.use("nine").task is None and session.use("base").task == "base"
+    resealed(package, tasks=renamed, fallback="error")
+    with pytest.raises(NotFound, match="unknown task 'nine'"):
+        Session(model, package).use("nine")
+
+
+def test_what_no_manifest_can_hold_is_refused_when_packing(tiny, tmp_path):
+    """One error, and nothing written."""
+    done = hydrapack(
+        "merge", f"{'é' * 101}={tiny[2] / 'one'}", tiny[2] / "two", "-o", tmp_path / "b"
+    )
+    assert done.returncode == 0, done.stderr
+    done = hydrapack("pack", tmp_path / "b", "-o", tmp_path / "p")
+    assert done.returncode == 2 and not (tmp_path / "p").exists()
+    assert "longer than 200 bytes" in done.stderr and len(done.stderr.splitlines()) == 1
+    adapter = write_adapter(tmp_path / "c")
+    (adapter / "task.json").write_text(json.dumps({"stop": ["x", ""]}))
+    done = hydrapack("merge", adapter, tiny[2] / "two", "-o", tmp_path / "d")
+    assert done.returncode == 2 and "stop.1" in done.stderr and not (tmp_path / "d").exists()
 
 
 def read_base_digest(model, method):

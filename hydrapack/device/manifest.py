@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from hydrapack.adapters.task_card import MaxNewTokens, Stop, Temperature, Text, TopK, TopP
 from hydrapack.errors import Invalid, Mismatch, NotFound
-from hydrapack.pack.manifest import ADAPTERS, MANIFEST
+from hydrapack.pack.manifest import ADAPTERS, MANIFEST, check_version
 from hydrapack.prompts import check_template
 from hydrapack.schema import Digest, misfit, parse_json, read_bytes, utf8_at_most
 
@@ -125,13 +125,7 @@ def parse_manifest(data: bytes, where: Path, check_digest: bool = True) -> Devic
         Mismatch: with ``check_digest``, the bytes have another package_digest.
     """
     content = parse_json(data, where)
-    version = content.get("schema_version")
-    # First, so that a newer manifest is not refused for something else. True == 1 in Python.
-    if type(version) is not int or version != 1:
-        raise Invalid(
-            f"{where}: schema_version: is not 1, the version that this runtime reads; update the "
-            f"runtime"
-        )
+    check_version(content, where)
     try:
         manifest = DeviceManifest.model_validate(content)
     except ValidationError as error:

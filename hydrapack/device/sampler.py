@@ -49,10 +49,10 @@ class Sampler:
         """
         if not np.isfinite(logits).all():
             raise Invalid("the model gives NaN or infinity")
+        # As in the C++ runtime, whose options are float32.
+        temperature, top_p = float(np.float32(temperature)), float(np.float32(top_p))
         if temperature == 0:
             return int(logits.argmax())
-        # Options are float32 in the C++ runtime.
-        temperature, top_p = float(np.float32(temperature)), float(np.float32(top_p))
         ids = _largest(logits, top_k)
         values = logits[ids].astype(np.float64)
         weights = np.exp((values - values.max()) / temperature)

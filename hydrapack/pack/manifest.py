@@ -170,6 +170,18 @@ def manifest_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
+def check_version(content: dict[str, Any], where: Path) -> None:
+    """Refuse a manifest of another schema version; first, before anything else in it is.
+
+    Raises:
+        Invalid: naming ``where``.
+    """
+    version = content.get("schema_version")
+    # True and 1.0 equal 1 in Python.
+    if type(version) is not int or version != 1:
+        raise Invalid(f"{where}: schema_version: is not 1, the version read here; update hydrapack")
+
+
 def read_manifest(package: Path) -> Manifest:
     """Read and check a package's manifest.
 
@@ -178,7 +190,7 @@ def read_manifest(package: Path) -> Manifest:
     """
     path = package / MANIFEST
     data = read_bytes(path, "; is it a package?")
-    parse_json(data, path)
+    check_version(parse_json(data, path), path)
     try:
         manifest = Manifest.model_validate_json(data, strict=True)
     except ValidationError as error:

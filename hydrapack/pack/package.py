@@ -13,7 +13,7 @@ from hydrapack import __version__
 from hydrapack.adapters.modules import LoraModule
 from hydrapack.atomic import new_directory
 from hydrapack.bundle import Bundle, BundleTask
-from hydrapack.errors import InputError
+from hydrapack.errors import InputError, Mismatch
 from hydrapack.layout import Layout, layout_of
 from hydrapack.merge.module import MergedModule, difference_norm
 from hydrapack.pack.card import CARD, model_card
@@ -113,12 +113,12 @@ def _base_of(model: Path, name: str, layout: Layout) -> BaseModelInfo:
     program = load_program(model, "forward")
     rank = int(constant(program, "get_adapter_rank"))
     if rank != layout.rank:
-        raise InputError(
+        raise Mismatch(
             f"{model} takes adapters of rank {rank}, the bundle has rank {layout.rank}: export the "
             f"base with --rank {layout.rank}, or merge with --rank {rank}"
         )
     if str(constant(program, "get_adapter_layout")) != layout.digest:
-        raise InputError(
+        raise Mismatch(
             f"{model} has another adapter layout than the bundle (base model {name!r}, target "
             f"modules {','.join(layout.targets)})"
         )
