@@ -482,12 +482,12 @@ def test_fallback_words_are_reserved(copied):
 def test_what_no_manifest_can_hold_is_refused_when_packing(tiny, tmp_path):
     """One error, and nothing written."""
     done = hydrapack(
-        "merge", f"{'é' * 101}={tiny[2] / 'one'}", tiny[2] / "two", "-o", tmp_path / "b"
+        "merge", f"{'x' * 201}={tiny[2] / 'one'}", tiny[2] / "two", "-o", tmp_path / "b"
     )
     assert done.returncode == 0, done.stderr
     done = hydrapack("pack", tmp_path / "b", "-o", tmp_path / "p")
     assert done.returncode == 2 and not (tmp_path / "p").exists()
-    assert "longer than 200 bytes" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert "at most 200 characters" in done.stderr and len(done.stderr.splitlines()) == 1
     adapter = write_adapter(tmp_path / "c")
     (adapter / "task.json").write_text(json.dumps({"stop": ["x", ""]}))
     done = hydrapack("merge", adapter, tiny[2] / "two", "-o", tmp_path / "d")

@@ -18,7 +18,7 @@ from hydrapack.device.answer import Answer, Stats, Turns
 from hydrapack.device.manifest import Task, read_device_manifest
 from hydrapack.device.options import resolve
 from hydrapack.device.text import Pieces, check_prompt, load_tokenizer, prompt_ids, stop_ids
-from hydrapack.errors import Invalid, Io, NotFound, RuntimeFailure, of_kind
+from hydrapack.errors import InputError, Invalid, Io, NotFound, RuntimeFailure, of_kind
 from hydrapack.schema import parse_json, read_bytes
 
 PROGRAM = "hydrapack-run"
@@ -179,10 +179,17 @@ class NativeSession:
             yield int(line["token"])
 
     def _settle(self) -> None:
-        """Have the program end a request that it is still at, and read what is left of it."""
-        if self._running is not None and self._end_program.alive:
+        """Have the program end a request that it is still at, and read what is left of it.
+
+        An error of what nobody asks for any more is none; a program that has ended says so to the
+        next request.
+        """
+        if self._running is None or not self._end_program.alive:
+            return
+        with suppress(InputError):
             self._send({"stop": self._running})
-            while self._running is not None:
+        while self._running is not None:
+            with suppress(InputError):
                 self._receive()
 
     def _send(self, line: dict[str, Any]) -> None:
