@@ -182,7 +182,8 @@ def _base_program(rank: int, targets: tuple[str, ...], stage: Callable[[str], No
     )
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     model = smollm2.cache_directory() / "programs" / digest / "model.pte"
-    if not (model.exists() and (model.parent / "tokenizer.json").exists()):
+    needed = (model.name, model.name + ".json", "tokenizer.json")
+    if not all((model.parent / name).exists() for name in needed):
         export_base(
             smollm2.NAME,
             model,

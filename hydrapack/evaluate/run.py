@@ -245,7 +245,8 @@ class Evaluation:
 
     def _program(self, rank: int, quant: str) -> Path:
         path = self.out / f"model-{quant}-r{rank}.pte"
-        if not path.exists():
+        # The description is the last that export_base writes, and a session needs it.
+        if not (path.exists() and path.with_name(path.name + ".json").exists()):
             short = {n.rsplit(".", 1)[-1] for a in self.adapters.values() for n in a.modules}
             context = min(CONTEXT, read_model_config(self.model_folder).max_position)
             export_base(self.config.base_model, path, rank, parse_targets(short), quant, context)

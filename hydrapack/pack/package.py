@@ -8,12 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from hydrapack import __version__
 from hydrapack.adapters.modules import LoraModule
 from hydrapack.atomic import new_directory
 from hydrapack.bundle import Bundle, BundleTask
-from hydrapack.errors import InputError
+from hydrapack.errors import InputError, Mismatch
 from hydrapack.layout import Layout, layout_of
 from hydrapack.merge.module import MergedModule, difference_norm
 from hydrapack.pack.card import CARD, model_card
@@ -26,6 +27,7 @@ from hydrapack.pack.manifest import (
     ModuleInfo,
     SourceInfo,
     Storage,
+    TaskGeneration,
     check_fallback,
     describe_file,
     manifest_text,
@@ -36,6 +38,7 @@ from hydrapack.pack.sbom import SBOM, ml_bom
 from hydrapack.pack.signature import read_private_key, sign_manifest
 from hydrapack.pte import constant, load_program
 from hydrapack.quantize import GROUP_SIZE, Rounding, check_bits, module_bytes
+from hydrapack.schema import misfit
 
 DEFAULT_BITS = 8
 
@@ -81,12 +84,17 @@ def write_package(
             "PEFT adapters with hydrapack unpack"
         )
     layout = layout_of(bundle.shapes, bundle.info.rank)
-    base = BaseModelInfo(id=bundle.info.base_model)
+    base = BaseModelInfo(id=bundle.info.base_model, weights_sha256=None, tokenizer_sha256=None)
     if model is not None:
         base = _base_of(model, bundle.info.base_model, layout)
     with new_directory(target) as partial:
         packed = lower_adapters(bundle, layout, roundings, partial / ADAPTERS)
-        manifest = _manifest(bundle, layout, roundings, packed, partial / ADAPTERS, fallback, base)
+        try:
+            manifest = _manifest(
+                bundle, layout, roundings, packed, partial / ADAPTERS, fallback, base
+            )
+        except ValidationError as error:
+            raise misfit(target / MANIFEST, error) from error
         documents = {}
         if card:
             documents[CARD] = model_card(manifest)
@@ -106,12 +114,12 @@ def _base_of(model: Path, name: str, layout: Layout) -> BaseModelInfo:
     program = load_program(model, "forward")
     rank = int(constant(program, "get_adapter_rank"))
     if rank != layout.rank:
-        raise InputError(
+        raise Mismatch(
             f"{model} takes adapters of rank {rank}, the bundle has rank {layout.rank}: export the "
             f"base with --rank {layout.rank}, or merge with --rank {rank}"
         )
     if str(constant(program, "get_adapter_layout")) != layout.digest:
-        raise InputError(
+        raise Mismatch(
             f"{model} has another adapter layout than the bundle (base model {name!r}, target "
             f"modules {','.join(layout.targets)})"
         )
@@ -153,6 +161,7 @@ def _manifest(
     info = bundle.info
     modules = {n: m for n, m in bundle.modules.items() if isinstance(m, MergedModule)}
     return Manifest(
+        schema_version=1,
         hydrapack_version=__version__,
         tools={name: version(name) for name in ("executorch", "torch")},
         base_model=base,
@@ -205,7 +214,7 @@ def _task(
         name=task.name,
         prompt_template=task.card.prompt_template,
         stop=task.card.stop,
-        generation=task.card.generation,
+        generation=TaskGeneration(**task.card.generation.model_dump()),
         language=task.card.language,
         route=route_tensor(bundle, layout, task.route).tolist(),
         merge_relative_error=task.relative_error,
