@@ -16,7 +16,7 @@ import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.errors import InputError
-from hydrapack.merge.adapters import module_names, module_updates
+from hydrapack.merge.adapters import check_any, module_names, module_updates
 from hydrapack.merge.module import MergeOptions, difference_norm
 from hydrapack.merge.spectral import merge_spectral
 
@@ -80,6 +80,7 @@ def analyze(
     """
     if len(adapters) < 2:
         raise InputError("give two adapters or more: they are compared with each other")
+    check_any(adapters)
     if adapters[0].kind != "LORA":
         raise InputError(
             "VeRA adapters share their A and B as they are: there is nothing to compare"

@@ -12,6 +12,7 @@ from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.modules import LoraModule, Update, VeraModule
 from hydrapack.bundle import Bundle, BundleInfo, BundleTask, describe_source, write_modules
 from hydrapack.errors import InputError
+from hydrapack.merge.adapters import check_any
 from hydrapack.merge.module import (
     Merged,
     MergedVera,
@@ -53,6 +54,7 @@ def add_adapter(
         InputError: the task's name is taken, another base model, modules that the bundle has not
             or of another shape, or an unwritable target.
     """
+    check_any([adapter])
     _check(bundle, adapter, allow_base_mismatch)
     info = bundle.info
     modules: dict[str, Merged] = {}

@@ -181,14 +181,24 @@ def stored_bytes(rows: int, columns: int, bits: int, group_size: int = GROUP_SIZ
     return rows * ((columns * bits + 7) // 8 + 2 * groups)
 
 
+def part_bytes(
+    shape: tuple[int, int], rank: int, output_rank: int, rounding: Rounding
+) -> tuple[int, int]:
+    """Bytes as packed of what all tasks share of a module, A (and U), and of one head, B (or C).
+
+    Args:
+        shape: (d_out, d_in).
+        output_rank: Q of U; 0 for whole heads.
+    """
+    (d_out, d_in), bits, group = shape, rounding.bits_b, rounding.group_size
+    shared = stored_bytes(rank, d_in, rounding.bits_a, group)
+    if not output_rank:
+        return shared, stored_bytes(d_out, rank, bits, group)
+    shared += stored_bytes(d_out, output_rank, bits, group)
+    return shared, stored_bytes(rank, output_rank, core_bits(bits), group)
+
+
 def module_bytes(merged: MergedModule, rounding: Rounding) -> int:
     """Bytes of one merged module as packed, the program around it left out."""
-    rank, d_in = merged.A.shape
-    count, rows, _ = merged.heads.shape
-    total = stored_bytes(rank, d_in, rounding.bits_a, rounding.group_size)
-    bits = rounding.bits_b
-    if merged.U is None:
-        return total + stored_bytes(count * rows, rank, bits, rounding.group_size)
-    d_out, width = merged.U.shape
-    total += stored_bytes(count * rank, rows, core_bits(bits), rounding.group_size)
-    return total + stored_bytes(d_out, width, bits, rounding.group_size)
+    shared, head = part_bytes(merged.shape, merged.rank, merged.output_rank, rounding)
+    return shared + len(merged.heads) * head

@@ -100,8 +100,9 @@ def merge_adapters(
         distance, steps, learning_rate, temperature, init: of hydraopt, see ``MergeOptions``.
 
     Raises:
-        InputError: an unknown method, or options the method cannot take.
+        InputError: no adapters, an unknown method, or options the method cannot take.
     """
+    check_any(adapters)
     if method not in METHODS:
         raise InputError(f"--method {method}: choose one of {', '.join(METHODS)}")
     methods = VERA_METHODS if adapters[0].kind == "VERA" else METHODS
@@ -197,6 +198,19 @@ def merge_modules(
         parameters=stored_values(modules.values()),
         baseline_parameters=sum(a.parameters for a in adapters),
     )
+
+
+def check_any(adapters: Sequence[Adapter]) -> None:
+    """Refuse an empty merge.
+
+    Raises:
+        InputError: no adapters, or one that adapts nothing.
+    """
+    if not adapters:
+        raise InputError("no adapters given: a merge takes one or more")
+    for adapter in adapters:
+        if not adapter.modules:
+            raise InputError(f"{adapter.folder}: adapts no module")
 
 
 def module_names(adapters: Sequence[Adapter]) -> list[str]:

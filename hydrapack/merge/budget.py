@@ -20,6 +20,7 @@ from hydrapack.adapters.modules import Update
 from hydrapack.errors import InputError
 from hydrapack.merge.adapters import (
     Merge,
+    check_any,
     merge_modules,
     module_names,
     module_seed,
@@ -73,8 +74,9 @@ def merge_budget(
         the merge, and the choice by module name.
 
     Raises:
-        InputError: VeRA adapters, or a budget that the cheapest choices do not meet.
+        InputError: no adapters, VeRA's, or a budget that the cheapest choices do not meet.
     """
+    check_any(adapters)
     if adapters[0].kind != "LORA":
         raise InputError("--budget: plans LoRA adapters; VeRA's vectors are kilobytes as they are")
     if bits is not None and check_bits("--bits", bits) == 32:
