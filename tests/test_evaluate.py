@@ -192,6 +192,27 @@ def test_command_resumes(setting, tmp_path):
     assert (out / "results.md").read_text().count("\n") == 7
 
 
+def test_a_plot_that_fails_leaves_nothing(setting, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    from hydrapack.cli.eval import evaluate
+
+    content = yaml.safe_load(setting.read_text())
+    setting.write_text(yaml.safe_dump({**content, "rows": 1, "methods": [{"method": "own"}]}))
+    out, drawn = tmp_path / "out", []
+
+    def fail(self, target, **options):
+        drawn.append(target)
+        target.write_bytes(b"half")
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(RuntimeError, match="no font"):
+        evaluate(setting, out)
+    assert len(drawn) == 1 and drawn[0].suffix == ".png"
+    assert sorted(p.name for p in out.iterdir()) == ["cache", "results.json", "results.md"]
+
+
 def test_executorch_backend(setting, tmp_path):
     content = yaml.safe_load(setting.read_text())
     content["methods"] = [{"method": "spectral", "heads": [3], "bits": 8, "backend": "executorch"}]
