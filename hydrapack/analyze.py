@@ -19,6 +19,7 @@ from hydrapack.errors import InputError
 from hydrapack.merge.adapters import check_any, module_names, module_updates
 from hydrapack.merge.module import MergeOptions, difference_norm
 from hydrapack.merge.spectral import merge_spectral
+from hydrapack.threads import one_thread
 
 SHARED_START = 0.5
 """Mean R^2 of the A's above which they seem to have started from one initialisation."""
@@ -69,6 +70,7 @@ class Analysis:
         )
 
 
+@one_thread()
 def analyze(
     adapters: Sequence[Adapter],
     progress: Callable[[float, int, str], None] = lambda done, total, note: None,

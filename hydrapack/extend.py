@@ -23,6 +23,7 @@ from hydrapack.merge.module import (
 )
 from hydrapack.merge.spectral import merge_spectral
 from hydrapack.merge.vera import merge_vera
+from hydrapack.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Extension:
         )
 
 
+@one_thread()
 def add_adapter(
     bundle: Bundle, adapter: Adapter, target: Path, allow_base_mismatch: bool = False
 ) -> Extension:

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 
 from hydrapack.errors import InputError
 from hydrapack.merge.module import MergedModule
+from hydrapack.threads import one_thread
 
 BITS = (4, 8, 16, 32)
 
@@ -138,6 +139,7 @@ def noise_by_columns(matrix: torch.Tensor, bits: int, group_size: int = GROUP_SI
     return torch.cat(whole, -1)
 
 
+@one_thread()
 def refit_heads(merged: MergedModule, rounding: Rounding) -> MergedModule:
     """The module with heads in closed form for A (and U) as they will be stored; none rounded.
 
@@ -157,6 +159,7 @@ def _solution(basis: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return gram @ (basis.T @ target)
 
 
+@one_thread()
 def round_module(merged: MergedModule, rounding: Rounding, refit: bool = True) -> MergedModule:
     """The module as the device will see it.
 

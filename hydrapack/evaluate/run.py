@@ -35,6 +35,7 @@ from hydrapack.pack.package import write_package
 from hydrapack.prompts import check_template
 from hydrapack.quantize import Rounding, module_bytes, round_module
 from hydrapack.sizes import parse_size
+from hydrapack.threads import one_thread
 
 CONTEXT = 1024
 Progress = Callable[[float, int, str], None]
@@ -232,6 +233,7 @@ class Evaluation:
             inputs, card.prompt_template, card.stop, task.max_new_tokens, pairs, progress
         )
 
+    @one_thread()
     def _pairs(self, name: str, index: int, case: Case, merge: _Merged | None) -> Pairs:
         if case.method.method == "zero-shot":
             return {}

@@ -23,6 +23,7 @@ from hydrapack.merge.module import (
 from hydrapack.merge.spectral import assign, joint, merge_spectral
 from hydrapack.merge.two_sided import merge_two_sided
 from hydrapack.merge.vera import merge_vera
+from hydrapack.threads import one_thread
 
 METHODS: dict[str, MergeMethod] = {
     "spectral": merge_spectral,
@@ -64,6 +65,7 @@ class Merge:
         return 100.0 * self.parameters / self.baseline_parameters
 
 
+@one_thread()
 def merge_adapters(
     adapters: Sequence[Adapter],
     method: str = "spectral",
@@ -157,6 +159,7 @@ def merge_adapters(
     return merge_modules(adapters, merge, _label(method, only_a, refit_b), rank, seed, progress)
 
 
+@one_thread()
 def merge_modules(
     adapters: Sequence[Adapter],
     merge: Callable[[str, Sequence[Update]], Merged],

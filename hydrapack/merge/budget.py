@@ -37,6 +37,7 @@ from hydrapack.quantize import (
     rounded,
     stored_bytes,
 )
+from hydrapack.threads import one_thread
 
 PLANNED_BITS = (4, 8, 16)
 ROUNDS = 8
@@ -55,6 +56,7 @@ class Choice:
     bits: int
 
 
+@one_thread()
 def merge_budget(
     adapters: Sequence[Adapter],
     budget: int,
@@ -127,6 +129,7 @@ def program_bytes(plan: dict[str, Choice]) -> int:
     return 14_000 + 7_500 * len(banks) + 1_000 * len(shared) + 200 * len(plan)
 
 
+@one_thread()
 def merge_planned(
     adapters: Sequence[Adapter],
     plan: dict[str, Choice],
@@ -152,6 +155,7 @@ def merge_planned(
     return merge_modules(adapters, merge, "budget", rank, seed, half)
 
 
+@one_thread()
 def candidates(
     updates: Sequence[Update], options: MergeOptions, widths: Sequence[int]
 ) -> list[Choice]:

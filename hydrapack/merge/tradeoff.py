@@ -31,6 +31,7 @@ from hydrapack.merge.module import (
 from hydrapack.merge.spectral import assign, fit, joint
 from hydrapack.merge.two_sided import merge_two_sided
 from hydrapack.quantize import Rounding, check_bits, module_bytes, round_module
+from hydrapack.threads import one_thread
 
 BASELINES: tuple[tuple[str, bool], ...] = (
     ("task-arithmetic", False),
@@ -68,6 +69,7 @@ class _Sum:
     squared: float = 0.0
 
 
+@one_thread()
 def trade_off(
     adapters: Sequence[Adapter],
     ranks: Sequence[int] | None = None,
