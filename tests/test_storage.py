@@ -300,7 +300,9 @@ def commands_in(page):
     """Every hydrapack command in the page: of shell blocks, workflow steps and Gradle tasks."""
     text = re.sub(r"\\\n\s*", " ", page)
     found = re.findall(r"^\s*(?:- )?(?:run: )?(hydrapack [^\n|]+?)(?:\s*#.*)?$", text, re.MULTILINE)
-    for call in re.findall(r"commandLine\(([^)]*)\)", text, re.DOTALL):
+    calls = re.findall(r"commandLine\(([^)]*)\)", text, re.DOTALL)
+    assert calls and found
+    for call in calls:
         found.append(" ".join(re.findall(r'"([^"]*)"', call)))
     return found
 
@@ -318,7 +320,9 @@ def test_commands_in_the_release_page(tiny, tmp_path):
     toml = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
     assert toml
     (tmp_path / "budgets.toml").write_text(toml[1])
-    for command in re.findall(r"^openssl .*$", page, re.MULTILINE):
+    keys = re.findall(r"^openssl .*$", page, re.MULTILINE)
+    assert keys
+    for command in keys:
         subprocess.run(command, shell=True, check=True, cwd=tmp_path, capture_output=True)
     commands = commands_in(page)
     for needed in ("merge", "pack", "verify", "storage"):
