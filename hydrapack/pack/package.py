@@ -39,10 +39,12 @@ from hydrapack.pack.signature import read_private_key, sign_manifest
 from hydrapack.pte import constant, load_program
 from hydrapack.quantize import GROUP_SIZE, Rounding, check_bits, module_bytes
 from hydrapack.schema import misfit
+from hydrapack.threads import one_thread
 
 DEFAULT_BITS = 8
 
 
+@one_thread()
 def write_package(
     bundle: Bundle,
     target: Path,
