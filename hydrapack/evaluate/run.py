@@ -80,7 +80,7 @@ class Evaluation:
         self.model_folder = resolve_model(config.base_model)
         if not self.model_folder.is_dir():
             raise InputError(
-                f"{self.model_folder}: eval answers with PyTorch too: give a Hugging Face folder, a "
+                f"{self.model_folder}: eval answers with PyTorch too: give a folder, a "
                 "hub id or demo:smollm2-135m-q4_1"
             )
         self.weights = weights_sha256(self.model_folder)
