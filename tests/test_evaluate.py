@@ -225,7 +225,7 @@ def test_executorch_backend(setting, tmp_path):
     config = EvalConfig.model_validate({**content, "rows": 2})
     evaluation = Evaluation(config, setting.parent, tmp_path / "out")
     (result,) = evaluation.run()
-    assert result.label == "spectral M=3, 8 bits, ExecuTorch 8da4w" and set(result.scores)
+    assert result.label == "spectral M=3, 8 bits, ExecuTorch" and set(result.scores)
     values = result.s_percent / 100 * sum(a.parameters for a in evaluation.adapters.values())
     assert values < result.stored_bytes < 1.5 * values
     (package,) = (tmp_path / "out" / "packages").glob("*/package")
