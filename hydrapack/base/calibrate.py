@@ -14,6 +14,7 @@ from hydrapack.base.decoder import Decoder
 from hydrapack.base.quality import Quality, compare, decoder_logits
 from hydrapack.base.quantize import linears, quantize_decoder
 from hydrapack.errors import InputError
+from hydrapack.threads import one_thread
 
 HOLD_OUT = 4
 """Every so many rows one is kept back, to judge by."""
@@ -41,6 +42,7 @@ def split_rows(rows: Sequence[list[int]]) -> tuple[list[list[int]], list[list[in
     return [row for i, row in enumerate(rows) if i % HOLD_OUT != HOLD_OUT - 1], held
 
 
+@one_thread()
 @torch.no_grad()
 def generate_rows(decoder: Decoder, seed: int = 0) -> list[list[int]]:
     """Text that the model itself writes, sampled at temperature 1, to calibrate without data.
@@ -90,6 +92,7 @@ def input_products(decoder: Decoder, rows: Sequence[list[int]]) -> dict[str, tor
     return products
 
 
+@one_thread()
 def calibrated(
     decoder: Decoder,
     scheme: Mapping[str, str],

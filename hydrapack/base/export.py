@@ -32,7 +32,6 @@ from hydrapack.base.source import Source
 from hydrapack.base.weights import load_weights
 from hydrapack.digest import file_sha256
 from hydrapack.errors import InputError
-from hydrapack.threads import one_thread
 
 DEFAULT_CONTEXT = 2048
 SELF = "self"
@@ -59,7 +58,6 @@ class ExportedBase:
         return {**asdict(self), "path": str(self.path)}
 
 
-@one_thread()
 def export_base(
     model: str,
     output: Path,
