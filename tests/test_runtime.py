@@ -15,12 +15,20 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TASKS, build, greedy, have, hydrapack, make_package, tool
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from hydrapack.base.export import export_base
+from hydrapack.bundle import read_bundle
 from hydrapack.device import Session
 from hydrapack.device.native import NativeSession
 from hydrapack.errors import InputError
+from hydrapack.pack.package import write_package
+from hydrapack.pack.signature import sign_manifest
 
 TEXT = "Grüße! what is this"
 COUNT = 64
@@ -35,15 +43,37 @@ def answers(model, package):
     return {"prompt": ids, "answers": made}
 
 
+def other_weights(model, folder):
+    """A model of the same shape with other weights."""
+    torch.manual_seed(1)
+    shutil.copytree(model, folder)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(model)).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def fixtures(tiny, tiny_model, tmp_path_factory):
-    """What the C++ tests run on."""
+    """What the C++ tests run on.
+
+    model.pte with its package, bound to it and signed with key.pem; twin.pte of the same shape with
+    other weights; other.pte of another rank; expected.json, what Python's session answers.
+    """
     folder = tmp_path_factory.mktemp("fixtures")
     for name in ("model.pte", "model.pte.json", "tokenizer.json"):
         shutil.copy(tiny[2] / name, folder)
-    shutil.copytree(tiny[1], folder / "package")
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    public = key.public_key()
+    pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (folder / "key.pem").write_bytes(pem)
+    write_package(
+        read_bundle(tiny[2] / "bundle"), folder / "package", 32, model=folder / "model.pte"
+    )
+    sign_manifest(folder / "package", key)
+    twin = other_weights(tiny_model, folder / "twin")
+    export_base(str(twin), folder / "twin.pte", 4, quant="fp32", max_context=100)
     export_base(str(tiny_model), folder / "other.pte", 2, quant="fp32", max_context=64)
     expected = answers(folder / "model.pte", folder / "package")
+    expected["public_key"] = public.public_bytes_raw().hex()
     (folder / "expected.json").write_text(json.dumps(expected))
     return folder
 
@@ -344,9 +374,6 @@ def test_smollm2(native, tmp_path, quant):
 
 def test_other_widths_and_heads(native, fixtures, tiny, tmp_path):
     """Packages of every width and of a common output basis run as in Python."""
-    from hydrapack.bundle import read_bundle
-    from hydrapack.pack.package import write_package
-
     folders = [tiny[2] / task for task in TASKS]
     packages = [make_package(tmp_path / "u", folders, 8, method="two-sided", output_rank=6)]
     for bits in (4, 16):
