@@ -1,8 +1,10 @@
 // Results, SHA-256 and the sampler.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <limits>
 #include <map>
 #include <random>
 
@@ -49,8 +51,9 @@ int64_t plainly(const std::vector<float>& logits, Sampling s, double u) {
     return logits[x] > logits[y];
   });
   if (s.top_k > 0 && s.top_k < static_cast<int64_t>(order.size())) order.resize(s.top_k);
+  const double largest = logits[order[0]];
   const auto weight = [&](int64_t id) {
-    return std::exp((double{logits[id]} - logits[order[0]]) / s.temperature);
+    return std::exp((double{logits[id]} - largest) / s.temperature);
   };
   const auto total = [&] {
     std::vector<int64_t> ids = order;
