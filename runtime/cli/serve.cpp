@@ -187,6 +187,10 @@ Json stats_json(const hydrapack::Stats& s) {
 }  // namespace
 
 int serve(hydrapack::Session& session, const std::optional<std::string>& task) {
+  // Through stdio a read would wait for the lock of standard output, which a client that does not
+  // read holds up.
+  std::ios::sync_with_stdio(false);
+  std::cin.tie(nullptr);
   Queue queue(session);
   std::thread reader([&] { queue.read(task); });
   while (const auto request = queue.next()) {
