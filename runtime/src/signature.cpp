@@ -18,9 +18,8 @@ bool is_hex(const std::string& text, size_t size) {
 }  // namespace
 #endif
 
-Error check_public_key(const std::string& public_key) {
+Error check_public_key([[maybe_unused]] const std::string& public_key) {
 #if !defined(HYDRAPACK_SIGNATURES)
-  (void)public_key;
   return {
       Code::Invalid,
       "public_key: this build checks no signatures; build it with HYDRAPACK_SIGNATURES=ON (libsodium)"};
@@ -33,9 +32,9 @@ Error check_public_key(const std::string& public_key) {
 }
 
 Error check_signature(
-    const std::string& signature,
-    const std::string& where,
-    const std::string& manifest,
+    [[maybe_unused]] const std::string& signature,
+    [[maybe_unused]] const std::string& where,
+    [[maybe_unused]] const std::string& manifest,
     const std::string& public_key) {
   const Error error = check_public_key(public_key);
   if (!error.ok()) return error;
