@@ -339,6 +339,7 @@ def test_public_keys(native, fixtures, tmp_path):
     private = Ed25519PrivateKey.from_private_bytes(bytes(32))
     other = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     (tmp_path / "other.pem").write_bytes(other)
+    (tmp_path / "empty.pem").touch()
 
     def run(public_key):
         command = [native / "hydrapack-run", fixtures / "model.pte", fixtures / "package"]
@@ -357,6 +358,7 @@ def test_public_keys(native, fixtures, tmp_path):
         (tmp_path / "other.pem", "signed by another key"),
         ("0" * 64, "signed by another key"),
         (tmp_path / "short.pem", "no Ed25519 public key in PEM form"),
+        (tmp_path / "empty.pem", "no Ed25519 public key in PEM form"),
         (fixtures / "model.pte.json", "no Ed25519 public key in PEM form"),
         ("abc", "neither 64 hex digits nor a file"),
     ]:

@@ -2,7 +2,7 @@
 
 #if defined(HYDRAPACK_SIGNATURES)
 #include <fstream>
-#include <sstream>
+#include <iterator>
 
 #include <sodium.h>
 #endif
@@ -17,11 +17,11 @@ hydrapack::Result<std::string> public_key_of(const std::string& argument) {
   return Error{Code::Invalid, "--public-key: this build checks no signatures (libsodium)"};
 #else
   std::ifstream file(argument, std::ios::binary);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf())) {
+  if (!file) {
     return Error{Code::NotFound, "--public-key " + argument + ": neither 64 hex digits nor a file"};
   }
-  const std::string pem = text.str(), begin = "-----BEGIN PUBLIC KEY-----";
+  const std::string pem{std::istreambuf_iterator<char>(file), {}};
+  const std::string begin = "-----BEGIN PUBLIC KEY-----";
   const size_t start = pem.find(begin), end = pem.find("-----END PUBLIC KEY-----");
   // RFC 8410: the algorithm's identifier, then the 32 bytes of the key.
   const std::string prefix("\x30\x2a\x30\x05\x06\x03\x2b\x65\x70\x03\x21\x00", 12);

@@ -1,9 +1,7 @@
 // What the runtime makes of manifests, logits and files, as JSON lines; compared with Python's.
 #include <cmath>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
-#include <sstream>
 #include <string>
 
 #include <nlohmann/json.hpp>
@@ -45,12 +43,11 @@ int manifest(const std::string& path) {
 }
 
 int sha256(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf())) return 2;
+  const auto text = read_text(path);
+  if (!text.ok()) return 2;
   for (const Sha256Way& way : sha256_ways()) {
     Sha256 digest(way.blocks);
-    digest.update(text.str().data(), text.str().size());
+    digest.update(text.value().data(), text.value().size());
     print({{"file", base_name(path)}, {"way", way.name}, {"sha256", digest.hex()}});
   }
   return 0;
