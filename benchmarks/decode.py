@@ -148,7 +148,10 @@ def check_fixed(programs: dict[str, Path]) -> None:
     """The fixed program's adapter must lie wholly inside the plain program's delegates."""
     plain, fixed = calls(programs["plain"]), calls(programs["fixed"])
     if plain != fixed:
-        raise SystemExit(f"(delegates, kernel calls): plain {plain}, fixed {fixed}")
+        raise SystemExit(
+            f"{programs['fixed']}: not as wanted, (delegates, kernel calls) are {fixed}, in "
+            f"{programs['plain']} {plain}; delete both to export them anew"
+        )
 
 
 def export(shape: str, rank: int, context: int, out: Path, fixed: bool = False) -> None:
