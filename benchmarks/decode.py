@@ -160,7 +160,8 @@ def export(shape: str, rank: int, context: int, out: Path, fixed: bool = False) 
 
     from hydrapack.base.decoder import Decoder
     from hydrapack.base.lower import lower_decoder
-    from hydrapack.base.quantize import quantize_8da4w
+    from hydrapack.base.quantize import quantize_decoder
+    from hydrapack.base.scheme import scheme_of
     from hydrapack.digest import file_sha256
 
     torch.manual_seed(0)
@@ -172,7 +173,7 @@ def export(shape: str, rank: int, context: int, out: Path, fixed: bool = False) 
         for parameter in decoder.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.02)
-        quantize_8da4w(decoder)
+        quantize_decoder(decoder, scheme_of("8da4w"))
     if fixed:
         add_fixed_adapter(decoder, rank)
     metadata = {

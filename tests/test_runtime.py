@@ -163,7 +163,7 @@ def test_same_ids_as_python(native, fixtures, tiny_model, tmp_path, quant):
     model = fixtures / "model.pte"
     if quant == "8da4w":
         model = tmp_path / "model.pte"
-        export_base(str(tiny_model), model, 4, max_context=100)
+        export_base(str(tiny_model), model, 4, quant="8da4w", max_context=100)
     expected = answers(model, fixtures / "package")
     generator = random.Random(0)
     warm = [{"ids": [5], "task": generator.choice(TASKS), "max_new_tokens": 1} for _ in range(20)]
@@ -474,7 +474,7 @@ def test_arm64(arm64, fixtures, tiny_model, tmp_path):
     )
     assert refused.returncode == 2 and "checks no signatures" in refused.stderr
     model = tmp_path / "model.pte"
-    export_base(str(tiny_model), model, 4, max_context=100)
+    export_base(str(tiny_model), model, 4, quant="8da4w", max_context=100)
     done, _ = serve(arm64, model, package, asked[:1], runner=qemu)
     assert len(done[0]["ids"]) == 32 or done[0]["finish"] == "stop"
 
@@ -504,7 +504,7 @@ c.hydrapack_close(session)
 
 
 @pytest.mark.skipif(bool(os.environ.get("HYDRAPACK_OFFLINE")), reason="HYDRAPACK_OFFLINE is set")
-@pytest.mark.parametrize("quant", ["fp32", "8da4w"])
+@pytest.mark.parametrize("quant", ["fp32", "gguf"])
 def test_smollm2(native, tmp_path, quant):
     """The real model and adapters: every task's first 64 greedy tokens are Python's.
 
@@ -526,7 +526,7 @@ def test_smollm2(native, tmp_path, quant):
     for task in session.tasks:
         ids = session.use(task).encode(heldout_input(task, 0))
         asked.append({"ids": ids, "task": task, "max_new_tokens": COUNT, "count": COUNT})
-        want.append(greedy(session, ids, COUNT, 1 if quant == "8da4w" else len(ids)))
+        want.append(greedy(session, ids, COUNT, 1 if quant != "fp32" else len(ids)))
     if quant == "fp32":
         requests = [{k: v for k, v in a.items() if k != "count"} | {"stop_ids": []} for a in asked]
         done, _ = serve(native, model, package, requests)
