@@ -32,7 +32,7 @@ from hydrapack.base.export import export_base
 from hydrapack.bundle import read_bundle
 from hydrapack.device import Session
 from hydrapack.device.native import NativeSession
-from hydrapack.errors import InputError
+from hydrapack.errors import InputError, Mismatch
 from hydrapack.pack.package import write_package
 from hydrapack.pack.signature import sign_manifest
 from hydrapack.pte import constants, load_program
@@ -384,15 +384,20 @@ def test_native_engine(native, fixtures, monkeypatch):
     assert "".join(session.use("two").generate(TEXT)) == texts[0]
     one = "".join(session.generate(TEXT, 20, temperature=2.0, seed=1))
     assert one == "".join(session.generate(TEXT, 20, temperature=2.0, seed=1))
+    python = Session(model, package).use("two")
+    assert one == "".join(python.generate(TEXT, 20, temperature=2.0, seed=1))
     assert one != "".join(session.generate(TEXT, 20, temperature=2.0, seed=2))
     with pytest.raises(InputError, match="do not fit"):
         "".join(session.generate("x" * 500))
     with pytest.raises(InputError, match="unknown task"):
         session.use("nine")
     session.close()
-    other = NativeSession(fixtures / "other.pte", package)
-    with pytest.raises(InputError, match="adapters of rank 2"):
-        "".join(other.generate("x"))
+    for pause in (0, 2):
+        # Refused while the request is under way, and before it is sent.
+        other = NativeSession(fixtures / "other.pte", package)
+        time.sleep(pause)
+        with pytest.raises(Mismatch, match="adapters of rank 2"):
+            "".join(other.generate("x"))
     monkeypatch.setenv("HYDRAPACK_RUN", "/nowhere/hydrapack-run")
     done = hydrapack("run", package, TEXT, "--model", model, "--engine", "native")
     assert done.returncode == 2 and "cannot be run" in done.stderr

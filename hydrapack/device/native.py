@@ -197,6 +197,8 @@ class NativeSession:
             self._stdin.write(json.dumps(line) + "\n")
             self._stdin.flush()
         except (OSError, ValueError):
+            # It has ended, and may have said why.
+            self._receive()
             raise self._ended() from None
 
     def _receive(self) -> dict[str, Any]:

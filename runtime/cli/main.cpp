@@ -21,6 +21,7 @@ Reads one JSON object a line from standard input and writes JSON lines.
         {"id": 7, "finish": "stop", "ids": [...], "stats": {...}}, or
         {"id": 7, "kind": "Invalid", "error": "..."} for a line that cannot be answered.
         "finish" is stop, length, context or stopped. Without an "id" in, none out.
+        Files that cannot be opened give one {"kind": ..., "error": ...} and exit code 2.
 
 Options:
   --task NAME       the task of lines that name none
@@ -81,7 +82,10 @@ int main(int count, char** arguments) {
   }
   if (files.size() != 2) return fail("give MODEL.pte and PACKAGE; --help has examples");
   auto opened = hydrapack::Session::open(files[0], files[1], options);
-  if (!opened.ok()) return fail(opened.error().message);
+  if (!opened.ok()) {
+    print({{"error", opened.error().message}, {"kind", name(opened.error().code)}});
+    return fail(opened.error().message);
+  }
   hydrapack::Session& session = *opened.value();
   if (swaps > 0) return swap_often(session, swaps);
   return timed ? bench(session, task, options.check_digests) : serve(session, task);
