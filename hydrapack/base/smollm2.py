@@ -42,7 +42,7 @@ def gguf_file() -> Path:
     target = cache_directory() / "smollm2-135m-q4_1.gguf"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        with tempfile.TemporaryDirectory() as scratch:
             found = _download(Path(scratch))
             with new_file(target) as partial:
                 shutil.copyfile(found, partial)
