@@ -383,7 +383,7 @@ def test_a_hub_id_is_the_hubs_model(monkeypatch, tiny_model):
     hub = "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert Source(hub).name == hub and asked == [hub]
     assert smollm2.NAME == "demo:smollm2-135m-q4_1"
-    with pytest.raises(InputError, match="demo:other: no such model"):
+    with pytest.raises(InputError, match="demo:other: no such folder"):
         Source("demo:other")
 
 

@@ -313,8 +313,8 @@ def test_commands_in_the_release_page(tiny, tmp_path):
     (tmp_path / "adapters").mkdir()
     for task in TASKS:
         shutil.copytree(tiny[2] / task, tmp_path / "adapters" / task)
-    shutil.copy(tiny[0], tmp_path / "model.pte")
-    shutil.copy(tiny[0].parent / "tokenizer.json", tmp_path)
+    for name in ("model.pte", "model.pte.json", "tokenizer.json"):
+        shutil.copy(tiny[0].parent / name, tmp_path)
     (tmp_path / "last-release").mkdir()
     shutil.copytree(tiny[1], tmp_path / "last-release" / "package")
     toml = re.search(r"```toml\n(.*?)```", page, re.DOTALL)

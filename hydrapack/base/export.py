@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ from hydrapack.base.quantize import quantize_decoder
 from hydrapack.base.scheme import INT4, choose_quant, scheme_of
 from hydrapack.base.source import Source
 from hydrapack.base.weights import load_weights
-from hydrapack.digest import file_sha256
+from hydrapack.digest import bytes_sha256, file_sha256
 from hydrapack.errors import InputError
 
 DEFAULT_CONTEXT = 2048
@@ -120,56 +118,61 @@ def export_base(
         )
     context = -(-max_context // CACHE_STEP) * CACHE_STEP
     layout = None if rank is None else config.layout(targets, rank)
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer_file = Path(scratch) / "tokenizer.json"
-        source.save_tokenizer(tokenizer_file)
-        stage("reading weights")
-        decoder = Decoder(config, layout, context)
-        load_weights(decoder, source)
-        tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        rows = encode_rows(tokenizer, texts, context) if texts else []
-        stage("measuring float32" if rows else "quantizing")
-        reference = decoder_logits(decoder, rows)
-        calibration = None
-        if calibrate is None:
-            stage("quantizing")
-            formats = quantize_decoder(decoder, scheme, source)
-        else:
-            stage("calibrating")
-            fit = (
-                encode_rows(tokenizer, calibration_texts, context)
-                if calibration_texts
-                else generate_rows(decoder)
-            )
-            decoder, formats, calibration = calibrated(decoder, scheme, fit)
-        gc.collect()
-        metadata = {
-            "get_vocab_size": config.vocab_size,
-            "get_max_context_len": context,
-            "get_bos_id": config.bos_id,
-            "get_eos_ids": list(config.eos_ids),
-            "get_adapter_layout": layout.digest if layout else "",
-            "get_adapter_rank": rank or 0,
-            "get_base_model": source.name,
-            "get_quant": quant,
-            "get_quant_scheme": json.dumps(formats, sort_keys=True),
-            "get_weights_sha256": source.weights_sha256,
-            "get_tokenizer_sha256": file_sha256(tokenizer_file),
-        }
-        quality = None
-        with new_file(output) as partial:
-            lower_decoder(decoder, metadata, partial, stage)
-            size, digest = partial.stat().st_size, file_sha256(partial)
-            if rows:
-                stage("measuring the program")
-                quality = compare(reference, program_logits(partial, rows))
-        with new_file(output.parent / "tokenizer.json") as partial:
-            shutil.copyfile(tokenizer_file, partial)
+    tokenizer_json = source.tokenizer()
+    stage("reading weights")
+    decoder = Decoder(config, layout, context)
+    load_weights(decoder, source)
+    tokenizer = _tokenizer(tokenizer_json, model)
+    rows = encode_rows(tokenizer, texts, context) if texts else []
+    stage("measuring float32" if rows else "quantizing")
+    reference = decoder_logits(decoder, rows)
+    calibration = None
+    if calibrate is None:
+        stage("quantizing")
+        formats = quantize_decoder(decoder, scheme, source)
+    else:
+        stage("calibrating")
+        fit = (
+            encode_rows(tokenizer, calibration_texts, context)
+            if calibration_texts
+            else generate_rows(decoder)
+        )
+        decoder, formats, calibration = calibrated(decoder, scheme, fit)
+    gc.collect()
+    metadata = {
+        "get_vocab_size": config.vocab_size,
+        "get_max_context_len": context,
+        "get_bos_id": config.bos_id,
+        "get_eos_ids": list(config.eos_ids),
+        "get_adapter_layout": layout.digest if layout else "",
+        "get_adapter_rank": rank or 0,
+        "get_base_model": source.name,
+        "get_quant": quant,
+        "get_quant_scheme": json.dumps(formats, sort_keys=True),
+        "get_weights_sha256": source.weights_sha256,
+        "get_tokenizer_sha256": bytes_sha256(tokenizer_json),
+    }
+    quality = None
+    with new_file(output) as partial:
+        lower_decoder(decoder, metadata, partial, stage)
+        size, digest = partial.stat().st_size, file_sha256(partial)
+        if rows:
+            stage("measuring the program")
+            quality = compare(reference, program_logits(partial, rows))
+    with new_file(output.parent / "tokenizer.json") as partial:
+        partial.write_bytes(tokenizer_json)
     described = {"bytes": size, "sha256": digest, **metadata, "get_quant_scheme": formats}
     with new_file(output.with_name(output.name + ".json")) as partial:
         content = json.dumps(described, indent=2, sort_keys=True)
         partial.write_text(content + "\n", encoding="utf-8", newline="\n")
     return ExportedBase(output, size, quant, why, formats, calibration, quality)
+
+
+def _tokenizer(content: bytes, model: str) -> Tokenizer:
+    try:
+        return Tokenizer.from_buffer(content)
+    except Exception as error:  # the binding raises bare Exceptions
+        raise InputError(f"{model}: its tokenizer.json is none: {error}") from error
 
 
 def _has_blocks(source: Source) -> bool:

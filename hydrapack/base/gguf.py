@@ -151,8 +151,8 @@ class GgufModel:
             raw["rope_parameters"] = {"rope_type": "factors", "factors": self._rope_factors}
         return raw
 
-    def save_tokenizer(self, target: Path) -> None:
-        """Write the file's tokenizer as a tokenizer.json.
+    def tokenizer(self) -> bytes:
+        """The file's tokenizer as the content of a tokenizer.json.
 
         Raises:
             InputError: transformers cannot read it.
@@ -165,10 +165,9 @@ class GgufModel:
                     self.path.parent, gguf_file=self.path.name
                 )
                 tokenizer.save_pretrained(scratch)
-                content = (Path(scratch) / "tokenizer.json").read_bytes()
+                return (Path(scratch) / "tokenizer.json").read_bytes()
             except Exception as error:  # transformers' errors are many
                 raise InputError(f"{self.path}: its tokenizer cannot be read: {error}") from error
-            target.write_bytes(content)
 
 
 def _hugging_face_name(name: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +64,23 @@ class Source:
         """The tensor's 4-bit blocks, where a GGUF file stores it so."""
         return self._gguf.blocks(name) if self._gguf and name in self._gguf else None
 
-    def save_tokenizer(self, target: Path) -> None:
-        """Write the model's tokenizer.json to ``target``.
+    def tokenizer(self) -> bytes:
+        """The content of the model's tokenizer.json.
 
         Raises:
-            InputError: the model has none.
+            InputError: the model has none, or it cannot be read.
         """
         if self._gguf is not None:
-            return self._gguf.save_tokenizer(target)
+            return self._gguf.tokenizer()
         tokenizer = self.path / "tokenizer.json"
         if not tokenizer.exists():
             raise InputError(
                 f"{tokenizer}: missing; save it with AutoTokenizer(...).save_pretrained"
             )
-        shutil.copyfile(tokenizer, target)
-        return None
+        try:
+            return tokenizer.read_bytes()
+        except OSError as error:
+            raise InputError(f"{tokenizer}: cannot be read: {error.strerror}") from error
 
 
 class _Safetensors:
@@ -130,8 +131,9 @@ def resolve_model(model: str) -> Path:
         return smollm2.base_model_directory()
     if path.exists() or model.startswith(("/", ".", "demo:")) or model.count("/") != 1:
         raise InputError(
-            f"{model}: no such model. Give a Hugging Face folder (config.json, *.safetensors, "
-            "tokenizer.json), a GGUF file, a hub id such as meta-llama/Llama-3.2-1B-Instruct, or "
+            f"{model}: no such folder, file or model. Give a Hugging Face folder (config.json, "
+            "*.safetensors, tokenizer.json), a GGUF file, a hub id such as "
+            "meta-llama/Llama-3.2-1B-Instruct, or "
             f"{smollm2.NAME}"
         )
     from huggingface_hub import snapshot_download
