@@ -22,7 +22,8 @@ from torch import nn
 
 from hydrapack.base import lower
 from hydrapack.base.decoder import Decoder
-from hydrapack.base.quantize import quantize_8da4w
+from hydrapack.base.quantize import quantize_decoder
+from hydrapack.base.scheme import scheme_of
 
 LAYERS, RANK, CONTEXT, PREFILL, ROUNDS, STEPS = 4, 32, 2048, 64, 12, 12
 LIB = torch.library.Library("quantized_decomposed", "FRAGMENT")
@@ -154,7 +155,7 @@ def export(kind: type[Decoder], dtype: torch.dtype | None, path: Path) -> None:
         for parameter in decoder.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.02)
-        quantize_8da4w(decoder)
+        quantize_decoder(decoder, scheme_of("8da4w"))
     zeros = torch.zeros
     stock = lower.ChainPartitioner
 

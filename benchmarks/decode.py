@@ -19,6 +19,18 @@ import time
 from pathlib import Path
 
 SHAPES = {
+    # To see that the benchmarks run; its times say nothing.
+    "tiny": {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 96,
+        "rope_theta": 1e4,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+    },
     "smollm2-135m": {
         "vocab_size": 49152,
         "hidden_size": 576,
@@ -61,35 +73,85 @@ def config(shape: str):
     return parse_config({**raw, **SHAPES[shape]}, shape)
 
 
-def with_fixed_adapter(model, rank: int, context: int):
-    """A decoder with one adapter's matrices as constants: ExecuTorch's own way."""
+def add_fixed_adapter(decoder, rank: int) -> None:
+    """Put one adapter into a quantized decoder, as ExecuTorch's own LoRA export has it.
+
+    As in its examples/models/llama (lora.py, and the filter of source_transformation/quantize.py),
+    A and B are linears of their own beside each of the base's, in the same delegate, and float32
+    where the base is 8da4w. The scaling is folded into B.
+    """
     import torch
+    from torch import nn
 
-    from hydrapack.base.decoder import Decoder
+    model = decoder.config
 
-    class Fixed(Decoder):
-        def __init__(self) -> None:
-            super().__init__(model, None, context)
-            self.shape = model.layout(TARGETS, rank)
-            for layer in range(model.layers):
-                for group in self.shape.groups():
-                    wide = torch.randn(model.linear_shape(group[0])[1], rank * len(group)) * 0.02
-                    self.register_buffer(f"A_{layer}_{group[0]}", wide)
-                    for name in group:
-                        B = torch.randn(rank, model.linear_shape(name)[0]) * 0.02
-                        self.register_buffer(f"B_{layer}_{name}", B)
+    class Lora(nn.Module):
+        """B A x of each linear that reads x, side by side; nothing of those not adapted."""
 
-        def _updates(self, x, layer, group, a, b):
-            names = [name for name in group if name in TARGETS]
-            if not names:
-                return {}
-            z = torch.mm(x, self.get_buffer(f"A_{layer}_{names[0]}"))
-            return {
-                n: torch.mm(z[:, j * rank : (j + 1) * rank], self.get_buffer(f"B_{layer}_{n}"))
-                for j, n in enumerate(names)
-            }
+        def __init__(self, *names: str) -> None:
+            super().__init__()
+            adapted = [name for name in names if name in TARGETS]
+            assert adapted in ([], list(names)), "a fused linear adapted in part"
+            shapes = [model.linear_shape(name) for name in adapted]
+            self.lora_a = nn.ModuleList(nn.Linear(d_in, rank, bias=False) for _, d_in in shapes)
+            self.lora_b = nn.ModuleList(nn.Linear(rank, d_out, bias=False) for d_out, _ in shapes)
 
-    return Fixed()
+        def forward(self, x):
+            parts = [B(A(x)) for A, B in zip(self.lora_a, self.lora_b, strict=True)]
+            return torch.cat(parts, -1) if len(parts) > 1 else parts[0] if parts else None
+
+    def plus(y, delta):
+        return y if delta is None else y + delta
+
+    class FixedEntry(nn.Module):
+        def __init__(self, entry) -> None:
+            super().__init__()
+            self.entry, self.qkv = entry, Lora("q", "k", "v")
+
+        def forward(self, x):
+            h, qkv = self.entry(x)
+            return h, plus(qkv, self.qkv(h))
+
+    class FixedMix(nn.Module):
+        def __init__(self, mix) -> None:
+            super().__init__()
+            self.mix, self.o, self.gate, self.up = mix, Lora("o"), Lora("gate"), Lora("up")
+
+        def forward(self, x, y, delta):
+            x, h, gate, up = self.mix(x, y, self.o(y))
+            return x, h, plus(gate, self.gate(h)), plus(up, self.up(h))
+
+    class FixedDown(nn.Module):
+        def __init__(self, down) -> None:
+            super().__init__()
+            self.down, self.lora = down, Lora("down")
+
+        def forward(self, x, gate, up):
+            x, inner = self.down(x, gate, up)
+            return plus(x, self.lora(inner)), inner
+
+    for chain, fixed in (("entries", FixedEntry), ("mixes", FixedMix), ("downs", FixedDown)):
+        setattr(decoder, chain, nn.ModuleList(fixed(part) for part in getattr(decoder, chain)))
+
+
+def calls(path: Path) -> tuple[int, int]:
+    """Delegates of the program's forward, and calls of kernels outside them."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    program = deserialize_pte_binary(path.read_bytes()).program
+    (forward,) = (plan for plan in program.execution_plan if plan.name == "forward")
+    instructions = [i.instr_args for chain in forward.chains for i in chain.instructions]
+    return len(forward.delegates), sum(type(i).__name__ == "KernelCall" for i in instructions)
+
+
+def check_fixed(programs: dict[str, Path]) -> None:
+    """The fixed program's adapter must lie wholly inside the plain program's delegates."""
+    plain, fixed = calls(programs["plain"]), calls(programs["fixed"])
+    if plain != fixed:
+        raise SystemExit(
+            f"{programs['fixed']}: not as wanted, (delegates, kernel calls) are {fixed}, in "
+            f"{programs['plain']} {plain}; delete both to export them anew"
+        )
 
 
 def export(shape: str, rank: int, context: int, out: Path, fixed: bool = False) -> None:
@@ -98,18 +160,22 @@ def export(shape: str, rank: int, context: int, out: Path, fixed: bool = False) 
 
     from hydrapack.base.decoder import Decoder
     from hydrapack.base.lower import lower_decoder
-    from hydrapack.base.quantize import quantize_8da4w
+    from hydrapack.base.quantize import quantize_decoder
+    from hydrapack.base.scheme import scheme_of
+    from hydrapack.digest import file_sha256
 
     torch.manual_seed(0)
     started = time.monotonic()
     model = config(shape)
-    layout = model.layout(TARGETS, rank) if rank else None
-    decoder = with_fixed_adapter(model, rank, context) if fixed else Decoder(model, layout, context)
+    layout = model.layout(TARGETS, rank) if rank and not fixed else None
+    decoder = Decoder(model, layout, context)
     with torch.no_grad():
         for parameter in decoder.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.02)
-        quantize_8da4w(decoder)
+        quantize_decoder(decoder, scheme_of("8da4w"))
+    if fixed:
+        add_fixed_adapter(decoder, rank)
     metadata = {
         "get_vocab_size": model.vocab_size,
         "get_max_context_len": context,
@@ -124,6 +190,9 @@ def export(shape: str, rank: int, context: int, out: Path, fixed: bool = False) 
         "mb": round(out.stat().st_size / 1e6, 1),
     }
     out.with_suffix(".json").write_text(json.dumps(took))
+    # What the C++ runtime compares with the program's digest.
+    described = {"bytes": out.stat().st_size, "sha256": file_sha256(out), **metadata}
+    out.with_name(out.name + ".json").write_text(json.dumps(described))
 
 
 def bundle_of(modules, rank: int, count: int):
@@ -255,6 +324,8 @@ def exported(
             command = [sys.executable, __file__, "--shape", shape, "--rank", str(rank)]
             command += ["--context", str(context), "--out", str(folder.parent), "--export", name]
             subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    if "fixed" in programs:
+        check_fixed(programs)
     return programs
 
 

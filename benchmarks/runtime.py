@@ -5,7 +5,9 @@
     python benchmarks/runtime.py --real   # SmolLM2 and the example adapters: PEFT and llama.cpp
 
 Programs of one shape (8da4w, random weights) are timed interleaved in one process: without adapter,
-with one adapter fixed in it, and libhydrapack with a head and with none. --real compares with
+with one adapter fixed in it, and libhydrapack with a head and with none. Where a process puts its
+memory shifts the ratios by a tenth, so it is started several times, the programs in random order,
+and each figure is the median over the starts. --real compares with
 PyTorch + PEFT and, where llama-cpp-python is installed and CONVERT_LORA names its
 convert_lora_to_gguf.py, with llama.cpp. Needs what `make runtime` needs.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -63,51 +66,57 @@ def shapes(args: argparse.Namespace) -> None:
         export_heads(args.shape, args.rank, package)
     decode = built(args.out / "native")
     model = programs["adapted"]
-    numbers = [str(PREFILL), str(ROUNDS), str(STEPS)]
     cases = {
         "(a) no adapter": f"{programs['plain']}",
         "(b) one adapter fixed": f"{programs['fixed']}",
         "(c) a head": f"{model}@{package}@t1",
         "(d) no head": f"{model}@{package}",
     }
-    together = [f"{name}={where}" for name, where in cases.items()]
-    run = subprocess.run([decode, *numbers, *together], capture_output=True, text=True, check=True)
-    found = json.loads(run.stdout.splitlines()[-1])
-    # Memory and load are of one program alone in a process.
-    alone = {}
-    for name, where in cases.items():
-        run = subprocess.run(
-            [decode, str(PREFILL), "1", "4", f"x={where}"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        alone[name] = json.loads(run.stdout.splitlines()[-1])["x"]
+
+    def timed(rounds: int, steps: int, where: dict[str, str], digests: bool = True) -> dict:
+        numbers = [str(PREFILL), str(rounds), str(steps), str(int(digests))]
+        command = [decode, *numbers, *(f"{name}={path}" for name, path in where.items())]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        return json.loads(run.stdout.splitlines()[-1])
+
+    together, alone, unchecked = [], [], []
+    for start in range(args.starts):
+        order = random.Random(start).sample(sorted(cases), len(cases))
+        together.append(timed(ROUNDS, STEPS, {name: cases[name] for name in order}))
+        # Memory and load are of one program alone in a process.
+        alone.append({name: timed(1, 4, {"x": cases[name]})["x"] for name in order})
+        unchecked.append({name: timed(1, 4, {"x": cases[name]}, False)["x"] for name in order})
     # All tasks of a package used once: what one task takes, and five.
     swapped = {}
     for count in (1, 5):
         own = folder / f"package{count}"
         if not (own / "manifest.json").exists():
             export_heads(args.shape, args.rank, own, count)
-        command = [decode, str(PREFILL), "1", "4", f"x={model}@{own}@t0"]
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
-        swapped[count] = json.loads(run.stdout.splitlines()[-1])["x"]["swapped_bytes"]
-    base = found["(a) no adapter"]["decode_ms"]
-    print(f"$ python benchmarks/runtime.py --shape {args.shape} --rank {args.rank}\n")
-    print(
-        "| program | decode ms, median | min | ratio, median | min | prefill ms | load ms |", end=""
-    )
-    print(" resident MB loaded | decoding |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for name, one in found.items():
-        ms, own = one["decode_ms"], alone[name]
-        print(
-            f"| {name} | {ms['median']:.2f} | {ms['min']:.2f} | "
-            f"{ms['median'] / base['median']:.3f} | {ms['min'] / base['min']:.3f} | "
-            f"{one['prefill_ms']:.1f} | {own['load_ms']:.0f} | {own['loaded_bytes'] / 1e6:.0f} | "
-            f"{own['used_bytes'] / 1e6:.0f} |"
-        )
-    swap, load = found["(c) a head"]["swap_ms"], alone["(b) one adapter fixed"]["load_ms"]
+        swapped[count] = timed(1, 4, {"x": f"{model}@{own}@t0"})["x"]["swapped_bytes"]
+
+    def middle(runs: list[dict], name: str, key: str, part: str | None = None) -> float:
+        return statistics.median(r[name][key][part] if part else r[name][key] for r in runs)
+
+    base = "(a) no adapter"
+    print(f"$ python benchmarks/runtime.py {' '.join(sys.argv[1:])}\n")
+    print(f"Medians over {args.starts} starts, the programs in random order.\n")
+    columns = ["program", "decode ms, median", "min", "ratio of medians", "least", "most"]
+    columns += ["prefill ms", "load ms", "digests unchecked", "resident MB loaded", "decoding"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for name in cases:
+        ratios = [r[name]["decode_ms"]["median"] / r[base]["decode_ms"]["median"] for r in together]
+        figures = [
+            f"{middle(together, name, 'decode_ms', 'median'):.2f}",
+            f"{middle(together, name, 'decode_ms', 'min'):.2f}",
+            *(f"{ratio:.3f}" for ratio in (statistics.median(ratios), min(ratios), max(ratios))),
+            f"{middle(together, name, 'prefill_ms'):.1f}",
+            f"{middle(alone, name, 'load_ms'):.1f}",
+            f"{middle(unchecked, name, 'load_ms'):.1f}" if "@" in cases[name] else "",
+            *(f"{middle(alone, name, f'{k}_bytes') / 1e6:.0f}" for k in ("loaded", "used")),
+        ]
+        print(f"| {name} | {' | '.join(figures)} |")
+    swap, least = (middle(together, "(c) a head", "swap_ms", part) for part in ("median", "min"))
+    load = middle(alone, "(b) one adapter fixed", "load_ms")
     vector = json.loads((package / "manifest.json").read_text())
     one = sum(
         d_out * args.rank * len(vector["modules"]) // len(vector["target_shapes"])
@@ -120,10 +129,10 @@ def shapes(args: argparse.Namespace) -> None:
     )
     library = args.out / "native" / "runtime" / "libhydrapack.so"
     print(
-        f"\nswap: {swap['median']:.2f} ms median, {swap['min']:.2f} min; loading a program with",
+        f"\nswap: {swap:.2f} ms median, {least:.2f} min; loading a program with",
         end="",
     )
-    print(f" its adapter inside: {load:.0f} ms, {load / swap['median']:.0f} times the median swap")
+    print(f" its adapter inside: {load:.0f} ms, {load / swap:.0f} times the median swap")
     print(f"libhydrapack.so, stripped: {stripped(library):,} bytes")
     sizes = {n: p.stat().st_size for n, p in programs.items()}
     heads = (package / "adapters.pte").stat().st_size
@@ -241,6 +250,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
+    parser.add_argument("--starts", type=int, default=5, help="of the process that times")
     parser.add_argument("--real", action="store_true", help="PEFT and llama.cpp on SmolLM2")
     args = parser.parse_args()
     real(args) if args.real else shapes(args)

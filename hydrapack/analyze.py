@@ -16,9 +16,10 @@ import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.errors import InputError
-from hydrapack.merge.adapters import module_names, module_updates
+from hydrapack.merge.adapters import check_any, module_names, module_updates
 from hydrapack.merge.module import MergeOptions, difference_norm
 from hydrapack.merge.spectral import merge_spectral
+from hydrapack.threads import one_thread
 
 SHARED_START = 0.5
 """Mean R^2 of the A's above which they seem to have started from one initialisation."""
@@ -69,6 +70,7 @@ class Analysis:
         )
 
 
+@one_thread()
 def analyze(
     adapters: Sequence[Adapter],
     progress: Callable[[float, int, str], None] = lambda done, total, note: None,
@@ -80,6 +82,7 @@ def analyze(
     """
     if len(adapters) < 2:
         raise InputError("give two adapters or more: they are compared with each other")
+    check_any(adapters)
     if adapters[0].kind != "LORA":
         raise InputError(
             "VeRA adapters share their A and B as they are: there is nothing to compare"

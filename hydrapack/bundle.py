@@ -123,8 +123,13 @@ def write_bundle(
         bits: by module, the bits a value it is planned for.
 
     Raises:
-        InputError: the target cannot be written.
+        InputError: adapters other than the merge's, or the target cannot be written.
     """
+    if tuple(a.task for a in adapters) != merge.tasks:
+        raise InputError(
+            f"the bundle is of {', '.join(merge.tasks)}; given are the adapters "
+            f"{', '.join(a.task for a in adapters) or 'of no task'}"
+        )
     names = sorted(merge.modules)
     info = BundleInfo(
         hydrapack_version=__version__,

@@ -12,6 +12,7 @@ from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.modules import LoraModule, Update, VeraModule
 from hydrapack.bundle import Bundle, BundleInfo, BundleTask, describe_source, write_modules
 from hydrapack.errors import InputError
+from hydrapack.merge.adapters import check_any
 from hydrapack.merge.module import (
     Merged,
     MergedVera,
@@ -22,6 +23,7 @@ from hydrapack.merge.module import (
 )
 from hydrapack.merge.spectral import merge_spectral
 from hydrapack.merge.vera import merge_vera
+from hydrapack.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Extension:
         )
 
 
+@one_thread()
 def add_adapter(
     bundle: Bundle, adapter: Adapter, target: Path, allow_base_mismatch: bool = False
 ) -> Extension:
@@ -53,6 +56,7 @@ def add_adapter(
         InputError: the task's name is taken, another base model, modules that the bundle has not
             or of another shape, or an unwritable target.
     """
+    check_any([adapter])
     _check(bundle, adapter, allow_base_mismatch)
     info = bundle.info
     modules: dict[str, Merged] = {}

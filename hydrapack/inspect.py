@@ -15,6 +15,8 @@ _CONSTANTS = (
     "get_adapter_layout",
     "get_adapter_rank",
     "get_base_model",
+    "get_quant",
+    "get_quant_scheme",
     "get_weights_sha256",
     "get_tokenizer_sha256",
     "get_heads",

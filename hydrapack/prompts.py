@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer
 
-from hydrapack.errors import InputError
+from hydrapack.errors import Invalid
 
 PLACEHOLDER = "{input}"
 
@@ -13,10 +13,10 @@ def check_template(template: str, where: str) -> None:
     """Refuse a template that does not hold ``{input}`` exactly once.
 
     Raises:
-        InputError: naming ``where`` (a file and key).
+        Invalid: naming ``where`` (a file and key).
     """
     if template.count(PLACEHOLDER) != 1:
-        raise InputError(
+        raise Invalid(
             f"{where}: the prompt template must hold {PLACEHOLDER} exactly once, "
             f"it holds it {template.count(PLACEHOLDER)} times: {template!r}"
         )

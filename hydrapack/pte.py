@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydrapack.errors import InputError
+from hydrapack.errors import Invalid, NotFound, RuntimeFailure, unreadable
 
 _MAGIC = slice(4, 6)
 
@@ -20,10 +21,14 @@ def load_program(path: Path, method: str | None = None) -> Any:
         InputError: no such file, not a program, or without ``method``.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    with path.open("rb") as file:
-        if file.read(8)[_MAGIC] != b"ET":
-            raise InputError(f"{path}: not an ExecuTorch program, or a damaged one")
+        raise NotFound(f"{path}: no such file")
+    try:
+        with path.open("rb") as file:
+            magic = file.read(8)[_MAGIC]
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if magic != b"ET":
+        raise Invalid(f"{path}: not an ExecuTorch program, or a damaged one")
     # Registers the quantized kernels with the runtime.
     import executorch.kernels.quantized  # noqa: F401
     from executorch.runtime import Runtime
@@ -32,9 +37,9 @@ def load_program(path: Path, method: str | None = None) -> Any:
         program = Runtime.get().load_program(path)
         names = program.method_names
     except Exception as error:  # the binding raises bare RuntimeErrors
-        raise InputError(f"{path}: not an ExecuTorch program, or a damaged one") from error
+        raise Invalid(f"{path}: not an ExecuTorch program, or a damaged one") from error
     if method is not None and method not in names:
-        raise InputError(f"{path}: has no method {method!r}; is it a .pte of hydrapack?")
+        raise Invalid(f"{path}: has no method {method!r}; is it a .pte of hydrapack?")
     program.hydrapack_path = path
     return program
 
@@ -48,9 +53,19 @@ def load_method(program: Any, method: str) -> Any:
     try:
         return program.load_method(method)
     except Exception as error:  # the binding raises bare RuntimeErrors
-        raise InputError(
-            f"{program.hydrapack_path}: damaged: {method!r} cannot be loaded"
-        ) from error
+        raise Invalid(f"{program.hydrapack_path}: damaged: {method!r} cannot be loaded") from error
+
+
+def execute(method: Any, inputs: Sequence[Any], name: str) -> list[Any]:
+    """The outputs of a loaded method; ``name`` says which it is.
+
+    Raises:
+        RuntimeFailure: it fails while it runs.
+    """
+    try:
+        return list(method.execute(inputs))
+    except Exception as error:  # the binding raises bare RuntimeErrors
+        raise RuntimeFailure(f"{name} failed on the ExecuTorch runtime: {error}") from error
 
 
 def constants(program: Any, method: str) -> list[Any]:
@@ -60,10 +75,10 @@ def constants(program: Any, method: str) -> list[Any]:
         InputError: the program does not have it.
     """
     if method not in program.method_names:
-        raise InputError(
+        raise Invalid(
             f"{program.hydrapack_path}: has no method {method!r}; export it with hydrapack"
         )
-    return list(load_method(program, method).execute([]))
+    return execute(load_method(program, method), [], f"{program.hydrapack_path}: {method}")
 
 
 def constant(program: Any, method: str) -> Any:

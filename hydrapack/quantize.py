@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field
 
 from hydrapack.errors import InputError
 from hydrapack.merge.module import MergedModule
+from hydrapack.threads import one_thread
 
 BITS = (4, 8, 16, 32)
 
@@ -138,6 +139,7 @@ def noise_by_columns(matrix: torch.Tensor, bits: int, group_size: int = GROUP_SI
     return torch.cat(whole, -1)
 
 
+@one_thread()
 def refit_heads(merged: MergedModule, rounding: Rounding) -> MergedModule:
     """The module with heads in closed form for A (and U) as they will be stored; none rounded.
 
@@ -157,6 +159,7 @@ def _solution(basis: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return gram @ (basis.T @ target)
 
 
+@one_thread()
 def round_module(merged: MergedModule, rounding: Rounding, refit: bool = True) -> MergedModule:
     """The module as the device will see it.
 
@@ -181,14 +184,24 @@ def stored_bytes(rows: int, columns: int, bits: int, group_size: int = GROUP_SIZ
     return rows * ((columns * bits + 7) // 8 + 2 * groups)
 
 
+def part_bytes(
+    shape: tuple[int, int], rank: int, output_rank: int, rounding: Rounding
+) -> tuple[int, int]:
+    """Bytes as packed of what all tasks share of a module, A (and U), and of one head, B (or C).
+
+    Args:
+        shape: (d_out, d_in).
+        output_rank: Q of U; 0 for whole heads.
+    """
+    (d_out, d_in), bits, group = shape, rounding.bits_b, rounding.group_size
+    shared = stored_bytes(rank, d_in, rounding.bits_a, group)
+    if not output_rank:
+        return shared, stored_bytes(d_out, rank, bits, group)
+    shared += stored_bytes(d_out, output_rank, bits, group)
+    return shared, stored_bytes(rank, output_rank, core_bits(bits), group)
+
+
 def module_bytes(merged: MergedModule, rounding: Rounding) -> int:
     """Bytes of one merged module as packed, the program around it left out."""
-    rank, d_in = merged.A.shape
-    count, rows, _ = merged.heads.shape
-    total = stored_bytes(rank, d_in, rounding.bits_a, rounding.group_size)
-    bits = rounding.bits_b
-    if merged.U is None:
-        return total + stored_bytes(count * rows, rank, bits, rounding.group_size)
-    d_out, width = merged.U.shape
-    total += stored_bytes(count * rank, rows, core_bits(bits), rounding.group_size)
-    return total + stored_bytes(d_out, width, bits, rounding.group_size)
+    shared, head = part_bytes(merged.shape, merged.rank, merged.output_rank, rounding)
+    return shared + len(merged.heads) * head

@@ -14,11 +14,13 @@ from hydrapack.atomic import new_directory
 from hydrapack.bundle import Bundle, BundleTask
 from hydrapack.errors import InputError
 from hydrapack.merge.module import MergedVera
+from hydrapack.threads import one_thread
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _LAYER = re.compile(r"(.*?)\.(\d+)\.(.+)")
 
 
+@one_thread()
 def unpack_task(bundle: Bundle, task: str, target: Path, dtype: str = "float32") -> None:
     """Write the task's merged adapter: A of the bundle, B of the task's heads, scaling 1.
 
@@ -32,6 +34,7 @@ def unpack_task(bundle: Bundle, task: str, target: Path, dtype: str = "float32")
             (partial / name).write_bytes(data)
 
 
+@one_thread()
 def unpack_all(bundle: Bundle, target: Path, dtype: str = "float32") -> None:
     """Write every task's merged adapter to ``target/<task>``.
 

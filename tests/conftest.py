@@ -202,7 +202,7 @@ def tool(name):
     return str(beside) if beside.exists() else name
 
 
-def build(folder, *options, executorch=SITE / "executorch", target=None):
+def build(folder, *options, executorch=SITE / "executorch", targets=()):
     """Configure and build the runtime; skip where what it needs is not installed."""
     if not have("c++") or platform.system() != "Linux":
         pytest.skip("the C++ runtime needs Linux and a C++ compiler (g++)")
@@ -217,7 +217,7 @@ def build(folder, *options, executorch=SITE / "executorch", target=None):
             if name in done.stderr:
                 pytest.skip(f"the C++ runtime needs {name} ({package} on Debian)")
         raise AssertionError(done.stdout + done.stderr)
-    command = [tool("cmake"), "--build", folder, *(["--target", target] if target else [])]
+    command = [tool("cmake"), "--build", folder, *(["--target", *targets] if targets else [])]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning:" not in done.stdout

@@ -90,8 +90,10 @@ def test_buying_is_optimal_on_hulls():
         sizes = torch.randint(1, 20, (6,), generator=generator).cumsum(0).tolist()
         errors = torch.rand(6, generator=generator).mul(50).sort(descending=True).values.tolist()
         hulls[name] = lower_hull([choice(*p) for p in zip(sizes, errors, strict=True)])
+    bought = 0
     for room in range(20, 200, 7):
         plan = buy(hulls, room)
+        bought += plan is not None
         if plan is None:
             assert sum(h[0].bytes for h in hulls.values()) > room
             continue
@@ -105,6 +107,7 @@ def test_buying_is_optimal_on_hulls():
         # Nothing of the size it came to is better than one unspent step.
         largest = max(a.error - b.error for h in hulls.values() for a, b in itertools.pairwise(h))
         assert sum(c.error for c in plan.values()) <= best + largest
+    assert bought > 10
 
 
 def test_candidates_foretell_errors():
@@ -112,6 +115,8 @@ def test_candidates_foretell_errors():
     found = candidates(updates, MergeOptions(3, 4), (16,))
     from hydrapack.merge.spectral import merge_spectral
 
+    assert {c.heads for c in found if not c.output_rank and c.rank == 4} == {1, 2, 3}
+    assert any(c.output_rank for c in found)
     for c in found:
         options = MergeOptions(c.heads, c.rank, output_rank=c.output_rank)
         merge = merge_two_sided if c.output_rank else merge_spectral

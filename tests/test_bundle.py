@@ -107,7 +107,10 @@ def test_add_to_a_common_basis_and_to_a_plan(adapters, tmp_path):
     read = read_adapters([str(f) for f in adapters])
     merged, plan = merge_budget(read, 60_000)
     write_bundle(merged, read, tmp_path / "p", {name: c.bits for name, c in plan.items()})
-    for number, bundle in enumerate((two_sided, read_bundle(tmp_path / "p"))):
+    planned = read_bundle(tmp_path / "p")
+    kinds = {(len(m.heads), m.U is None) for m in planned.modules.values()}
+    assert kinds == {(1, True), (3, False)}
+    for number, bundle in enumerate((two_sided, planned)):
         add_adapter(bundle, new, tmp_path / f"b{number}")
         extended = read_bundle(tmp_path / f"b{number}")
         assert extended.info.bits == bundle.info.bits

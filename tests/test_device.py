@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from dataclasses import replace
 
 import pytest
@@ -15,11 +16,21 @@ from hydrapack.base import smollm2
 from hydrapack.base.export import export_base
 from hydrapack.bundle import read_bundle, write_bundle
 from hydrapack.device import Session
-from hydrapack.errors import InputError
+from hydrapack.errors import Busy, ContextFull, InputError, Invalid, Io, Mismatch, NotFound
 from hydrapack.layout import layout_of, pack_a, pack_b
 from hydrapack.merge.adapters import merge_adapters
 from hydrapack.merge.budget import Choice, merge_budget, merge_planned
+from hydrapack.pack.manifest import (
+    MANIFEST,
+    BaseModelInfo,
+    TaskGeneration,
+    manifest_text,
+    read_manifest,
+    read_package,
+    sealed,
+)
 from hydrapack.pack.package import write_package
+from hydrapack.pack.signature import SIGNATURE, sign_manifest
 from hydrapack.prompts import encode_prompt
 from hydrapack.quantize import Rounding, round_module
 
@@ -144,17 +155,19 @@ def test_8da4w_is_the_quantized_decoder(tiny, tiny_model, tmp_path):
     """The lowered program computes what torchao's quantized modules do in eager mode."""
     from hydrapack.base.config import read_config
     from hydrapack.base.decoder import Decoder
-    from hydrapack.base.quantize import quantize_8da4w
+    from hydrapack.base.quantize import quantize_decoder
+    from hydrapack.base.scheme import scheme_of
+    from hydrapack.base.source import Source
     from hydrapack.base.weights import load_weights
 
-    export_base(str(tiny_model), tmp_path / "m.pte", 4, max_context=100)
+    export_base(str(tiny_model), tmp_path / "m.pte", 4, quant="8da4w", max_context=100)
     assert (tmp_path / "m.pte").stat().st_size < tiny[0].stat().st_size / 2
     session = Session(tmp_path / "m.pte", tiny[1])
     config = read_config(tiny_model)
     decoder = Decoder(config, config.layout(("q", "k", "v", "o"), 4), 128)
-    load_weights(decoder, tiny_model)
+    load_weights(decoder, Source(str(tiny_model)))
     with torch.no_grad():
-        quantize_8da4w(decoder)
+        quantize_decoder(decoder, scheme_of("8da4w"))
         for task in TASKS:
             ids = session.use(task).encode(TEXT)
             positions = torch.arange(len(ids))
@@ -204,7 +217,7 @@ def test_program_gives_the_rounded_bundle(tiny, tmp_path, bits, heads):
         session.use(task.name)
         exact = pack_b(layout, bundle.head(task))
         assert (session._b - exact).abs().max() <= limit * exact.abs().max()
-    for task in session.manifest.tasks:
+    for task in read_manifest(package).tasks:
         assert task.merge_relative_error <= task.packed_relative_error
         assert task.packed_relative_error < task.merge_relative_error + (0.2 if bits == 4 else 0.02)
 
@@ -277,16 +290,19 @@ def test_stop_strings_cut_the_answer(tiny):
     session = Session(tiny[0], tiny[1]).use("two")
     whole = "".join(session.generate("abc", max_new_tokens=20))
     stop = whole[5:8]
-    session._task.stop = [stop]
-    assert "".join(session.generate("abc", max_new_tokens=20)) == whole[: whole.index(stop)]
+    answer = session.generate("abc", max_new_tokens=20, stop=["never", stop])
+    assert "".join(answer) == whole[: whole.index(stop)] != whole
+    assert answer.finish == session.stats.finish == "stop"
 
 
 def test_context_is_bounded(tiny):
     session = Session(tiny[0], tiny[1]).use("one")
     assert session.max_context == 128
     text = "x" * 120
-    ids = list(session.generate_ids(session.encode(text), max_new_tokens=50))
-    assert session.position <= 128 and len(ids) < 50
+    answer = session.generate(text, max_new_tokens=50)
+    list(answer)
+    assert session.position <= 128 and 0 < len(answer.ids) < 50
+    assert answer.finish in ("context", "stop")
     with pytest.raises(InputError, match="do not fit"):
         list(session.generate("x" * 127))
     with pytest.raises(InputError, match="prompt is empty"):
@@ -304,10 +320,10 @@ def test_mismatches_are_refused(tiny, tiny_model, tmp_path):
     with pytest.raises(InputError, match=r"rank 8, the package has rank 4: export.*--rank 4"):
         Session(tmp_path / "r8.pte", tiny[1])
     export_base(str(tiny_model), tmp_path / "qv.pte", 4, ("q", "v"), "fp32", max_context=64)
-    with pytest.raises(InputError, match=r"another adapter layout.*--target-modules q,k,v,o"):
+    with pytest.raises(InputError, match=r"another adapter layout.*--target-modules"):
         Session(tmp_path / "qv.pte", tiny[1])
     with pytest.raises(InputError, match="no method 'forward'"):
-        Session(tiny[1] / "adapters.pte", tiny[1])
+        Session(tiny[1] / "adapters.pte", tiny[1], check_digests=False)
     with pytest.raises(InputError, match="unknown task 'four'; the package has: one, two, three"):
         Session(tiny[0], tiny[1]).use("four")
 
@@ -326,14 +342,14 @@ def test_damaged_files_are_refused(tiny, tmp_path):
     text = manifest.read_text()
     for old, new, match in [
         ('"group_size": 32', '"group_size": 31', "package_digest"),
-        ('"rank": 4', '"rank": -1', "rank"),
-        ('"rank": 4', '"rank": "x"', "rank"),
+        ('\n  "rank": 4', '\n  "rank": -1', "rank"),
+        ('\n  "rank": 4', '\n  "rank": "x"', "rank"),
         ('      "heads": 2', '      "heads": 1', "head that is not there"),
         ('"adapters.pte"', '"../adapters.pte"', r"files\.0\.name"),
         ('"schema_version": 1', '"schema_version": 9', "schema_version"),
         ("{input}", "input", "exactly once"),
-        ('"group_size": 32,', '"group_size": 32, "more": 1,', "more: Extra inputs"),
-        ("{", "", "Invalid JSON"),
+        ('"group_size": 32,', '"group_size": 32, "more": 1,', "package_digest"),
+        ("{", "", "is not JSON"),
     ]:
         assert old in text
         manifest.write_text(text.replace(old, new, 1))
@@ -345,24 +361,390 @@ def test_damaged_files_are_refused(tiny, tmp_path):
     cut = tmp_path / "cut.pte"
     cut.write_bytes(tiny[0].read_bytes()[:1000])
     with pytest.raises(InputError, match="not an ExecuTorch program"):
-        Session(cut, tiny[1])
+        Session(cut, tiny[1], check_digests=False)
     cut.write_bytes(tiny[0].read_bytes()[: tiny[0].stat().st_size // 2])
     with pytest.raises(InputError, match=r"not an ExecuTorch program|cannot be loaded"):
-        Session(cut, tiny[1])
+        Session(cut, tiny[1], check_digests=False)
     with pytest.raises(InputError, match="no such file"):
         Session(tmp_path / "none.pte", tiny[1])
 
 
 def test_run_command(tiny, tmp_path):
-    done = hydrapack("run", tiny[1], "hi", "--model", tiny[0], "--task", "one", "--stats")
+    done = hydrapack(
+        "run", tiny[1], "hi", "--model", tiny[0], "--task", "one", "--stats", "--max-new-tokens", 3
+    )
     assert done.returncode == 0
     assert "swap" in done.stderr and len(done.stderr.splitlines()) == 1
-    as_json = hydrapack("run", tiny[1], "-", "--model", tiny[0], "--json", input="hi")
-    assert json.loads(as_json.stdout)["task"] is None
+    assert done.stderr.endswith(("finish length\n", "finish stop\n"))
+    as_json = hydrapack(
+        "run", tiny[1], "-", "--model", tiny[0], "--json", "--temperature", 5, "--top-k", 1,
+        "--top-p", 0.5, input="hi",
+    )  # fmt: skip
+    answer = json.loads(as_json.stdout)
+    assert answer["task"] is None and answer["finish"] == answer["stats"]["finish"] != ""
+    greedy = hydrapack("run", tiny[1], "hi", "--model", tiny[0], "--json")
+    assert json.loads(greedy.stdout)["text"] == answer["text"] != ""
+    bad = hydrapack("run", tiny[1], "hi", "--model", tiny[0], "--top-p", 0)
+    assert bad.returncode == 2 and "top_p" in bad.stderr and len(bad.stderr.splitlines()) == 1
     bad = hydrapack("run", tiny[1], "hi", "--model", tiny[0], "--task", "nine")
     assert bad.returncode == 2 and bad.stdout == ""
     assert bad.stderr.startswith("hydrapack: error: unknown task 'nine'")
     assert len(bad.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def copied(tiny, tmp_path):
+    """(model.pte, package, folder): copies to damage."""
+    for name in ("model.pte", "model.pte.json", "tokenizer.json"):
+        shutil.copy(tiny[2] / name, tmp_path)
+    shutil.copytree(tiny[1], tmp_path / "package")
+    return tmp_path / "model.pte", tmp_path / "package", tmp_path
+
+
+def flip_last_byte(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def resealed(package, **changes):
+    """The manifest with keys changed, and a package_digest that fits."""
+    path = package / MANIFEST
+    manifest = sealed(read_manifest(package).model_copy(update=changes))
+    path.write_text(manifest_text(manifest), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["model.pte", "package/adapters.pte", "tokenizer.json"])
+def test_a_changed_file_is_refused_unless_digests_are_off(copied, name):
+    model, package, folder = copied
+    if name == "tokenizer.json":
+        (folder / name).write_text((folder / name).read_text() + "\n")
+    else:
+        flip_last_byte(folder / name)
+    with pytest.raises(Mismatch, match=name.rsplit("/", maxsplit=1)[-1]):
+        Session(model, package)
+    Session(model, package, check_digests=False)
+    done = hydrapack("run", package, "hi", "--model", model)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and done.stdout == ""
+    done = hydrapack("run", package, "hi", "--model", model, "--no-digests")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["model.pte", "package/adapters.pte"])
+def test_another_size_is_refused_always(copied, name):
+    model, package, folder = copied
+    with (folder / name).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(Mismatch, match="is not the file that"):
+        Session(model, package, check_digests=False)
+
+
+def test_the_models_description(copied):
+    model, package, folder = copied
+    described = folder / "model.pte.json"
+    text = described.read_text()
+    for bad in ("{", "[]", '{"bytes": 1}', text.replace('"bytes": ', '"bytes": -')):
+        described.write_text(bad)
+        for check_digests in (True, False):
+            with pytest.raises(Invalid, match=r"model\.pte\.json"):
+                Session(model, package, check_digests=check_digests)
+    described.unlink()
+    with pytest.raises(NotFound, match=r"model\.pte\.json.*export-base"):
+        Session(model, package)
+    Session(model, package, check_digests=False)
+
+
+def test_metadata_is_carried_and_may_be_missing(copied):
+    model, package, _ = copied
+    assert "metadata" not in json.loads((package / MANIFEST).read_text())
+    resealed(package, metadata={"release": "7", "more": [{"a": None}]})
+    assert read_package(package).metadata["release"] == "7"
+    assert Session(model, package).manifest.metadata == {"release": "7", "more": [{"a": None}]}
+    resealed(package, metadata={})
+    assert "metadata" not in json.loads((package / MANIFEST).read_text())
+    Session(model, package)
+
+
+def test_fallback_words_are_reserved(copied):
+    """A task called base or error is no fallback; asked for by name it is there."""
+    model, package, _ = copied
+    tasks = read_manifest(package).tasks
+    renamed = [
+        task.model_copy(update={"name": name})
+        for task, name in zip(tasks, ("base", "error", "three"), strict=True)
+    ]
+    resealed(package, tasks=renamed, fallback="base")
+    session = Session(model, package)
+    assert session.use("nine").task is None and session.use("base").task == "base"
+    resealed(package, tasks=renamed, fallback="error")
+    with pytest.raises(NotFound, match="unknown task 'nine'"):
+        Session(model, package).use("nine")
+
+
+def test_what_no_manifest_can_hold_is_refused_when_packing(tiny, tmp_path):
+    """One error, and nothing written."""
+    done = hydrapack(
+        "merge", f"{'x' * 201}={tiny[2] / 'one'}", tiny[2] / "two", "-o", tmp_path / "b"
+    )
+    assert done.returncode == 0, done.stderr
+    done = hydrapack("pack", tmp_path / "b", "-o", tmp_path / "p")
+    assert done.returncode == 2 and not (tmp_path / "p").exists()
+    assert "at most 200 characters" in done.stderr and len(done.stderr.splitlines()) == 1
+    adapter = write_adapter(tmp_path / "c")
+    (adapter / "task.json").write_text(json.dumps({"stop": ["x", ""]}))
+    done = hydrapack("merge", adapter, tiny[2] / "two", "-o", tmp_path / "d")
+    assert done.returncode == 2 and "stop.1" in done.stderr and not (tmp_path / "d").exists()
+
+
+def read_base_digest(model, method):
+    return json.loads(model.with_name("model.pte.json").read_text())[method]
+
+
+@pytest.mark.parametrize("key", ["weights_sha256", "tokenizer_sha256"])
+def test_a_package_bound_to_another_base_is_refused(copied, key):
+    """Of the same rank and layout, and with digests off too."""
+    model, package, _ = copied
+    bound = {"id": "tiny/llama", "tokenizer_sha256": None, "weights_sha256": None}
+    resealed(package, base_model=BaseModelInfo(**{**bound, key: "0" * 64}))
+    for check_digests in (True, False):
+        with pytest.raises(Mismatch, match="the package was made for 000"):
+            Session(model, package, check_digests=check_digests)
+    own = read_base_digest(model, f"get_{key}")
+    resealed(package, base_model=BaseModelInfo(**{**bound, key: own}))
+    Session(model, package)
+
+
+def test_kinds(copied, tmp_path):
+    """What a caller can tell apart without reading messages."""
+    model, package, folder = copied
+    with pytest.raises(NotFound, match="tokenizer"):
+        Session(model, package, folder / "none.json")
+    (folder / "bad.json").write_text("x")
+    with pytest.raises(Invalid, match="not a tokenizer"):
+        Session(model, package, folder / "bad.json", check_digests=False)
+    with pytest.raises(NotFound):
+        Session(folder / "none.pte", package)
+    with pytest.raises(NotFound, match="is it a package"):
+        Session(model, folder / "none")
+    with pytest.raises(NotFound):
+        Session(model, package).use("nine")
+    (package / MANIFEST).unlink()
+    (package / MANIFEST).mkdir()
+    with pytest.raises(Io):
+        Session(model, package)
+
+
+def test_signatures(copied, tmp_path):
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    model, package, folder = copied
+    key = Ed25519PrivateKey.from_private_bytes(b"\1" * 32)
+    public = key.public_key().public_bytes_raw().hex()
+    with pytest.raises(NotFound, match="not signed"):
+        Session(model, package, public_key=public)
+    sign_manifest(package, key)
+    Session(model, package, public_key=public)
+    with pytest.raises(Mismatch, match="signed by another key"):
+        Session(model, package, public_key="0" * 64)
+    for bad in ("", "x" * 64, public[1:]):
+        with pytest.raises(Invalid, match="public key"):
+            Session(model, package, public_key=bad)
+    pem = folder / "key.pem"
+    pem.write_bytes(
+        key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    done = hydrapack("run", package, "hi", "--model", model, "--public-key", pem)
+    assert done.returncode == 0, done.stderr
+    # Made anew without the key: consistent in itself, and still refused.
+    resealed(package, fallback="base")
+    Session(model, package)
+    with pytest.raises(Mismatch, match="no signature"):
+        Session(model, package, public_key=public)
+    done = hydrapack("run", package, "hi", "--model", model, "--public-key", pem)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    (package / SIGNATURE).write_text("{}")
+    with pytest.raises(Invalid, match=r"manifest\.sig"):
+        Session(model, package, public_key=public)
+
+
+def test_the_tasks_defaults_are_used(copied):
+    model, package, _ = copied
+    tasks = read_manifest(package).tasks
+    own = {"max_new_tokens": 5, "temperature": 3.0, "top_k": 50, "top_p": 0.75}
+    task = tasks[0].model_copy(update={"generation": TaskGeneration(**own)})
+    resealed(package, tasks=[task, *tasks[1:]])
+    session = Session(model, package).use("one")
+    answer = session.generate("abc", seed=3)
+    list(answer)
+    assert 0 < len(answer.ids) <= 5
+    said = session.generate("abc", seed=3, **own)
+    list(said)
+    assert said.ids == answer.ids
+    greedy = session.generate("abc", seed=3, temperature=0)
+    list(greedy)
+    assert greedy.ids != answer.ids
+    # Drawn among one is greedy; a top_p of almost nothing too.
+    for option in ({"top_k": 1}, {"top_p": 1e-6}):
+        one = session.generate("abc", seed=3, **option)
+        list(one)
+        assert one.ids == greedy.ids
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"max_new_tokens": 0}, {"max_new_tokens": (1 << 20) + 1}, {"max_new_tokens": True},
+        {"max_new_tokens": 1.5}, {"temperature": -1}, {"temperature": 101},
+        {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}, {"seed": -1},
+        {"seed": 1 << 64}, {"stop": "text"}, {"stop": [""]}, {"stop": [1]},
+        {"prompt_template": "none"}, {"text": "\ud800"},
+    ],
+)  # fmt: skip
+def test_options_out_of_range(one_session, option):
+    """Refused when called, not when iterated; the answer before goes on."""
+    before = one_session.generate("abc", max_new_tokens=20)
+    first = next(before)
+    with pytest.raises(Invalid):
+        one_session.generate(**{"text": "abc", **option})
+    assert first + "".join(before) == "".join(one_session.generate("abc", max_new_tokens=20))
+
+
+@pytest.fixture(scope="module")
+def one_session(tiny):
+    return Session(tiny[0], tiny[1]).use("two")
+
+
+def test_prompts_are_checked_when_called(tiny):
+    session = Session(tiny[0], tiny[1]).use("one")
+    with pytest.raises(ContextFull, match="do not fit"):
+        session.generate("x" * 500)
+    with pytest.raises(Invalid, match="prompt is empty"):
+        session.use(None).generate("")
+    with pytest.raises(Invalid, match="not in the vocabulary"):
+        session.forward([300])
+    with pytest.raises(Invalid, match="not in the vocabulary"):
+        session.forward([-1])
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        lambda s: s.use("one"),
+        lambda s: s.use(None),
+        lambda s: s.reset(),
+        lambda s: s.generate("x"),
+        lambda s: s.forward([5]),
+        lambda s: s.set_vectors(s._a, s._b),
+    ],
+)
+def test_a_later_call_ends_the_answer(tiny, later):
+    session = Session(tiny[0], tiny[1]).use("two")
+    old = session.generate("abc", max_new_tokens=20)
+    assert next(old) and old.finish == session.stats.finish == ""
+    later(session)
+    assert old.finish == "stopped"
+    assert list(old) == [] and 0 < len(old.ids) < 20
+
+
+def test_an_old_answer_cannot_disturb_the_new_one(tiny):
+    session = Session(tiny[0], tiny[1]).use("two")
+    want = "".join(session.generate("abc", max_new_tokens=20))
+    # Called under one head and asked for under another, it must not run at all.
+    never = session.generate("abc", max_new_tokens=20)
+    session.use("one")
+    other = "".join(session.generate("abc", max_new_tokens=20))
+    assert list(never) == [] and never.finish == "stopped" and other != want
+    session.use("two")
+    old = session.generate("xyz", max_new_tokens=20)
+    next(old)
+    new = session.generate("abc", max_new_tokens=20)
+    pieces = []
+    for piece in new:
+        pieces.append(piece)
+        assert list(old) == []
+        old.close()
+    assert "".join(pieces) == want and new.finish == session.stats.finish == "length"
+    del old
+    assert session.stats.finish == "length"
+
+
+def test_closing_and_dropping(tiny):
+    session = Session(tiny[0], tiny[1]).use("two")
+    answer = session.generate("abc", max_new_tokens=20)
+    next(answer)
+    answer.close()
+    assert list(answer) == [] and answer.finish == session.stats.finish == "stopped"
+    answer = session.generate("abc", max_new_tokens=20)
+    next(answer)
+    assert session.stats.finish == ""
+    del answer
+    assert session.stats.finish == "stopped"
+
+
+def test_finish_reasons(tiny):
+    session = Session(tiny[0], tiny[1]).use("two")
+    assert session.stats.finish == ""
+    answer = session.generate("abc", max_new_tokens=3)
+    list(answer)
+    assert answer.finish == "length" and len(answer.ids) == 3
+    end = answer.ids[1]
+    session._eos_ids = {end}
+    answer = session.generate("abc", max_new_tokens=9)
+    list(answer)
+    assert answer.finish == "stop" and end not in answer.ids
+    session._eos_ids = set()
+    answer = session.generate("x" * 100, max_new_tokens=100)
+    list(answer)
+    assert answer.finish == "context" and session.position == session.max_context
+
+
+def test_a_failed_use_leaves_the_bare_base_model(tiny):
+    session = Session(tiny[0], tiny[1])
+    bare = session.forward(session.encode("abc"))
+    ids = session.encode("abc")
+    session.use("two").forward(ids)
+    with pytest.raises(NotFound):
+        session.use("nine")
+    assert session.task is None and session.position == 0
+    assert torch.equal(session.forward(ids), bare)
+
+
+def test_a_second_thread_is_told_that_it_is_busy(tiny):
+    """Neither waits nor disturbs: the answer goes on as if nothing had been."""
+    session = Session(tiny[0], tiny[1]).use("two")
+    want = "".join(session.generate("abc", max_new_tokens=20))
+    inside, go_on = threading.Event(), threading.Event()
+    append = session._append
+
+    def slow(ids):
+        inside.set()
+        assert go_on.wait(30)
+        return append(ids)
+
+    session._append = slow
+    answer = session.generate("abc", max_new_tokens=20)
+    pieces = []
+    thread = threading.Thread(target=lambda: pieces.extend(answer))
+    thread.start()
+    assert inside.wait(30)
+    for call in (
+        lambda: session.use("one"),
+        lambda: session.reset(),
+        lambda: session.generate("x"),
+        lambda: session.forward([5]),
+        lambda: session.set_vectors(session._a, session._b),
+        lambda: session.encode("x"),
+        lambda: next(answer),
+        lambda: answer.close(),
+    ):
+        with pytest.raises(Busy):
+            call()
+    go_on.set()
+    thread.join()
+    assert "".join(pieces) == want and answer.finish == "length"
 
 
 @pytest.mark.skipif(bool(os.environ.get("HYDRAPACK_OFFLINE")), reason="HYDRAPACK_OFFLINE is set")

@@ -16,12 +16,15 @@ from hydrapack.adapters.collect import read_adapters
 from hydrapack.analyze import analyze
 from hydrapack.errors import InputError
 from hydrapack.evaluate import metrics
+from hydrapack.evaluate.backends import PeftBackend
 from hydrapack.evaluate.config import EvalConfig, quick_config, read_config, read_rows
 from hydrapack.evaluate.memory import PeakMemory
 from hydrapack.evaluate.metrics import edit_counts, score, squad_f1, weighted_rouge, words
 from hydrapack.evaluate.report import markdown, plot
 from hydrapack.evaluate.run import Evaluation
+from hydrapack.merge.budget import merge_budget
 from hydrapack.pack.manifest import read_package
+from hydrapack.quantize import Rounding, module_bytes, round_module
 
 
 def test_words():
@@ -170,12 +173,17 @@ def test_command_resumes(setting, tmp_path):
         [sys.executable, "-m", "hydrapack", "eval", str(setting), "-o", str(out)],
         stdout=subprocess.DEVNULL,
     )
-    while process.poll() is None and len(list((out / "cache").glob("*.json"))) < 4:
+
+    def answered():
+        # Those being written are hidden.
+        return [p for p in (out / "cache").glob("*.json") if not p.name.startswith(".")]
+
+    while process.poll() is None and len(answered()) < 4:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    kept = {p.name: p.stat().st_mtime_ns for p in (out / "cache").glob("*.json")}
-    assert kept and not (out / "results.json").exists()
+    assert process.wait() == -signal.SIGKILL
+    kept = {p.name: p.stat().st_mtime_ns for p in answered()}
+    assert len(kept) >= 4 and not (out / "results.json").exists()
     assert hydrapack("eval", setting, "-o", out).returncode == 0
     for name, moment in kept.items():
         assert (out / "cache" / name).stat().st_mtime_ns == moment
@@ -189,6 +197,27 @@ def test_command_resumes(setting, tmp_path):
     assert (out / "results.md").read_text().count("\n") == 7
 
 
+def test_a_plot_that_fails_leaves_nothing(setting, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    from hydrapack.cli.eval import evaluate
+
+    content = yaml.safe_load(setting.read_text())
+    setting.write_text(yaml.safe_dump({**content, "rows": 1, "methods": [{"method": "own"}]}))
+    out, drawn = tmp_path / "out", []
+
+    def fail(self, target, **options):
+        drawn.append(target)
+        target.write_bytes(b"half")
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(RuntimeError, match="no font"):
+        evaluate(setting, out)
+    assert len(drawn) == 1 and drawn[0].suffix == ".png"
+    assert sorted(p.name for p in out.iterdir()) == ["cache", "results.json", "results.md"]
+
+
 def test_executorch_backend(setting, tmp_path):
     content = yaml.safe_load(setting.read_text())
     content["methods"] = [{"method": "spectral", "heads": [3], "bits": 8, "backend": "executorch"}]
@@ -196,7 +225,7 @@ def test_executorch_backend(setting, tmp_path):
     config = EvalConfig.model_validate({**content, "rows": 2})
     evaluation = Evaluation(config, setting.parent, tmp_path / "out")
     (result,) = evaluation.run()
-    assert result.label == "spectral M=3, 8 bits, ExecuTorch 8da4w" and set(result.scores)
+    assert result.label == "spectral M=3, 8 bits, ExecuTorch" and set(result.scores)
     values = result.s_percent / 100 * sum(a.parameters for a in evaluation.adapters.values())
     assert values < result.stored_bytes < 1.5 * values
     (package,) = (tmp_path / "out" / "packages").glob("*/package")
@@ -206,6 +235,74 @@ def test_executorch_backend(setting, tmp_path):
         content["methods"] = [{"method": "own", "backend": "executorch"}]
         config = EvalConfig.model_validate({**content, "rows": 2})
         Evaluation(config, setting.parent, tmp_path / "out2").run()
+
+
+def test_a_budgets_plan_is_kept(setting, tmp_path, monkeypatch):
+    """A row of a budget is rounded, packed and counted at the planned bits of each module."""
+    content = yaml.safe_load(setting.read_text())
+    budget = {"method": "spectral", "budget": "64kB"}
+    content["methods"] = [
+        budget,
+        {**budget, "backend": "executorch", "program": "fp32"},
+        {**budget, "bits": 4},
+        {**budget, "bits": 4, "backend": "executorch", "program": "fp32"},
+    ]
+    config = EvalConfig.model_validate({**content, "rows": 1})
+    evaluation = Evaluation(config, setting.parent, tmp_path / "out")
+    taken = []
+    answers = PeftBackend.answers
+
+    def spy(self, inputs, template, stop, count, pairs, progress):
+        taken.append(pairs)
+        return answers(self, inputs, template, stop, count, pairs, progress)
+
+    monkeypatch.setattr(PeftBackend, "answers", spy)
+    peft, packed, four, packed_four = evaluation.run()
+    assert len(taken) == 6
+    folders = [evaluation._package_folder(case) for case in evaluation.cases()[1::2]]
+    for rows, bits, pairs, folder in (
+        ((peft, packed), None, taken[0], folders[0]),
+        ((four, packed_four), 4, taken[3], folders[1]),
+    ):
+        merge, plan = merge_budget(list(evaluation.adapters.values()), 64_000, bits=bits)
+        widths = {name: choice.bits for name, choice in plan.items()}
+        assert len(set(widths.values())) > 1 if bits is None else set(widths.values()) == {4}
+        stored = 0
+        for name, module in merge.modules.items():
+            rounding = Rounding(widths[name], widths[name])
+            stored += module_bytes(module, rounding)
+            rounded = round_module(module, rounding)
+            assert torch.equal(pairs[name][0], rounded.shared())
+            assert torch.equal(pairs[name][1], rounded.head(module.assignment[0]))
+        manifest = read_package(folder / "package")
+        assert {m.name: (m.bits_a, m.bits_b) for m in manifest.modules} == {
+            name: (width, width) for name, width in widths.items()
+        }
+        for row in rows:
+            assert row.bits == (bits or "planned")
+            assert ("planned bits" if bits is None else "4 bits") in row.label
+            assert row.stored_bytes == stored == manifest.storage.tensor_bytes
+    # Each row has its own answers: PEFT's and ExecuTorch's, planned and not.
+    assert len(list((tmp_path / "out" / "cache").iterdir())) == 4 * 3
+
+
+@pytest.mark.parametrize(
+    ("method", "match"),
+    [
+        ({"budget": "much"}, r"methods: budget much: give a size"),
+        ({"budget": "1MB", "heads": [2]}, "budget 1MB: chooses heads"),
+        ({"budget": "1MB", "output_rank": 4}, "budget 1MB: chooses heads"),
+        ({"budget": "1MB", "method": "ties"}, "budget 1MB: chooses heads"),
+        ({"bits": 5}, "bits"),
+    ],
+)
+def test_methods_that_do_not_fit(setting, method, match):
+    content = yaml.safe_load(setting.read_text())
+    content["methods"] = [{"method": "spectral", **method}]
+    setting.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=match) as caught:
+        read_config(setting)
+    assert "eval.yaml" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_groups(setting, tmp_path):
@@ -340,6 +437,7 @@ def test_analyze(tmp_path):
     assert found.mean("a_mae") < 0.3 < found.mean("b_mae")
     assert max(found.relative_errors.values()) < min(other.relative_errors.values())
     same = analyze(read_adapters([f"x={alike[0]}", f"y={alike[0]}"]))
+    assert len(same.modules) == len(found.modules) == 8
     for module in same.modules:
         assert module.a_mae == module.b_mae == 0
         assert module.a_cca == pytest.approx(1) and module.b_cca == pytest.approx(1)

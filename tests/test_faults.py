@@ -11,6 +11,7 @@ import time
 import pytest
 from conftest import TASKS, hydrapack
 
+from hydrapack.atomic import new_directory, new_file
 from hydrapack.verify import verify_package
 
 EXPORT = ("export-base", "--rank", 4, "--quant", "fp32", "--max-context", 64)
@@ -18,72 +19,182 @@ EXPORT = ("export-base", "--rank", 4, "--quant", "fp32", "--max-context", 64)
 REPLACE = """
 import sys, itertools
 from pathlib import Path
-from hydrapack.atomic import new_directory, new_file
+from hydrapack import atomic
+target, file, rounds, exchange = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])
+if not exchange:
+    atomic._exchange = lambda one, other: False  # As on systems that have none.
 for number in itertools.count():
-    with new_directory(Path(sys.argv[1])) as partial:
+    if number == rounds:
+        break
+    with atomic.new_directory(target) as partial:
         for name in "abc":
             (partial / name).write_text(str(number) * 1000)
-    with new_file(Path(sys.argv[2])) as partial:
+    with atomic.new_file(file) as partial:
         partial.write_text(str(number) * 1000)
 """
 
 
-def test_a_kill_at_any_moment_leaves_a_whole_output(tmp_path):
-    """Outputs replaced without pause; SIGKILL at random; what stands there is of one run."""
-    target, file = tmp_path / "out", tmp_path / "file"
-    generator = random.Random(0)
-    for _ in range(25):
-        writer = subprocess.Popen([sys.executable, "-c", REPLACE, str(target), str(file)])
-        while not file.exists():
+def replace_without_pause(*arguments):
+    return subprocess.Popen([sys.executable, "-c", REPLACE, *map(str, arguments)])
+
+
+def hidden(folder):
+    return sorted(p.name for p in folder.iterdir() if p.name.startswith("."))
+
+
+@pytest.mark.parametrize("exchange", [1, 0])
+def test_a_kill_at_any_moment_leaves_a_whole_output(tmp_path, exchange):
+    """Outputs replaced without pause; SIGKILL at random; what stands there is of one run.
+
+    Without an exchange of names a kill may fall between the two renames: then there is no output,
+    and the old one lies whole beside it.
+    """
+    target, file = tmp_path / "out", tmp_path / "file.txt"
+    generator, landed = random.Random(0), 0
+    for _ in range(15):
+        before = file.stat().st_mtime_ns if file.exists() else 0
+        writer = replace_without_pause(target, file, -1, exchange)
+        while not file.exists() or file.stat().st_mtime_ns == before:
+            assert writer.poll() is None
             time.sleep(0.01)
-        time.sleep(0.2 + 0.1 * generator.random())
+        time.sleep(0.1 * generator.random())
         writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        contents = {(target / name).read_text() for name in "abc"}
-        assert len(contents) == 1
-        assert len(set(file.read_text())) <= 10 and len(file.read_text()) % 1000 == 0
+        assert writer.wait() == -signal.SIGKILL
+        left = hidden(tmp_path)
+        landed += bool(left)
+        if exchange or target.exists():
+            contents = [(target / name).read_text() for name in "abc"]
+        else:
+            (old,) = (name for name in left if "hydrapack-old-" in name)
+            contents = [(tmp_path / old / "old" / name).read_text() for name in "abc"]
+        assert len(set(contents)) == 1 and contents[0]
+        assert file.read_text() and len(file.read_text()) % 1000 == 0
+        assert len(left) <= 3
+    assert landed > 0, "no kill fell into the writing"
+    assert replace_without_pause(target, file, 1, exchange).wait() == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file.txt", "out"]
 
 
-def kill_once_writing(arguments, folder, delay):
-    """Run a command and kill it ``delay`` s after its first temporary name beside the target."""
-    before = set(folder.iterdir())
+@pytest.mark.parametrize("exchange", [1, 0])
+def test_two_runs_write_one_target_at_once(tmp_path, exchange):
+    """Neither takes what the other is writing for a leftover, nor fails for it."""
+    target, file = tmp_path / "out", tmp_path / "file.txt"
+    writers = [replace_without_pause(target, file, 300, exchange) for _ in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert {(target / name).read_text() for name in "abc"} == {"299" * 1000}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file.txt", "out"]
+
+
+@pytest.mark.parametrize("new", [new_file, new_directory])
+def test_only_leftovers_of_the_same_target_are_removed(tmp_path, new):
+    """Not what a live run writes, nor another's, nor a user's own hidden files."""
+
+    def fill(path):
+        (path if new is new_file else path / "x").write_text("whole")
+
+    target = tmp_path / "out.bin"
+    kept = [".out.bin.settings", ".out.bin.hydrapack-short.bin", ".out.bin.hydrapack-abcdefgh"]
+    kept += [".out.hydrapack-abcdefgh.bin", ".xout.bin.hydrapack-abcdefgh.bin"]
+    for name in kept:
+        (tmp_path / name).write_text("")
+    (tmp_path / ".out.bin.hydrapack-abcdefgh.bin").write_text("left")
+    (tmp_path / ".out.bin.hydrapack-abcdefg2.bin").mkdir()
+    (tmp_path / ".out.bin.hydrapack-abcdefg2.bin" / "x").write_text("left")
+    (tmp_path / ".out.bin.hydrapack-abcdefg3.bin").symlink_to(tmp_path / "elsewhere")
+    with new(target) as first:
+        assert first.suffix == ".bin" and hidden(tmp_path) == sorted(
+            [*kept, first.name, ".out.bin.hydrapack-abcdefg3.bin"]
+        )
+        with new(target) as second:
+            assert first.exists() and first != second
+            fill(second)
+        fill(first)
+        assert target.exists() and not second.exists()
+    assert target.exists() and not first.exists()
+    assert hidden(tmp_path) == sorted([*kept, ".out.bin.hydrapack-abcdefg3.bin"])
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from hydrapack import __main__, atomic
+marker = Path(sys.argv.pop(1))
+def wait_for_the_kill():
+    marker.touch()
+    time.sleep(600)
+atomic._umask = wait_for_the_kill  # Asked for when all is written, before the rename.
+__main__.main()
+"""
+
+
+def kill_while_writing(arguments, target, moment, marker):
+    """Run a command and kill it when its temporary name appears, or when all is written there."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "hydrapack", *map(str, arguments)],
+        [sys.executable, "-c", SLOW, str(marker), *map(str, arguments)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while process.poll() is None and set(folder.iterdir()) == before:
+    prefix = f".{target.name}.hydrapack-"
+    while not (
+        marker.exists()
+        if moment == "written"
+        else any(name.startswith(prefix) for name in hidden(target.parent))
+    ):
+        assert process.poll() is None, "it ended before the kill"
         time.sleep(0.002)
-    time.sleep(delay)
     process.send_signal(signal.SIGKILL)
-    return process.wait()
+    assert process.wait() == -signal.SIGKILL
+    assert any(name.startswith(prefix) for name in hidden(target.parent))
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.3])
-def test_killed_commands(tiny, tiny_model, tmp_path, delay):
+def test_killed_commands(tiny, tiny_model, tmp_path):
     adapters = [tiny[2] / task for task in TASKS]
     commands = {
         "bundle": ("merge", *adapters),
         "package": ("pack", tiny[2] / "bundle"),
         "model.pte": (*EXPORT[:1], tiny_model, *EXPORT[1:]),
     }
+    folder = tmp_path / "out"
+    folder.mkdir()
     for name, command in commands.items():
-        out = tmp_path / name
+        out = folder / name
         done = hydrapack(*command, "-o", out)
         assert done.returncode == 0, done.stderr
         files = [out] if out.is_file() else sorted(out.iterdir())
         content = [f.read_bytes() for f in files]
-        killed = kill_once_writing((*command, "-o", out), tmp_path, delay)
-        assert killed in (-signal.SIGKILL, 0)
-        assert [f.read_bytes() for f in files] == content
-        assert {p.name for p in tmp_path.iterdir() if not p.name.startswith(".")} <= {
-            *commands,
-            "model.pte.json",
-            "tokenizer.json",
-        }
+        assert len(content) == {"bundle": 2, "package": 2, "model.pte": 1}[name]
+        for moment in ("begun", "written"):
+            kill_while_writing((*command, "-o", out), out, moment, tmp_path / f"{name}-{moment}")
+            assert [f.read_bytes() for f in files] == content
+            assert len(hidden(folder)) == 1  # The second run removes what the first one left.
         assert hydrapack(*command, "-o", out).returncode == 0
         assert [f.read_bytes() for f in files] == content
-    assert all(check.passed for check in verify_package(tmp_path / "package"))
+        assert not hidden(folder)
+    assert {p.name for p in folder.iterdir()} == {*commands, "model.pte.json", "tokenizer.json"}
+    checks = verify_package(folder / "package")
+    assert checks and all(check.passed for check in checks)
+
+
+@pytest.mark.parametrize("command", ["tradeoff", "analyze"])
+def test_a_plot_that_fails_leaves_nothing(adapters, tmp_path, monkeypatch, command):
+    from matplotlib.figure import Figure
+
+    from hydrapack.cli import analyze, tradeoff
+
+    run = {"tradeoff": tradeoff.tradeoff, "analyze": analyze.analyze}[command]
+    before = sorted(p.name for p in tmp_path.iterdir())
+    drawn = []
+
+    def fail(self, target, **options):
+        drawn.append(target)
+        target.write_bytes(b"half")
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(RuntimeError, match="no font"):
+        run([str(a) for a in adapters], tmp_path / "plots")
+    assert len(drawn) == 1 and drawn[0].suffix == ".png"
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
 @pytest.fixture

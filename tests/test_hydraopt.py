@@ -107,7 +107,7 @@ def test_same_seed_same_result():
 def test_stops_on_a_plateau():
     updates = random_updates([2, 2])
     _, losses = run(updates, 2, rank=4, init="spectral", distance="fro", steps=5000)
-    assert len(losses) < 1000
+    assert 1 < len(losses) < 1000
 
 
 def test_ranks_mixed_and_a_missing_module():

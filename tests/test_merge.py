@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +9,16 @@ from hypothesis import strategies as st
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.modules import LoraModule
+from hydrapack.analyze import analyze
+from hydrapack.bundle import read_bundle, write_bundle
 from hydrapack.errors import InputError
-from hydrapack.merge.adapters import merge_adapters, module_seed
+from hydrapack.extend import add_adapter
+from hydrapack.merge.adapters import METHODS, merge_adapters, module_seed
+from hydrapack.merge.budget import merge_budget
 from hydrapack.merge.elementwise import elementwise
 from hydrapack.merge.module import MergedModule, MergeOptions, difference_norm
 from hydrapack.merge.spectral import merge_spectral
+from hydrapack.merge.tradeoff import trade_off
 from hydrapack.merge.two_sided import merge_two_sided
 
 
@@ -354,3 +360,54 @@ def test_task_arithmetic_direct():
     merged = elementwise("task-arithmetic")(updates, MergeOptions(heads=1, rank=2))
     expected = sum(math.sqrt(u.scaling / 2) * u.A for u in updates)
     torch.testing.assert_close(merged.A, expected)
+
+
+NOTHING = {
+    **{method: lambda a, m=method: merge_adapters(a, m) for method in METHODS},
+    "only-a": lambda a: merge_adapters(a, "ties", only_a=True),
+    "global": lambda a: merge_adapters(a, heads=1, routing="global"),
+    "budget": lambda a: merge_budget(a, 100_000),
+    "trade-off": trade_off,
+}
+
+
+@pytest.mark.parametrize("name", sorted(NOTHING))
+def test_nothing_to_merge(tmp_path, name):
+    """No adapters, or one that adapts nothing, is one clear error."""
+    with pytest.raises(InputError, match="no adapters given"):
+        NOTHING[name]([])
+    (one,) = read_adapters([str(write_adapter(tmp_path / "a"))])
+    with pytest.raises(InputError, match="a: adapts no module"):
+        NOTHING[name]([one, replace(one, task="b", modules={})])
+
+
+def test_nothing_to_analyze_to_add_and_to_write(tmp_path):
+    (one,) = read_adapters([str(write_adapter(tmp_path / "a"))])
+    empty = replace(one, task="b", modules={})
+    for adapters in ([], [one]):
+        with pytest.raises(InputError, match="two adapters or more"):
+            analyze(adapters)
+    with pytest.raises(InputError, match="adapts no module"):
+        analyze([one, empty])
+    merge = merge_adapters([one])
+    for adapters in ([], [one, one], [replace(one, task="other")]):
+        with pytest.raises(InputError, match="the bundle is of a; given are"):
+            write_bundle(merge, adapters, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    write_bundle(merge, [one], tmp_path / "bundle")
+    with pytest.raises(InputError, match="adapts no module"):
+        add_adapter(read_bundle(tmp_path / "bundle"), empty, tmp_path / "more")
+    with pytest.raises(InputError, match="no bit widths"):
+        trade_off([one], bits=())
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_one_adapter_is_kept(tmp_path, method):
+    """Spectral, two-sided and task arithmetic are exact; hydraopt trains, ties trims half of A's
+    and of B's values, dare drops them at random and doubles the rest (an error of sqrt(3)).
+    """
+    (one,) = read_adapters([str(write_adapter(tmp_path / "a"))])
+    merge = merge_adapters([one], method, steps=5)
+    most = {"dare": 1.8, "dare-ties": 1.8, "hydraopt": 0.05, "ties": 0.8}.get(method, 1e-5)
+    assert merge.relative_errors["a"] < most
+    assert merge.heads == 1 and len(merge.modules) == len(one.modules) > 0

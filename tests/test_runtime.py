@@ -2,25 +2,40 @@
 
 Skipped, with the reason, where a compiler, CMake, nlohmann/json or GoogleTest is missing
 (on Debian: g++, nlohmann-json3-dev, libgtest-dev; CMake and ninja come with the dev extra).
+Signatures are checked where libsodium is found (libsodium-dev, pkg-config), else refused.
 """
 
+import fcntl
+import hashlib
 import json
 import os
 import platform
 import random
+import re
 import shutil
+import struct
 import subprocess
 import sys
+import termios
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import TASKS, build, greedy, have, hydrapack, make_package, tool
+import torch
+from conftest import ROOT, TASKS, build, greedy, have, hydrapack, make_package, tool
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from hydrapack.base.export import export_base
+from hydrapack.bundle import read_bundle
 from hydrapack.device import Session
 from hydrapack.device.native import NativeSession
-from hydrapack.errors import InputError
+from hydrapack.errors import InputError, Mismatch
+from hydrapack.pack.package import write_package
+from hydrapack.pack.signature import sign_manifest
+from hydrapack.pte import constants, load_program
 
 TEXT = "Grüße! what is this"
 COUNT = 64
@@ -32,18 +47,55 @@ def answers(model, package):
     ids = session.use("one").encode(TEXT)
     made = {t or "": greedy(session.use(t), ids, COUNT) for t in (*TASKS, None)}
     assert len({tuple(tokens) for tokens in made.values()}) > 1
-    return {"prompt": ids, "answers": made}
+    return {"prompt": ids, "answers": made, "ends": end_tokens(model)}
+
+
+def end_tokens(model):
+    return sorted(int(i) for i in constants(load_program(model, "forward"), "get_eos_ids"))
+
+
+def check_answers(done, want, ends, count):
+    """Answers are the ids wanted, all of them, up to the first end token."""
+    assert len(done) == len(want) and sum(len(answer["ids"]) for answer in done) > len(done)
+    for answer, ids in zip(done, want, strict=True):
+        ids = ids[:count]
+        assert len(ids) == count
+        end = next((i for i, token in enumerate(ids) if token in ends), None)
+        assert answer["ids"] == ids[:end]
+        assert answer["finish"] == ("length" if end is None else "stop")
+
+
+def other_weights(model, folder):
+    """A model of the same shape with other weights."""
+    torch.manual_seed(1)
+    shutil.copytree(model, folder)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(model)).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
 def fixtures(tiny, tiny_model, tmp_path_factory):
-    """What the C++ tests run on."""
+    """What the C++ tests run on.
+
+    model.pte with its package, bound to it and signed with key.pem; twin.pte of the same shape with
+    other weights; other.pte of another rank; expected.json, what Python's session answers.
+    """
     folder = tmp_path_factory.mktemp("fixtures")
     for name in ("model.pte", "model.pte.json", "tokenizer.json"):
         shutil.copy(tiny[2] / name, folder)
-    shutil.copytree(tiny[1], folder / "package")
+    key = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    public = key.public_key()
+    pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (folder / "key.pem").write_bytes(pem)
+    write_package(
+        read_bundle(tiny[2] / "bundle"), folder / "package", 32, model=folder / "model.pte"
+    )
+    sign_manifest(folder / "package", key)
+    twin = other_weights(tiny_model, folder / "twin")
+    export_base(str(twin), folder / "twin.pte", 4, quant="fp32", max_context=100)
     export_base(str(tiny_model), folder / "other.pte", 2, quant="fp32", max_context=64)
     expected = answers(folder / "model.pte", folder / "package")
+    expected["public_key"] = public.public_bytes_raw().hex()
     (folder / "expected.json").write_text(json.dumps(expected))
     return folder
 
@@ -71,15 +123,26 @@ def test_cpp_tests(native, fixtures):
     assert done.returncode == 0 and "100% tests passed" in done.stdout
 
 
+def sanitized(folder, sanitizers):
+    return build(
+        folder, "-DHYDRAPACK_TESTS=ON", f"-DHYDRAPACK_SANITIZE={sanitizers}",
+        targets=("hydrapack-tests",),
+    )  # fmt: skip
+
+
 def test_sanitized(fixtures, tmp_path):
     """The same tests with AddressSanitizer and UndefinedBehaviorSanitizer."""
-    folder = build(
-        tmp_path, "-DHYDRAPACK_TESTS=ON", "-DHYDRAPACK_SANITIZE=address,undefined",
-        target="hydrapack-tests",
-    )  # fmt: skip
+    folder = sanitized(tmp_path, "address,undefined")
     # Leaks of the libraries that are not built here are not ours to find.
     done = run_ctest(folder, fixtures, ASAN_OPTIONS="detect_leaks=0")
     assert "runtime error" not in done.stderr
+
+
+def test_threads(fixtures, tmp_path):
+    """With ThreadSanitizer: other threads look at a session and stop it while it answers."""
+    folder = sanitized(tmp_path, "thread")
+    done = run_ctest(folder, fixtures, GTEST_FILTER="Threads.*:Session.AnotherCall*:Generate.Stop*")
+    assert "[  PASSED  ] 3 tests." in done.stdout and "WARNING" not in done.stderr
 
 
 def serve(native, model, package, requests, *options, runner=()):
@@ -100,21 +163,17 @@ def test_same_ids_as_python(native, fixtures, tiny_model, tmp_path, quant):
     model = fixtures / "model.pte"
     if quant == "8da4w":
         model = tmp_path / "model.pte"
-        export_base(str(tiny_model), model, 4, max_context=100)
+        export_base(str(tiny_model), model, 4, quant="8da4w", max_context=100)
     expected = answers(model, fixtures / "package")
     generator = random.Random(0)
     warm = [{"ids": [5], "task": generator.choice(TASKS), "max_new_tokens": 1} for _ in range(20)]
-    # An end token ends native generation: what comes before it is compared.
     asked = [
         {"ids": expected["prompt"], "task": t or None, "max_new_tokens": COUNT}
         for t in expected["answers"]
     ]
     done, lines = serve(native, model, fixtures / "package", [*warm, *asked])
     assert len(done) == 20 + len(asked)
-    for request, answer in zip(asked, done[20:], strict=True):
-        want = expected["answers"][request["task"] or ""]
-        assert answer["ids"] == want[: len(answer["ids"])]
-        assert len(answer["ids"]) == COUNT or answer["finish"] == "stop"
+    check_answers(done[20:], list(expected["answers"].values()), expected["ends"], COUNT)
     assert sum("token" in line for line in lines) == sum(len(a["ids"]) for a in done)
 
 
@@ -137,26 +196,110 @@ def test_swaps_leak_nothing(native, fixtures):
 
 def test_requests_that_cannot_be_answered(native, fixtures):
     bad = [
-        ("nothing", "no JSON object"),
-        ({}, "ids"),
-        ({"ids": "x"}, "ids"),
-        ({"ids": []}, "no tokens"),
-        ({"ids": [1e300]}, "ids"),
-        ({"ids": [-1]}, "not in the vocabulary"),
-        ({"ids": [5], "task": 5}, "task"),
-        ({"ids": [5], "task": "nine"}, "unknown task 'nine'; the package has: one, two, three"),
-        ({"ids": [5], "max_new_tokens": -1}, "out of range"),
-        ({"ids": [5], "temperature": "hot"}, "no number"),
-        ({"ids": [5], "top_p": 7}, "top_p"),
-        ({"ids": [5] * 500}, "do not fit"),
+        ("nothing", "Invalid", "no JSON object"),
+        ({}, "Invalid", "ids: missing"),
+        ({"ids": "x"}, "Invalid", "ids: give a list"),
+        ({"ids": []}, "Invalid", "no tokens"),
+        ({"ids": [1.0]}, "Invalid", "ids: give a list"),
+        ({"ids": [1e300]}, "Invalid", "ids: give a list"),
+        ({"ids": [True]}, "Invalid", "ids: give a list"),
+        ({"ids": [1 << 63]}, "Invalid", "ids: give a list"),
+        ({"ids": [-1]}, "Invalid", "not in the vocabulary"),
+        ({"ids": [5], "id": "x"}, "Invalid", "id: give an integer"),
+        ({"ids": [5], "task": 5}, "Invalid", "task: give a name"),
+        (
+            {"ids": [5], "task": "nine"},
+            "NotFound",
+            "unknown task 'nine'; the package has: one, two",
+        ),
+        ({"ids": [5], "max_new_tokens": -1}, "Invalid", "max_new_tokens must be"),
+        ({"ids": [5], "max_new_tokens": None}, "Invalid", "max_new_tokens: give an integer"),
+        ({"ids": [5], "max_new_tokens": 2.0}, "Invalid", "max_new_tokens: give an integer"),
+        ({"ids": [5], "temperature": "hot"}, "Invalid", "temperature: give a number"),
+        ({"ids": [5], "temperature": 101}, "Invalid", "temperature must be"),
+        ({"ids": [5], "top_k": -1}, "Invalid", "top_k must be"),
+        ({"ids": [5], "top_p": 7}, "Invalid", "top_p must be"),
+        ({"ids": [5], "top_p": 0}, "Invalid", "top_p must be"),
+        ({"ids": [5], "seed": -1}, "Invalid", "seed: give an integer"),
+        ({"ids": [5], "stop_ids": 2}, "Invalid", "stop_ids: give a list"),
+        ({"ids": [5], "topk": 2}, "Invalid", "topk: no such key"),
+        ({"stop": "x"}, "Invalid", "stop: give an id"),
+        ({"stop": 1, "ids": [5]}, "Invalid", "stop: give an id, and no other key"),
+        ({"ids": [5] * 500}, "ContextFull", "do not fit"),
     ]
     done, _ = serve(
         native, fixtures / "model.pte", fixtures / "package",
-        [*(request for request, _ in bad), {"ids": [5], "max_new_tokens": 2}],
+        [*(request for request, *_ in bad), {"ids": [5], "max_new_tokens": 1, "stop_ids": []}],
     )  # fmt: skip
-    for (_, words), answer in zip(bad, done, strict=False):
-        assert words in answer["error"]
-    assert len(done[-1]["ids"]) <= 2 and "error" not in done[-1]
+    assert len(done) == len(bad) + 1
+    for (_, kind, words), answer in zip(bad, done, strict=False):
+        assert words in answer["error"] and answer["kind"] == kind
+    assert done[-1]["finish"] in ("stop", "length") and "error" not in done[-1]
+
+
+def test_ids_of_requests(native, fixtures):
+    """Echoed on every line; without one none."""
+    requests = [
+        {"id": 7, "ids": [5, 6], "max_new_tokens": 3},
+        {"id": -1, "ids": [], "max_new_tokens": 3},
+        {"ids": [5, 6], "max_new_tokens": 3},
+        {"id": 1 << 62, "what": 1},
+    ]
+    done, lines = serve(native, fixtures / "model.pte", fixtures / "package", requests)
+    assert [answer.get("id") for answer in done] == [7, -1, None, 1 << 62]
+    assert done[0]["ids"] == done[2]["ids"] and len(done[0]["ids"]) == 3
+    tokens = [(line.get("id"), line["token"]) for line in lines if "token" in line]
+    assert tokens == [(i, token) for i in (7, None) for token in done[0]["ids"]]
+    assert "id" not in done[2]
+
+
+def test_stop_while_answering(native, fixtures):
+    """A stop is read while an answer is made; one that waits is stopped too."""
+    program = subprocess.Popen(
+        [native / "hydrapack-run", fixtures / "model.pte", fixtures / "package"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    # The lines of one answer are more than the pipe holds, and nobody reads it: it is half made.
+    room = fcntl.fcntl(program.stdout, fcntl.F_SETPIPE_SZ, 4096)
+    assert room == 4096
+    first, count = 10**18, 3
+    deadline = time.monotonic() + 60
+
+    def wait_until(ready):
+        while not ready() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert ready()
+        time.sleep(0.2)
+
+    def held(pipe):
+        return struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0]
+
+    def send(line):
+        program.stdin.write(json.dumps(line).encode() + b"\n")
+        program.stdin.flush()
+
+    for i in range(count):
+        send({"id": first + i, "ids": [5]})
+    wait_until(lambda: held(program.stdout) > room - 100)
+    send({"stop": 99})
+    for i in range(count):
+        send({"stop": first + i})
+    wait_until(lambda: held(program.stdin) == 0)
+    send({"id": 50, "ids": [5]})
+    output, _ = program.communicate(timeout=60)
+    assert program.returncode == 0
+    lines = [json.loads(line) for line in output.splitlines() if line.startswith(b"{")]
+    done = {line["id"]: line for line in lines if "token" not in line}
+    assert list(done) == [*range(first, first + count), 50]
+    for i, answer in done.items():
+        assert answer["ids"] == [t["token"] for t in lines if "token" in t and t["id"] == i]
+    assert [done[first + i]["finish"] for i in range(count)] == ["stopped"] * count
+    whole, half = done[50]["ids"], done[first]["ids"]
+    assert done[50]["finish"] == "length" and len(whole) == 128
+    assert 0 < len(half) < 128 and half == whole[: len(half)]
+    assert [done[first + i]["ids"] for i in range(1, count)] == [[], []]
 
 
 def test_command_line(native, fixtures):
@@ -178,9 +321,49 @@ def test_command_line(native, fixtures):
         done = run(*arguments)
         assert done.returncode == 2 and words in done.stderr
         assert [line for line in done.stderr.splitlines() if "hydrapack-run: error" in line]
-    figures = json.loads(run(fixtures / "model.pte", fixtures / "package", "--bench").stdout)
+    done = run(fixtures / "twin.pte", fixtures / "package")
+    assert done.returncode == 2 and "has other weights than the base" in done.stderr
+    model, package = fixtures / "model.pte", fixtures / "package"
+    figures = json.loads(run(model, package, "--bench", "--no-digests").stdout)
+    assert figures["digests"] is False
+    figures = json.loads(run(model, package, "--bench").stdout)
+    assert figures["digests"] is True
     assert figures["swap_ms"]["min"] <= figures["swap_ms"]["median"]
     assert figures["decode_ms"]["min"] > 0 and figures["resident_bytes_decoding"] > 0
+
+
+def test_public_keys(native, fixtures, tmp_path):
+    key = json.loads((fixtures / "expected.json").read_text())["public_key"]
+    lines = (fixtures / "key.pem").read_text().splitlines()
+    (tmp_path / "short.pem").write_text("\n".join([lines[0], lines[1][:-8], lines[2]]))
+    private = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    other = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "other.pem").write_bytes(other)
+    (tmp_path / "empty.pem").touch()
+
+    def run(public_key):
+        command = [native / "hydrapack-run", fixtures / "model.pte", fixtures / "package"]
+        return subprocess.run(
+            [*command, "--public-key", str(public_key)], capture_output=True, text=True, input=""
+        )
+
+    if "SODIUM_FOUND:INTERNAL=1" not in (native / "CMakeCache.txt").read_text():
+        for public_key in (key, fixtures / "key.pem"):
+            done = run(public_key)
+            assert done.returncode == 2 and "checks no signatures" in done.stderr
+        return
+    for public_key in (key, fixtures / "key.pem"):
+        assert run(public_key).returncode == 0
+    for public_key, words in [
+        (tmp_path / "other.pem", "signed by another key"),
+        ("0" * 64, "signed by another key"),
+        (tmp_path / "short.pem", "no Ed25519 public key in PEM form"),
+        (tmp_path / "empty.pem", "no Ed25519 public key in PEM form"),
+        (fixtures / "model.pte.json", "no Ed25519 public key in PEM form"),
+        ("abc", "neither 64 hex digits nor a file"),
+    ]:
+        done = run(public_key)
+        assert done.returncode == 2 and words in done.stderr
 
 
 def test_native_engine(native, fixtures, monkeypatch):
@@ -201,15 +384,20 @@ def test_native_engine(native, fixtures, monkeypatch):
     assert "".join(session.use("two").generate(TEXT)) == texts[0]
     one = "".join(session.generate(TEXT, 20, temperature=2.0, seed=1))
     assert one == "".join(session.generate(TEXT, 20, temperature=2.0, seed=1))
+    python = Session(model, package).use("two")
+    assert one == "".join(python.generate(TEXT, 20, temperature=2.0, seed=1))
     assert one != "".join(session.generate(TEXT, 20, temperature=2.0, seed=2))
     with pytest.raises(InputError, match="do not fit"):
         "".join(session.generate("x" * 500))
     with pytest.raises(InputError, match="unknown task"):
         session.use("nine")
     session.close()
-    other = NativeSession(fixtures / "other.pte", package)
-    with pytest.raises(InputError, match="adapters of rank 2"):
-        "".join(other.generate("x"))
+    for pause in (0, 2):
+        # Refused while the request is under way, and before it is sent.
+        other = NativeSession(fixtures / "other.pte", package)
+        time.sleep(pause)
+        with pytest.raises(Mismatch, match="adapters of rank 2"):
+            "".join(other.generate("x"))
     monkeypatch.setenv("HYDRAPACK_RUN", "/nowhere/hydrapack-run")
     done = hydrapack("run", package, TEXT, "--model", model, "--engine", "native")
     assert done.returncode == 2 and "cannot be run" in done.stderr
@@ -255,7 +443,8 @@ def arm64(tmp_path_factory):
         folder / "build", "-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
         "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++", "-DCMAKE_BUILD_TYPE=Release",
         f"-Dnlohmann_json_DIR={config.parent}",
-        executorch=folder / "wheel" / "executorch", target="hydrapack-run",
+        "-DHYDRAPACK_TESTS=ON", executorch=folder / "wheel" / "executorch",
+        targets=("hydrapack-run", "hydrapack-contract"),
     )  # fmt: skip
 
 
@@ -269,13 +458,30 @@ def test_arm64(arm64, fixtures, tiny_model, tmp_path):
     ]
     package = fixtures / "package"
     done, _ = serve(arm64, fixtures / "model.pte", package, asked, runner=qemu)
-    for request, answer in zip(asked, done, strict=True):
-        want = expected["answers"][request["task"] or ""]
-        assert answer["ids"] == want[: len(answer["ids"])] and answer["ids"]
+    check_answers(done, list(expected["answers"].values()), expected["ends"], 32)
+    # Both ways to take digests, on random sizes.
+    generator, paths = random.Random(0), []
+    for i, size in enumerate([0, 1, 55, 56, 63, 64, 65, *generator.sample(range(100_000), 20)]):
+        paths.append(tmp_path / str(i))
+        paths[-1].write_bytes(generator.randbytes(size))
+    command = [*qemu, arm64 / "hydrapack-contract", "sha256", *paths]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert [json.loads(line) for line in found.splitlines()] == [
+        {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "way": way}
+        for path in paths
+        for way in ("armv8", "portable")
+    ]
+    # This build is without libsodium: a key is refused, not ignored.
+    refused = subprocess.run(
+        [*qemu, arm64 / "hydrapack-run", fixtures / "model.pte", package, "--public-key", "0" * 64],
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode == 2 and "checks no signatures" in refused.stderr
     model = tmp_path / "model.pte"
-    export_base(str(tiny_model), model, 4, max_context=100)
+    export_base(str(tiny_model), model, 4, quant="8da4w", max_context=100)
     done, _ = serve(arm64, model, package, asked[:1], runner=qemu)
-    assert done[0]["ids"]
+    assert len(done[0]["ids"]) == 32 or done[0]["finish"] == "stop"
 
 
 TOKEN_BY_TOKEN = """
@@ -287,7 +493,7 @@ session = ctypes.c_void_p()
 def check(code):
     if code:
         raise SystemExit(c.hydrapack_last_error().decode())
-check(c.hydrapack_open(model.encode(), package.encode(), 1, ctypes.byref(session)))
+check(c.hydrapack_open(model.encode(), package.encode(), None, ctypes.byref(session)))
 for line in sys.stdin:
     asked = json.loads(line)
     check(c.hydrapack_use(session, asked["task"].encode()))
@@ -303,7 +509,7 @@ c.hydrapack_close(session)
 
 
 @pytest.mark.skipif(bool(os.environ.get("HYDRAPACK_OFFLINE")), reason="HYDRAPACK_OFFLINE is set")
-@pytest.mark.parametrize("quant", ["fp32", "8da4w"])
+@pytest.mark.parametrize("quant", ["fp32", "gguf"])
 def test_smollm2(native, tmp_path, quant):
     """The real model and adapters: every task's first 64 greedy tokens are Python's.
 
@@ -325,11 +531,11 @@ def test_smollm2(native, tmp_path, quant):
     for task in session.tasks:
         ids = session.use(task).encode(heldout_input(task, 0))
         asked.append({"ids": ids, "task": task, "max_new_tokens": COUNT, "count": COUNT})
-        want.append(greedy(session, ids, COUNT, 1 if quant == "8da4w" else len(ids)))
+        want.append(greedy(session, ids, COUNT, 1 if quant != "fp32" else len(ids)))
     if quant == "fp32":
-        done, _ = serve(native, model, package, asked)
-        for expected, answer in zip(want, done, strict=True):
-            assert answer["ids"] == expected[: len(answer["ids"])] and answer["ids"]
+        requests = [{k: v for k, v in a.items() if k != "count"} | {"stop_ids": []} for a in asked]
+        done, _ = serve(native, model, package, requests)
+        check_answers(done, want, end_tokens(model), COUNT)
         return
     # A process of its own: one with Python's executorch loaded cannot hold the C++ kernels too.
     done = subprocess.run(
@@ -344,9 +550,6 @@ def test_smollm2(native, tmp_path, quant):
 
 def test_other_widths_and_heads(native, fixtures, tiny, tmp_path):
     """Packages of every width and of a common output basis run as in Python."""
-    from hydrapack.bundle import read_bundle
-    from hydrapack.pack.package import write_package
-
     folders = [tiny[2] / task for task in TASKS]
     packages = [make_package(tmp_path / "u", folders, 8, method="two-sided", output_rank=6)]
     for bits in (4, 16):
@@ -359,6 +562,38 @@ def test_other_widths_and_heads(native, fixtures, tiny, tmp_path):
             for t in expected["answers"]
         ]
         done, _ = serve(native, fixtures / "model.pte", package, asked)
-        for request, answer in zip(asked, done, strict=True):
-            want = expected["answers"][request["task"] or ""]
-            assert answer["ids"] == want[: len(answer["ids"])]
+        check_answers(done, list(expected["answers"].values()), expected["ends"], 24)
+
+
+def compiles(tmp_path, name, source, *options):
+    path = tmp_path / name
+    path.write_text(source)
+    compiler = "cc" if name.endswith(".c") else "c++"
+    if not have(compiler):
+        pytest.skip(f"needs a compiler, {compiler}")
+    done = subprocess.run(
+        [compiler, "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", *options,
+         f"-I{ROOT / 'runtime' / 'include'}", path],
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_examples_compile(tmp_path):
+    """Those of the README and of session.h's head, without a warning."""
+    text = (ROOT / "runtime" / "README.md").read_text(encoding="utf-8")
+    fences = re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = {kind: [code for k, code in fences if k == kind] for kind in ("cpp", "c")}
+    assert blocks["cpp"] and blocks["c"]
+    for i, code in enumerate(blocks["cpp"]):
+        compiles(tmp_path, f"readme{i}.cpp", code, "-std=c++17")
+    for i, code in enumerate(blocks["c"]):
+        compiles(tmp_path, f"readme{i}.c", code, "-std=c11")
+    header = (ROOT / "runtime" / "include" / "hydrapack" / "session.h").read_text(encoding="utf-8")
+    head = header.split("#pragma once")[0]
+    example = [line[5:] for line in head.splitlines() if line.startswith("//   ")]
+    assert any("generate" in line for line in example)
+    body = "\n".join(example)
+    source = f"#include <cstdio>\n#include <hydrapack/session.h>\nint main() {{\n{body}\n}}\n"
+    compiles(tmp_path, "header.cpp", source, "-std=c++17")

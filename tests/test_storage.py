@@ -12,11 +12,17 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import TASKS, hydrapack, make_package, write_adapter
+from conftest import TASKS, hydrapack, make_package, module_names, write_adapter
 
-from hydrapack.bundle import read_bundle
+from hydrapack.adapters.collect import read_adapters
+from hydrapack.bundle import read_bundle, write_bundle
 from hydrapack.errors import InputError
+from hydrapack.layout import layout_of
+from hydrapack.merge.adapters import merge_adapters
+from hydrapack.pack.banks import Head
 from hydrapack.pack.package import write_package
+from hydrapack.pack.program import Shared
+from hydrapack.quantize import Rounding
 from hydrapack.sizes import parse_size
 from hydrapack.storage import render
 from hydrapack.storage.budgets import PRESETS, judge, read_budgets
@@ -103,6 +109,55 @@ def test_packages_and_bundles(tiny):
     assert package.model_bytes == tiny[0].stat().st_size
     with pytest.raises(InputError, match="neither a package"):
         of_path(tiny[2])
+
+
+def packed_bytes(folder, bits):
+    """Bytes of the integers and scales that ``adapters.pte`` is made of: of A, and of the heads."""
+    bundle = read_bundle(folder / "bundle")
+    layout = layout_of(bundle.shapes, bundle.info.rank)
+    names = layout.modules()
+    rounding = {name: Rounding(bits, bits) for name in names}
+    parts = (
+        Shared(layout, bundle.modules, rounding),
+        Head([bundle.modules[n] for n in names], layout.rank, [rounding[n] for n in names]),
+    )
+    return tuple(
+        sum(
+            buffer.nbytes
+            for name, buffer in part.named_buffers()
+            if name.rsplit(".", 1)[-1] in ("rows", "scales", "values")
+        )
+        for part in parts
+    )
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    "options",
+    [{"heads": 1}, {"heads": 3}, {"method": "two-sided", "output_rank": 6}],
+    ids=str,
+)
+def test_heads_and_shared_parts_are_what_is_packed(tmp_path, options, bits):
+    """Package, bundle and plan against the packed integers and scales, to the byte."""
+    folders = [write_adapter(tmp_path / f"t{k}", seed=k, shared_seed=9) for k in range(3)]
+    package = of_path(make_package(tmp_path, folders, bits, **options))
+    widths = dict.fromkeys(module_names(), bits)
+    adapters = read_adapters([str(f) for f in folders])
+    write_bundle(merge_adapters(adapters, **options), adapters, tmp_path / "b", widths)
+    bundle = of_path(tmp_path / "b")
+    assert bundle.bits == package.bits == str(bits)
+    shared, heads = packed_bytes(tmp_path, bits)
+    for report in (package, bundle):
+        assert report.shared_bytes + report.heads * report.head_bytes == shared + heads
+        assert sum(report.modules.values()) == shared + heads
+    assert (package.shared_bytes, package.head_bytes) == (bundle.shared_bytes, bundle.head_bytes)
+    if "method" not in options:
+        assert package.shared_bytes == shared and package.heads * package.head_bytes == heads
+        config = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64}
+        config |= {"intermediate_size": 96, "num_hidden_layers": 2}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        plan = planned(str(tmp_path), 4, 3, options["heads"], bits=bits)
+        assert (plan.shared_bytes, plan.head_bytes) == (package.shared_bytes, package.head_bytes)
 
 
 def test_one_head_more_is_what_add_adds(tiny, tmp_path):
@@ -245,7 +300,9 @@ def commands_in(page):
     """Every hydrapack command in the page: of shell blocks, workflow steps and Gradle tasks."""
     text = re.sub(r"\\\n\s*", " ", page)
     found = re.findall(r"^\s*(?:- )?(?:run: )?(hydrapack [^\n|]+?)(?:\s*#.*)?$", text, re.MULTILINE)
-    for call in re.findall(r"commandLine\(([^)]*)\)", text, re.DOTALL):
+    calls = re.findall(r"commandLine\(([^)]*)\)", text, re.DOTALL)
+    assert calls and found
+    for call in calls:
         found.append(" ".join(re.findall(r'"([^"]*)"', call)))
     return found
 
@@ -256,14 +313,16 @@ def test_commands_in_the_release_page(tiny, tmp_path):
     (tmp_path / "adapters").mkdir()
     for task in TASKS:
         shutil.copytree(tiny[2] / task, tmp_path / "adapters" / task)
-    shutil.copy(tiny[0], tmp_path / "model.pte")
-    shutil.copy(tiny[0].parent / "tokenizer.json", tmp_path)
+    for name in ("model.pte", "model.pte.json", "tokenizer.json"):
+        shutil.copy(tiny[0].parent / name, tmp_path)
     (tmp_path / "last-release").mkdir()
     shutil.copytree(tiny[1], tmp_path / "last-release" / "package")
     toml = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
     assert toml
     (tmp_path / "budgets.toml").write_text(toml[1])
-    for command in re.findall(r"^openssl .*$", page, re.MULTILINE):
+    keys = re.findall(r"^openssl .*$", page, re.MULTILINE)
+    assert keys
+    for command in keys:
         subprocess.run(command, shell=True, check=True, cwd=tmp_path, capture_output=True)
     commands = commands_in(page)
     for needed in ("merge", "pack", "verify", "storage"):

@@ -41,8 +41,9 @@ def test_points_are_what_merging_gives(adapters, tmp_path):
     assert 0 < manifest.storage.bytes - point.bytes < 60_000
     packed = [t.packed_relative_error for t in manifest.tasks]
     assert min(packed) <= point.relative_error <= max(packed)
-    two_sided = trade_off(read, [4], [8])
-    for point in (p for p in two_sided if p.method == "two-sided"):
+    two_sided = [p for p in trade_off(read, [4], [8]) if p.method == "two-sided"]
+    assert [p.output_rank for p in two_sided] == [4, 8, 12]
+    for point in two_sided:
         merged = merge_adapters(read, "two-sided", output_rank=point.output_rank)
         assert point.relative_error == pytest.approx(whole_error(read, merged), rel=0.02)
         assert point.parameters == merged.parameters
@@ -60,7 +61,9 @@ def test_falls_along_each_axis(adapters):
         lines = {}
         for p in sorted(points, key=lambda p, axis=axis: getattr(p, axis)):
             lines.setdefault(tuple(getattr(p, a) for a in others), []).append(p)
+        assert len(lines) == 9
         for line in lines.values():
+            assert len(line) == 3
             errors = [p.relative_error for p in line]
             assert all(b <= a * 1.001 + 1e-6 for a, b in itertools.pairwise(errors))
             sizes = [p.bytes for p in line]

@@ -19,6 +19,7 @@ from hydrapack.merge.module import MergeOptions
 from hydrapack.merge.tradeoff import trade_off
 from hydrapack.merge.vera import merge_vera
 from hydrapack.pack.package import write_package
+from hydrapack.storage.report import of_path
 from hydrapack.unpack import unpack_task
 
 TASKS = ("x", "y", "z")
@@ -191,3 +192,14 @@ def test_malformed(vera, tmp_path):
     edit_tensors(other, lambda t: t["base_model.vera_A"].mul_(2))
     with pytest.raises(InputError, match="are not those of"):
         read_adapters([str(vera[0] / "y"), str(other)])
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_a_head_in_the_storage_report_is_its_vector(vera, tmp_path, heads):
+    """By hand, at 8 bits: d of rank values and b of d_out values a module, a scale each."""
+    adapters = read_adapters(folders(vera))
+    write_bundle(merge_adapters(adapters, heads=heads), adapters, tmp_path / "b")
+    report, modules = of_path(tmp_path / "b"), read_bundle(tmp_path / "b").modules.values()
+    assert report.head_bytes == sum(m.shape[0] + 2 for m in modules) > 0
+    assert report.shared_bytes == sum(m.rank + 2 for m in modules) > 0
+    assert report.bytes == report.shared_bytes + heads * report.head_bytes

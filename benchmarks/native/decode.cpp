@@ -1,6 +1,6 @@
 // Decode, prefill, load and swap times of several programs in one interleaved run:
-//   decode PREFILL ROUNDS STEPS NAME=model.pte NAME=model.pte@package[@task] ...
-// A plain program takes (tokens, positions); with a package the session of libhydrapack runs it.
+//   decode PREFILL ROUNDS STEPS DIGESTS NAME=model.pte NAME=model.pte@package[@task] ...
+// DIGESTS 1 opens packages as by default, 0 without comparing the files' SHA-256. A plain program takes (tokens, positions); with a package the session of libhydrapack runs it.
 // Prints one JSON object.
 #include <algorithm>
 #include <chrono>
@@ -84,11 +84,13 @@ void print(const char* key, std::vector<double> values, const char* end) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count < 5) fail("decode PREFILL ROUNDS STEPS NAME=model.pte[@package[@task]] ...");
+  if (count < 6) fail("decode PREFILL ROUNDS STEPS DIGESTS NAME=model.pte[@package[@task]] ...");
   const long prefill = std::atol(arguments[1]), rounds = std::atol(arguments[2]);
   const long steps = std::atol(arguments[3]);
+  hydrapack::OpenOptions options;
+  if (std::string(arguments[4]) == "0") options.check_digests = false;
   std::vector<Program> programs;
-  for (int i = 4; i < count; i++) {
+  for (int i = 5; i < count; i++) {
     const std::string text = arguments[i];
     const size_t equals = text.find('='), at = text.find('@');
     Program program;
@@ -105,7 +107,7 @@ int main(int count, char** arguments) {
       program.load_ms = ms_since(started);
     } else {
       const size_t second = text.find('@', at + 1);
-      auto opened = hydrapack::Session::open(model, text.substr(at + 1, second - at - 1), {false});
+      auto opened = hydrapack::Session::open(model, text.substr(at + 1, second - at - 1), options);
       if (!opened.ok()) fail(opened.error().message);
       program.session = std::move(opened.value());
       program.load_ms = ms_since(started);

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from hydrapack.prompts import PLACEHOLDER
-from hydrapack.schema import Strict
+from hydrapack.schema import Strict, utf8_at_most
+
+MAX_TEXT = 1 << 20
+"""Bytes of UTF-8 of a template, a stop string or a language."""
+
+MaxNewTokens = Annotated[int, Field(ge=1, le=1 << 20)]
+Temperature = Annotated[float, Field(ge=0, le=100)]
+TopK = Annotated[int, Field(ge=0, le=1 << 20)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Text = Annotated[str, AfterValidator(utf8_at_most(MAX_TEXT))]
+Stop = Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=65536)]
 
 
 class Generation(Strict):
     """How an answer is generated where the caller does not say."""
 
-    max_new_tokens: int = Field(default=128, ge=1, le=1 << 20)
-    temperature: float = Field(default=0.0, ge=0, le=100)
+    max_new_tokens: MaxNewTokens = 128
+    temperature: Temperature = 0.0
     """0 is greedy."""
-    top_k: int = Field(default=0, ge=0, le=1 << 20)
+    top_k: TopK = 0
     """Tokens to choose among; 0 for all."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: TopP = 1.0
     """Least probability mass of the tokens to choose among."""
 
 
 class TaskCard(Strict):
     """How a task is prompted, and where its adapter comes from."""
 
-    prompt_template: str = PLACEHOLDER
+    prompt_template: Text = PLACEHOLDER
     """The prompt, with ``{input}`` once for the task's input."""
-    stop: list[str] = Field(default_factory=list)
+    stop: Stop = Field(default_factory=list)
     """Strings that end an answer, beside the model's own end tokens."""
     generation: Generation = Field(default_factory=Generation)
-    language: str | None = None
+    language: Text | None = None
     """BCP 47 tag of the task's language."""
     license: str | None = None
     """SPDX identifier of the adapter's licence."""

@@ -96,7 +96,7 @@ def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
         rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
         theta = float(rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0)
         kind_of_rope = rope.get("rope_type", rope.get("type", "default"))
-        if kind_of_rope not in ("default", "llama3", "linear"):
+        if kind_of_rope not in ("default", "llama3", "linear", "factors"):
             raise InputError(f"{where}: rope type {kind_of_rope!r} is not supported")
         eos = raw.get("eos_token_id")
         bos = raw.get("bos_token_id")
@@ -133,6 +133,9 @@ def rope_tables(config: DecoderConfig, length: int) -> tuple[torch.Tensor, torch
     scaling = config.rope_scaling
     if scaling is not None and scaling["type"] == "linear":
         frequency = frequency / float(scaling["factor"])
+    elif scaling is not None and scaling["type"] == "factors":
+        # One divisor for each frequency, as a GGUF file stores Llama 3's scaling.
+        frequency = frequency / torch.tensor(scaling["factors"], dtype=torch.float32)
     elif scaling is not None:
         factor = float(scaling["factor"])
         low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])

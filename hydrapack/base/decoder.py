@@ -131,6 +131,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig, layout: Layout | None, context: int) -> None:
         super().__init__()
         self.config, self.layout, self.context = config, layout, context
+        self.every_position = False
         self.embed: nn.Module = nn.Embedding(config.vocab_size, config.dim)
         self.entries = nn.ModuleList(Entry(config) for _ in range(config.layers))
         self.mixes = nn.ModuleList(Mix(config) for _ in range(config.layers))
@@ -163,7 +164,7 @@ class Decoder(nn.Module):
         a: torch.Tensor | None = None,
         b: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Logits (1, 1, V) of the last position.
+        """Logits (1, 1, V) of the last position, or (1, S, V) with ``every_position`` set.
 
         Args:
             tokens: int64 (1, S).
@@ -186,7 +187,7 @@ class Decoder(nn.Module):
             qkv = self._add(qkv, self._updates(h, i, ("q", "k", "v"), a, b), ("q", "k", "v"))
             cache = cast(Cache, self.caches[i])
             y = self._attend(qkv, cache, input_pos, cos, sin, mask, seen)
-            if i + 1 == self.config.layers:
+            if i + 1 == self.config.layers and not self.every_position:
                 # Only the last position's logits are asked for.
                 x, y = x[-1:], y[-1:]
             delta = self._updates(y, i, ("o",), a, b).get("o")
@@ -200,6 +201,12 @@ class Decoder(nn.Module):
             if i + 1 < self.config.layers:
                 h, qkv = self.entries[i + 1](x)
         return self.exit(x)[None]
+
+    def forget(self) -> None:
+        """Empty the cache, as a program starts with it."""
+        for cache in self.caches:
+            cast(Cache, cache).keys.zero_()
+            cast(Cache, cache).values.zero_()
 
     def _positions_seen(self, input_pos: torch.Tensor) -> int:
         # The size of the attended part of the cache is read from the data: an unbacked size for

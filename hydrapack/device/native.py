@@ -6,31 +6,37 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import threading
+import weakref
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from hydrapack.device.session import Stats
-from hydrapack.device.text import load_tokenizer, pieces, stop_ids
-from hydrapack.errors import InputError
-from hydrapack.pack.manifest import Manifest, ManifestTask, read_package
-from hydrapack.prompts import PLACEHOLDER, encode_prompt
+from hydrapack.device.answer import Answer, Stats, Turns
+from hydrapack.device.manifest import Task, read_device_manifest
+from hydrapack.device.options import resolve
+from hydrapack.device.text import Pieces, check_prompt, load_tokenizer, prompt_ids, stop_ids
+from hydrapack.errors import InputError, Invalid, Io, NotFound, RuntimeFailure, of_kind
+from hydrapack.schema import parse_json, read_bytes
 
 PROGRAM = "hydrapack-run"
+SECONDS_TO_END = 5.0
 
 
 def find_program() -> str:
     """``$HYDRAPACK_RUN``, else hydrapack-run on the PATH, else the checkout's own build.
 
     Raises:
-        InputError: none of them is there.
+        NotFound: none of them is there.
     """
     if own := os.environ.get("HYDRAPACK_RUN"):
         return own
     checkout = Path(__file__).parents[2] / "build" / "runtime" / PROGRAM
     found = shutil.which(PROGRAM) or (str(checkout) if checkout.is_file() else None)
     if found is None:
-        raise InputError(
+        raise NotFound(
             "--engine native: hydrapack-run is not on the PATH; build it (make runtime in a "
             "checkout, runtime/README.md) or name it in HYDRAPACK_RUN"
         )
@@ -38,22 +44,39 @@ def find_program() -> str:
 
 
 class NativeSession:
-    """A running hydrapack-run; ``use`` and ``generate`` as of ``Session``."""
+    """A running hydrapack-run; ``use`` and ``generate`` as of ``Session``.
+
+    The program ends when the session is closed, leaves its ``with`` block, or is dropped.
+    """
 
     def __init__(
-        self, model: str | Path, package: str | Path, tokenizer: str | Path | None = None
+        self,
+        model: str | Path,
+        package: str | Path,
+        tokenizer: str | Path | None = None,
+        *,
+        check_digests: bool = True,
+        public_key: str | None = None,
     ) -> None:
-        """Start the program.
+        """Start the program; what it refuses of the files is raised by the first answer.
+
+        Args: as of ``Session``.
 
         Raises:
-            InputError: no program, malformed files, or what the program refuses.
+            InputError: no program, or a manifest or tokenizer that ``Session`` refuses too.
         """
-        self.manifest: Manifest = read_package(Path(package))
         model = Path(model)
-        self.tokenizer = load_tokenizer(Path(tokenizer or model.parent / "tokenizer.json"))
+        self.manifest, _ = read_device_manifest(Path(package), check_digests)
+        self._context, digest = _stated(model, check_digests)
+        self.tokenizer = load_tokenizer(Path(tokenizer or model.parent / "tokenizer.json"), digest)
         self.stats = Stats()
-        self._task: ManifestTask | None = None
-        command = [find_program(), str(model), str(package)]
+        self._turns = Turns(self.stats)
+        self._task: Task | None = None
+        self._requests = 0
+        self._running: int | None = None
+        options = [] if check_digests else ["--no-digests"]
+        options += [] if public_key is None else ["--public-key", public_key]
+        command = [find_program(), str(model), str(package), *options]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -61,17 +84,47 @@ class NativeSession:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 encoding="utf-8",
+                errors="replace",
             )
         except OSError as error:
-            raise InputError(f"{command[0]}: cannot be run: {error.strerror}") from error
+            kind = NotFound if isinstance(error, FileNotFoundError) else Io
+            raise kind(f"{command[0]}: cannot be run: {error.strerror}") from error
+        assert self._process.stdin and self._process.stdout and self._process.stderr
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        # Read at once, or the program waits for room in the pipe; the last lines say why it ended.
+        self._said: deque[str] = deque(maxlen=20)
+        self._listener = threading.Thread(
+            target=_keep_lines, args=(self._process.stderr, self._said), daemon=True
+        )
+        self._listener.start()
+        self._end_program = weakref.finalize(self, _end_program, self._process, self._listener)
+
+    def __enter__(self) -> NativeSession:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the package's tasks."""
+        return [task.name for task in self.manifest.tasks]
+
+    @property
+    def task(self) -> str | None:
+        """The task in use; None for the bare base model."""
+        return self._task.name if self._task else None
 
     def use(self, task: str | None) -> NativeSession:
-        """The task of what follows, or the bare base model.
+        """The task of what follows, or the bare base model; see ``Session.use``.
 
         Raises:
-            InputError: the package has no such task.
+            NotFound: the package has no such task.
         """
-        self._task = None if task is None else self.manifest.task(task)
+        with self._turns.hold():
+            self._turns.end()
+            self._task = None
+            self._task = None if task is None else self.manifest.find(task)
         return self
 
     def generate(
@@ -81,56 +134,147 @@ class NativeSession:
         temperature: float | None = None,
         seed: int = 0,
         prompt_template: str | None = None,
-    ) -> Iterator[str]:
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop: Sequence[str] | None = None,
+    ) -> Answer:
         """Answer ``text`` piece by piece, from a fresh position; see ``Session.generate``.
 
         Raises:
-            InputError: the prompt does not fit the context, or the program ended.
+            Invalid: an option out of range, an empty prompt, or a closed session.
+            ContextFull: the prompt does not fit the context.
         """
-        task = self._task
-        template = prompt_template or (task.prompt_template if task else PLACEHOLDER)
-        request: dict[str, Any] = task.generation.model_dump() if task else {}
-        request |= {
-            "ids": encode_prompt(self.tokenizer, template, text),
-            "seed": seed,
-            "stop_ids": sorted(stop_ids(self.tokenizer, task)),
-            "task": task.name if task else None,
-        }
-        if max_new_tokens is not None:
-            request["max_new_tokens"] = max_new_tokens
-        if temperature is not None:
-            request["temperature"] = temperature
-        return pieces(self.tokenizer, self._tokens(request), task.stop if task else [])
-
-    def _tokens(self, request: dict[str, Any]) -> Iterator[int]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
-        try:
-            stdin.write(json.dumps(request) + "\n")
-            stdin.flush()
-        except BrokenPipeError:
-            raise self._ended() from None
-        while True:
-            line = stdout.readline()
-            if not line:
-                raise self._ended()
-            answer = json.loads(line)
-            if "error" in answer:
-                raise InputError(f"{PROGRAM}: {answer['error']}")
-            if "token" not in answer:
-                known = {key: answer["stats"][key] for key in vars(self.stats)}
-                self.stats.__dict__.update(known)
-                return
-            yield int(answer["token"])
-
-    def _ended(self) -> InputError:
-        stderr = self._process.stderr
-        assert stderr is not None
-        lines = [line for line in stderr.read().splitlines() if PROGRAM in line]
-        return InputError(lines[-1].split("error: ", 1)[-1] if lines else f"{PROGRAM} ended")
+        with self._turns.hold():
+            if not self._end_program.alive:
+                raise Invalid("the session is closed")
+            task = self._task
+            options = resolve(task, max_new_tokens, temperature, top_k, top_p, stop, seed)
+            ids = prompt_ids(self.tokenizer, task, text, prompt_template)
+            check_prompt(len(ids), 0, self._context or len(ids))
+            request = options.model_dump(exclude={"stop"}) | {
+                "ids": ids,
+                "stop_ids": sorted(stop_ids(self.tokenizer, options.stop)),
+                "task": task.name if task else None,
+            }
+            return self._turns.begin(
+                self._tokens(request), Pieces(self.tokenizer, options.stop), self._settle
+            )
 
     def close(self) -> None:
-        """End the program."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        """End the program, and the answer it is making. More than once is fine."""
+        self._end_program()
+
+    def _tokens(self, request: dict[str, Any]) -> Generator[int, None, str]:
+        """Token ids of the program; returns why no more come."""
+        # An answer that was dropped while another thread had the session is not settled yet.
+        self._settle()
+        self._requests += 1
+        self._running = self._requests
+        self._send({**request, "id": self._running})
+        while True:
+            line = self._receive()
+            if "token" not in line:
+                return str(line["finish"])
+            yield int(line["token"])
+
+    def _settle(self) -> None:
+        """Have the program end a request that it is still at, and read what is left of it.
+
+        An error of what nobody asks for any more is none; a program that has ended says so to the
+        next request.
+        """
+        if self._running is None or not self._end_program.alive:
+            return
+        with suppress(InputError):
+            self._send({"stop": self._running})
+        while self._running is not None:
+            with suppress(InputError):
+                self._receive()
+
+    def _send(self, line: dict[str, Any]) -> None:
+        try:
+            self._stdin.write(json.dumps(line) + "\n")
+            self._stdin.flush()
+        except (OSError, ValueError):
+            # It has ended, and may have said why.
+            self._receive()
+            raise self._ended() from None
+
+    def _receive(self) -> dict[str, Any]:
+        """The next line of the running request; the last one ends it.
+
+        Raises:
+            InputError: it is an error, of its kind, or the program has ended.
+        """
+        while True:
+            try:
+                text = self._stdout.readline()
+            except ValueError:  # closed
+                text = ""
+            if not text:
+                raise self._ended()
+            if not text.startswith("{"):  # ExecuTorch may print too
+                continue
+            try:
+                line: dict[str, Any] = json.loads(text)
+            except ValueError as error:
+                raise RuntimeFailure(f"{PROGRAM}: printed no JSON: {text[:80]!r}") from error
+            if line.get("id", self._running) != self._running:
+                continue
+            if "token" not in line:
+                self._running = None
+            if "error" in line:
+                raise of_kind(str(line.get("kind")), f"{PROGRAM}: {line['error']}")
+            for key in vars(self.stats).keys() & line.get("stats", {}).keys():
+                setattr(self.stats, key, line["stats"][key])
+            return line
+
+    def _ended(self) -> Invalid | RuntimeFailure:
+        """Why the program is no longer there."""
+        self._running = None
+        if not self._end_program.alive:
+            return Invalid("the session is closed")
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(SECONDS_TO_END)
+        self._listener.join(SECONDS_TO_END)
+        for line in reversed(self._said):
+            if f"{PROGRAM}: error: " in line:
+                return Invalid(line.split("error: ", 1)[1])
+        code = self._process.returncode
+        last = f": {self._said[-1]}" if self._said else ""
+        return RuntimeFailure(f"{PROGRAM} ended with exit code {code}{last}")
+
+
+def _stated(model: Path, check_digests: bool) -> tuple[int | None, str | None]:
+    """Context length and SHA-256 of the tokenizer by model.pte.json, which the program checks."""
+    if not model.is_file():
+        raise NotFound(f"{model}: no such file")
+    path = model.with_name(model.name + ".json")
+    if not check_digests and not path.exists():
+        return None, None
+    stated = parse_json(read_bytes(path, "; export-base writes it beside the model"), path)
+    context, digest = stated.get("get_max_context_len"), stated.get("get_tokenizer_sha256")
+    if check_digests and not isinstance(digest, str):
+        raise Invalid(f"{path}: get_tokenizer_sha256: is missing; export the model again")
+    return (context if type(context) is int else None), (digest if check_digests else None)
+
+
+def _keep_lines(stream: IO[str], lines: deque[str]) -> None:
+    with suppress(ValueError), stream:
+        lines.extend(line.rstrip("\n") for line in stream)
+
+
+def _end_program(process: subprocess.Popen[str], listener: threading.Thread) -> None:
+    """No more input: it ends by itself, or is ended."""
+    assert process.stdin and process.stdout
+    with suppress(OSError):
+        process.stdin.close()
+    for give_up in (process.terminate, process.kill, lambda: None):
+        try:
+            process.wait(SECONDS_TO_END / 5)
+            break
+        except subprocess.TimeoutExpired:
+            give_up()
+    listener.join(SECONDS_TO_END)
+    process.stdout.close()

@@ -9,100 +9,71 @@ for text in session.generate("Long text ..."):
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hydrapack.adapters.task_card import Generation
-from hydrapack.device.text import load_tokenizer, pieces, stop_ids
-from hydrapack.errors import InputError
-from hydrapack.pack.manifest import ADAPTERS, Manifest, ManifestTask, read_package
-from hydrapack.prompts import PLACEHOLDER, encode_prompt
-from hydrapack.pte import constant, constants, load_method, load_program
-
-
-@dataclass
-class Stats:
-    """Times of the last swap and generation, in ms, and token counts."""
-
-    load_ms: float = 0.0
-    swap_ms: float = 0.0
-    prefill_ms: float = 0.0
-    prefill_tokens: int = 0
-    decode_ms: float = 0.0
-    decode_tokens: int = 0
-
-    @property
-    def prefill_rate(self) -> float:
-        """Tokens a second."""
-        return 1000 * self.prefill_tokens / self.prefill_ms if self.prefill_ms else 0.0
-
-    @property
-    def decode_rate(self) -> float:
-        """Tokens a second."""
-        return 1000 * self.decode_tokens / self.decode_ms if self.decode_ms else 0.0
+from hydrapack.device.answer import Answer, Stats, Turns
+from hydrapack.device.manifest import Task
+from hydrapack.device.opening import open_files
+from hydrapack.device.options import Options, resolve
+from hydrapack.device.sampler import Sampler
+from hydrapack.device.text import Pieces, check_prompt, prompt_ids, stop_ids
+from hydrapack.errors import Invalid, Mismatch
+from hydrapack.pte import constant, constants, execute, load_method
 
 
 class Session:
     """One base program and one package; the position, the cache and the head are its state.
 
-    Not for use by two threads at once.
+    A second thread that calls it meanwhile gets ``Busy``.
     """
 
     def __init__(
-        self, model: str | Path, package: str | Path, tokenizer: str | Path | None = None
+        self,
+        model: str | Path,
+        package: str | Path,
+        tokenizer: str | Path | None = None,
+        *,
+        check_digests: bool = True,
+        public_key: str | None = None,
     ) -> None:
-        """Load both programs.
+        """Check that the files belong together, and load both programs.
 
         Args:
             model: ``model.pte`` of ``hydrapack export-base``.
             package: the directory ``hydrapack pack`` wrote.
             tokenizer: ``tokenizer.json``; the one beside the model by default.
+            check_digests: compare every file with its SHA-256; sizes are compared anyway.
+            public_key: Ed25519, 64 hex digits, that must have signed the package.
 
         Raises:
-            InputError: missing or malformed files, or a model of another rank or layout.
+            InputError: files missing, malformed, or of another rank, layout, base or digest.
         """
         started = time.perf_counter()
-        self.manifest: Manifest = read_package(Path(package))
         model = Path(model)
-        self._model = load_program(model, "forward")
-        self._adapters = load_program(Path(package) / ADAPTERS, "head")
-        self._check_layout(model)
+        beside = Path(tokenizer or model.parent / "tokenizer.json")
+        opened = open_files(model, Path(package), beside, check_digests, public_key)
+        self.manifest, self.tokenizer = opened.manifest, opened.tokenizer
+        self._model = opened.model
         self.max_context = int(constant(self._model, "get_max_context_len"))
+        self._vocabulary = int(constant(self._model, "get_vocab_size"))
         self._eos_ids = {int(i) for i in constants(self._model, "get_eos_ids")}
         self._forward = load_method(self._model, "forward")
-        self._head = load_method(self._adapters, "head")
-        self._shared = self._a = load_method(self._adapters, "shared").execute([])[0]
+        self._head = load_method(opened.adapters, "head")
+        shared = load_method(opened.adapters, "shared")
+        self._shared = self._a = execute(shared, [], "shared")[0]
         self._b = torch.zeros(_input_size(self._forward, 3))
-        self.tokenizer = load_tokenizer(Path(tokenizer or model.parent / "tokenizer.json"))
+        sizes = _input_size(self._forward, 2), _input_size(self._head, 0)
+        if sizes != (len(self._shared), len(self.manifest.modules)):
+            raise Mismatch(f"{model} and {package} differ in their adapter's size")
         self.stats = Stats(load_ms=_ms_since(started))
         self.position = 0
-        self._task: ManifestTask | None = None
-        self.use(None)
-
-    def _check_layout(self, model: Path) -> None:
-        rank = int(constant(self._model, "get_adapter_rank"))
-        if rank != self.manifest.rank:
-            raise InputError(
-                f"{model} takes adapters of rank {rank}, the package has rank "
-                f"{self.manifest.rank}: export the base with --rank {self.manifest.rank}, or merge "
-                f"with --rank {rank}"
-            )
-        digest = str(constant(self._model, "get_adapter_layout"))
-        if digest != self.manifest.layout_digest:
-            targets = ",".join(self.manifest.target_modules)
-            raise InputError(
-                f"{model} has another adapter layout than the package (base model "
-                f"{self.manifest.base_model.id!r}, target modules {targets}): export that base "
-                f"with "
-                f"--target-modules {targets}"
-            )
-        stored = str(constant(self._adapters, "get_adapter_layout"))
-        if stored != digest:
-            raise InputError(f"{ADAPTERS}: has another adapter layout than its manifest")
+        self._task: Task | None = None
+        self._turns = Turns(self.stats)
 
     @property
     def tasks(self) -> list[str]:
@@ -117,75 +88,76 @@ class Session:
     def use(self, task: str | None) -> Session:
         """Swap to the head of ``task``, or to the bare base model; resets the position.
 
-        A name the package does not have gets what its manifest's ``fallback`` says.
+        A name the package does not have gets what its manifest's ``fallback`` says. A swap that
+        fails leaves the bare base model.
 
         A cache filled under another head would be wrong, so the next prompt starts at 0.
 
         Raises:
-            InputError: the package has no such task.
+            NotFound: the package has no such task.
+            RuntimeFailure: the head does not run.
         """
-        chosen = None if task is None else self.manifest.task(task)
-        started = time.perf_counter()
-        if chosen is None:
+        with self._turns.hold():
+            self._start_over()
+            started = time.perf_counter()
             # A zero b makes every update zero, whatever a is.
-            self._b = torch.zeros_like(self._b)
-        else:
-            self._b = self._head.execute([torch.tensor(chosen.route)])[0]
-        self.stats.swap_ms = _ms_since(started)
-        self._a, self._task = self._shared, chosen
-        self.reset()
+            self._a, self._b, self._task = self._shared, torch.zeros_like(self._b), None
+            chosen = None if task is None else self.manifest.find(task)
+            if chosen is not None:
+                b = execute(self._head, [torch.tensor(chosen.route)], "head")[0]
+                if b.shape != self._b.shape:
+                    raise Mismatch("the head has another size than the program takes")
+                self._b, self._task = b, chosen
+            self.stats.swap_ms = _ms_since(started)
         return self
 
     def set_vectors(self, a: torch.Tensor, b: torch.Tensor) -> None:
         """Run under any packed adapter until the next ``use``; resets the position.
 
         Raises:
-            InputError: vectors of another size than the program takes.
+            Invalid: vectors of another size or type than the program takes.
         """
         if a.shape != self._shared.shape or b.shape != self._b.shape:
-            raise InputError("the vectors a and b have another size than the program takes")
-        self._a, self._b = a.contiguous(), b.contiguous()
-        self.reset()
+            raise Invalid("the vectors a and b have another size than the program takes")
+        if a.dtype != torch.float32 or b.dtype != torch.float32:
+            raise Invalid("the vectors a and b must be float32")
+        with self._turns.hold():
+            self._start_over()
+            self._a, self._b = a.contiguous(), b.contiguous()
 
     def model_constant(self, method: str) -> Any:
         """The value of a constant method of model.pte.
 
         Raises:
-            InputError: it does not have it.
+            Invalid: it does not have it.
         """
         return constant(self._model, method)
 
     def reset(self) -> None:
         """Forget the text so far."""
-        self.position = 0
+        with self._turns.hold():
+            self._start_over()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of the task's prompt around ``text`` (the bare text with no task)."""
-        template = self._task.prompt_template if self._task else PLACEHOLDER
-        return encode_prompt(self.tokenizer, template, text)
+        """Token ids of the task's prompt around ``text`` (the bare text with no task).
+
+        Raises:
+            Invalid: the text has no UTF-8.
+        """
+        with self._turns.hold():
+            return prompt_ids(self.tokenizer, self._task, text)
 
     def forward(self, ids: Sequence[int]) -> torch.Tensor:
         """Append ``ids`` to the text; float32 logits (V,) of the next token.
 
         Raises:
-            InputError: no ids, or more than the context holds.
+            Invalid: no ids, or some not in the vocabulary.
+            ContextFull: more than the context holds.
+            RuntimeFailure: the program fails.
         """
-        count = len(ids)
-        if count == 0:
-            raise InputError("the prompt is empty: there is nothing to go on from")
-        if count > self.max_context - self.position:
-            raise InputError(
-                f"{count} tokens do not fit: {self.position} of {self.max_context} are taken"
-            )
-        logits = None
-        # The program takes at most context - 1 positions a call.
-        for start in range(0, count, self.max_context - 1):
-            part = list(ids[start : start + self.max_context - 1])
-            positions = torch.arange(self.position, self.position + len(part))
-            logits = self._forward.execute([torch.tensor([part]), positions, self._a, self._b])[0]
-            self.position += len(part)
-        assert logits is not None
-        return logits[0, 0]
+        with self._turns.hold():
+            self._turns.end()
+            return self._append(ids)
 
     def generate(
         self,
@@ -194,69 +166,81 @@ class Session:
         temperature: float | None = None,
         seed: int = 0,
         prompt_template: str | None = None,
-    ) -> Iterator[str]:
-        """Answer ``text`` piece by piece, from a fresh position.
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop: Sequence[str] | None = None,
+    ) -> Answer:
+        """Answer ``text`` piece by piece, from a fresh position; None is the task's own.
+
+        What can be refused is refused here; the model runs as the pieces are asked for.
 
         Args:
             text: the task's input.
             max_new_tokens: at most so many; also ends at a stop string, an end token, or when
-                the context is full. The task's own default if None.
-            temperature: 0 for greedy; the task's own default if None.
-            seed: of the sampling at a temperature above 0.
+                the context is full.
+            temperature: 0 for greedy.
+            seed: of the draws at a temperature above 0, from 0 to 2^64 - 1.
             prompt_template: in place of the task's own.
+            top_k: tokens to draw among; 0 for all.
+            top_p: least share of the weight of those to draw among.
+            stop: strings that end the answer, in place of the task's own.
 
         Raises:
-            InputError: the prompt does not fit the context.
+            Invalid: an option out of range, or an empty prompt.
+            ContextFull: the prompt does not fit the context.
         """
-        self.reset()
-        task = self._task
-        template = prompt_template or (task.prompt_template if task else PLACEHOLDER)
-        ids = encode_prompt(self.tokenizer, template, text)
-        options = task.generation if task else Generation()
-        if temperature is not None:
-            options = options.model_copy(update={"temperature": temperature})
-        generator = torch.Generator().manual_seed(seed)
-        limit = options.max_new_tokens if max_new_tokens is None else max_new_tokens
-        tokens = self.generate_ids(ids, limit, options, generator)
-        return pieces(self.tokenizer, tokens, task.stop if task else [])
+        with self._turns.hold():
+            task = self._task
+            options = resolve(task, max_new_tokens, temperature, top_k, top_p, stop, seed)
+            ids = prompt_ids(self.tokenizer, task, text, prompt_template)
+            check_prompt(len(ids), 0, self.max_context)
+            self._start_over()
+            return self._turns.begin(
+                self._tokens(ids, options), Pieces(self.tokenizer, options.stop)
+            )
 
-    def generate_ids(
-        self,
-        ids: Sequence[int],
-        max_new_tokens: int,
-        options: Generation | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Iterator[int]:
-        """Token ids after ``ids``, up to an end token (not given) or the limits."""
-        ends = self._eos_ids | stop_ids(self.tokenizer, self._task)
-        options = options or Generation()
+    def _start_over(self) -> None:
+        self._turns.end()
+        self.position = 0
+
+    def _tokens(self, ids: Sequence[int], options: Options) -> Generator[int, None, str]:
+        """Token ids after ``ids``; returns why no more come."""
+        ends = self._eos_ids | stop_ids(self.tokenizer, options.stop)
+        sampler, stats = Sampler(options.seed), self.stats
         started = time.perf_counter()
-        logits = self.forward(ids)
-        self.stats.prefill_ms, self.stats.prefill_tokens = _ms_since(started), len(ids)
-        self.stats.decode_ms, self.stats.decode_tokens = 0.0, 0
-        for index in range(max_new_tokens):
-            token = _pick(logits, options, generator)
+        logits = self._append(ids)
+        stats.prefill_ms, stats.prefill_tokens = _ms_since(started), len(ids)
+        stats.decode_ms, stats.decode_tokens = 0.0, 0
+        for made in count(1):
+            token = sampler.pick(logits.numpy(), options.temperature, options.top_k, options.top_p)
             if token in ends:
-                return
+                return "stop"
             yield token
-            if index + 1 == max_new_tokens or self.position >= self.max_context:
-                return
+            if made == options.max_new_tokens:
+                return "length"
+            if self.position >= self.max_context:
+                return "context"
             started = time.perf_counter()
-            logits = self.forward([token])
-            self.stats.decode_ms += _ms_since(started)
-            self.stats.decode_tokens += 1
+            logits = self._append([token])
+            stats.decode_ms += _ms_since(started)
+            stats.decode_tokens += 1
+        raise AssertionError("count() has no end")
 
-
-def _pick(logits: torch.Tensor, options: Generation, generator: torch.Generator | None) -> int:
-    """The next token: greedy at temperature 0, else drawn among top_k and top_p."""
-    if options.temperature == 0:
-        return int(logits.argmax())
-    count = options.top_k or len(logits)
-    values, ids = logits.topk(min(count, len(logits)))
-    weights = torch.softmax(values / options.temperature, -1)
-    # Those before which less than top_p has come.
-    weights = weights * (weights.cumsum(-1) - weights < options.top_p)
-    return int(ids[torch.multinomial(weights, 1, generator=generator)])
+    def _append(self, ids: Sequence[int]) -> torch.Tensor:
+        check_prompt(len(ids), self.position, self.max_context)
+        if not all(0 <= i < self._vocabulary for i in ids):
+            raise Invalid(f"a token is not in the vocabulary of {self._vocabulary}")
+        logits = None
+        # The program takes at most context - 1 positions a call.
+        for start in range(0, len(ids), self.max_context - 1):
+            part = list(ids[start : start + self.max_context - 1])
+            positions = torch.arange(self.position, self.position + len(part))
+            inputs = [torch.tensor([part]), positions, self._a, self._b]
+            logits = execute(self._forward, inputs, "forward")[0]
+            self.position += len(part)
+        assert logits is not None
+        return logits[0, 0]
 
 
 def _input_size(method: Any, index: int) -> int:

@@ -17,6 +17,11 @@ class Case:
     heads: int | None
     label: str
 
+    @property
+    def planned(self) -> bool:
+        """Whether a byte budget plans the bits of each module."""
+        return self.method.budget is not None and self.method.bits == 32
+
 
 @dataclass
 class Result:
@@ -27,11 +32,12 @@ class Result:
     method: str
     backend: str
     heads: int | None
-    bits: int
+    bits: int | str
+    """A value; ``planned`` where a byte budget plans them by module."""
     s_percent: float
     """Values stored over values of all adapters apart."""
     stored_bytes: int = 0
-    """The same values at ``bits`` each, scales included, the program around them left out."""
+    """The same values at their bits, scales included, the program around them left out."""
     relative_errors: dict[str, float] = field(default_factory=dict)
     """By task, before rounding: norm of (update - merged) over norm of the update."""
     scores: dict[str, float] = field(default_factory=dict)
@@ -70,6 +76,10 @@ def _label(method: MethodConfig, heads: int | None) -> str:
         label += f" {method.distance}" if method.distance != "mae" else ""
         label += f" from {method.init}" if method.init != "adapters" else ""
         label += f" t={method.temperature:g}" if method.temperature != 1.0 else ""
-    label += f", {method.bits} bits" if method.bits != 32 else ""
-    label += f", ExecuTorch {method.program}" if method.backend == "executorch" else ""
+    if method.bits != 32:
+        label += f", {method.bits} bits"
+    elif method.budget:
+        label += ", planned bits"
+    if method.backend == "executorch":
+        label += f", ExecuTorch {method.program or ''}".rstrip()
     return label

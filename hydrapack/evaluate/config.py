@@ -9,9 +9,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
+from hydrapack.base.scheme import QUANTS
 from hydrapack.errors import InputError
 from hydrapack.evaluate.metrics import METRICS
+from hydrapack.quantize import BitWidth
 from hydrapack.schema import Strict, misfit
+from hydrapack.sizes import parse_size
 
 
 class TaskConfig(Strict):
@@ -42,13 +45,13 @@ class MethodConfig(Strict):
     temperature: float = 1.0
     init: str = "adapters"
     steps: int = Field(default=200, ge=1)
-    bits: int = 32
-    """Rounded as the packer does; 32 is not rounded."""
+    bits: BitWidth = 32
+    """Rounded as the packer does; 32 is not rounded, or with a budget planned by module."""
     budget: str | None = None
-    """In place of heads: a size, as 2MB."""
+    """In place of heads and output_rank, with spectral: a size, as 2MB."""
     backend: Literal["peft", "executorch"] = "peft"
-    program: Literal["8da4w", "fp32"] = "8da4w"
-    """The base program of the executorch backend."""
+    program: str | None = None
+    """``--quant`` of the executorch backend's base program; what suits the base by default."""
 
 
 class EvalConfig(Strict):
@@ -103,6 +106,20 @@ def read_config(path: Path) -> EvalConfig:
             raise InputError(
                 f"{path}: groups: {group!r}: name each of one or more tasks once; unknown: "
                 f"{', '.join(unknown) or 'none'}"
+            )
+    for method in config.methods:
+        if method.budget is None:
+            continue
+        parse_size(f"{path}: methods: budget", method.budget)
+        if (method.heads, method.output_rank, method.method) != (None, None, "spectral"):
+            raise InputError(
+                f"{path}: methods: budget {method.budget}: chooses heads and output_rank, with "
+                "method spectral; leave them out"
+            )
+    for method in config.methods:
+        if method.program not in (None, *QUANTS):
+            raise InputError(
+                f"{path}: program {method.program!r}: choose one of {', '.join(QUANTS)}"
             )
     for task in config.tasks:
         if task.metric not in METRICS:

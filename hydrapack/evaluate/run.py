@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from hydrapack.adapters.collect import read_adapters
 from hydrapack.atomic import new_file
 from hydrapack.base.config import read_config as read_model_config
 from hydrapack.base.export import export_base
-from hydrapack.base.weights import resolve_model, weights_sha256
+from hydrapack.base.source import resolve_model, weights_sha256
 from hydrapack.bundle import read_bundle, write_bundle
 from hydrapack.errors import InputError
 from hydrapack.evaluate import metrics
@@ -35,9 +35,18 @@ from hydrapack.pack.package import write_package
 from hydrapack.prompts import check_template
 from hydrapack.quantize import Rounding, module_bytes, round_module
 from hydrapack.sizes import parse_size
+from hydrapack.threads import one_thread
 
 CONTEXT = 1024
 Progress = Callable[[float, int, str], None]
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """A case's merge, and the bits a value at which each of its modules is stored, by name."""
+
+    whole: Merge
+    bits: dict[str, int]
 
 
 class Evaluation:
@@ -69,6 +78,11 @@ class Evaluation:
             task.name: read_rows(folder / task.data, config.rows) for task in config.tasks
         }
         self.model_folder = resolve_model(config.base_model)
+        if not self.model_folder.is_dir():
+            raise InputError(
+                f"{self.model_folder}: eval answers with PyTorch too: give a folder, a "
+                "hub id or demo:smollm2-135m-q4_1"
+            )
         self.weights = weights_sha256(self.model_folder)
         self._backend: PeftBackend | None = None
         self._packed: tuple[Case, Path] | None = None
@@ -81,12 +95,7 @@ class Evaluation:
         Raises:
             InputError: a method or option that cannot be taken.
         """
-        rows = [
-            case
-            for group, names in self.groups.items()
-            for method in self.config.methods
-            for case in cases(group, len(names), method)
-        ]
+        rows = self.cases()
         total = sum(len(self.groups[case.group]) for case in rows)
         done, results = 0, []
         for case in rows:
@@ -94,6 +103,15 @@ class Evaluation:
             done += len(self.groups[case.group])
         progress(total, total, "")
         return results
+
+    def cases(self) -> list[Case]:
+        """The table's rows, group by group."""
+        return [
+            case
+            for group, names in self.groups.items()
+            for method in self.config.methods
+            for case in cases(group, len(names), method)
+        ]
 
     def _row(self, case: Case, done: int, total: int, progress: Progress) -> Result:
         method, names = case.method, self.groups[case.group]
@@ -105,10 +123,10 @@ class Evaluation:
             method=method.method,
             backend=method.backend,
             heads=case.heads,
-            bits=method.bits,
+            bits="planned" if case.planned else method.bits,
             s_percent=0.0,
         )
-        merge: Merge | None = None
+        merge: _Merged | None = None
         if method.method == "own":
             result.s_percent = 100.0
             result.stored_bytes = 4 * sum(self.adapters[name].parameters for name in names)
@@ -118,9 +136,9 @@ class Evaluation:
                 merge = self._merge(case)
             result.merge_seconds = round(time.monotonic() - started, 3)
             result.merge_peak_bytes = peak.bytes
-            result.s_percent = merge.s_percent
-            result.stored_bytes = _stored_bytes(merge, method.bits)
-            result.relative_errors = dict(merge.relative_errors)
+            result.s_percent = merge.whole.s_percent
+            result.stored_bytes = _stored_bytes(merge)
+            result.relative_errors = dict(merge.whole.relative_errors)
         for index, name in enumerate(names):
 
             def report(share: float, index: int = index, name: str = name) -> None:
@@ -131,14 +149,14 @@ class Evaluation:
             result.answer_seconds += seconds
         return result
 
-    def _merge(self, case: Case) -> Merge:
+    def _merge(self, case: Case) -> _Merged:
         m = case.method
         adapters = [self.adapters[name] for name in self.groups[case.group]]
         if m.budget is not None:
-            return merge_budget(
-                adapters, parse_size("budget", m.budget), m.rank, seed=self.config.seed
-            )[0]
-        return merge_adapters(
+            limit, bits = parse_size("budget", m.budget), None if case.planned else m.bits
+            merge, plan = merge_budget(adapters, limit, m.rank, bits, self.config.seed)
+            return _Merged(merge, {name: choice.bits for name, choice in plan.items()})
+        merge = merge_adapters(
             adapters,
             m.method,
             case.heads,
@@ -151,13 +169,16 @@ class Evaluation:
             temperature=m.temperature,
             init=m.init,
         )
+        if m.bits != 32 and not all(isinstance(x, MergedModule) for x in merge.modules.values()):
+            raise InputError(f"{case.label}: VeRA's vectors are not rounded; leave bits out")
+        return _Merged(merge, dict.fromkeys(merge.modules, m.bits))
 
     def _score(
         self,
         task: TaskConfig,
         index: int,
         case: Case,
-        merge: Merge | None,
+        merge: _Merged | None,
         report: Callable[[float], None],
     ) -> tuple[float, float]:
         rows, adapter = self.rows[task.name], self.adapters[task.name]
@@ -166,8 +187,8 @@ class Evaluation:
         key = _digest(
             {
                 "backend": case.method.backend,
-                "base": case.method.program if on_device else self.config.dtype,
-                "bits": case.method.bits if on_device else 0,
+                "base": self._program_sha256(case, merge) if on_device else self.config.dtype,
+                "bits": self._packed_bits(case, merge),
                 "inputs": [row.input for row in rows],
                 "max_new_tokens": task.max_new_tokens,
                 "pairs": _tensors_digest(pairs),
@@ -193,7 +214,7 @@ class Evaluation:
         self,
         task: TaskConfig,
         case: Case,
-        merge: Merge | None,
+        merge: _Merged | None,
         pairs: Pairs,
         inputs: list[str],
         report: Callable[[float], None],
@@ -202,10 +223,8 @@ class Evaluation:
             report(done / len(inputs))
 
         if case.method.backend == "executorch":
-            if merge is None:
-                raise InputError(f"{case.label}: the executorch backend runs merged methods")
-            package = self._package(case, merge)
-            model = self._program(merge.rank, case.method.program)
+            assert merge is not None
+            package, model = self._package(case, merge), self._program(case, merge)
             return executorch_answers(
                 model, package, task.name, inputs, task.max_new_tokens, progress
             )
@@ -217,7 +236,8 @@ class Evaluation:
             inputs, card.prompt_template, card.stop, task.max_new_tokens, pairs, progress
         )
 
-    def _pairs(self, name: str, index: int, case: Case, merge: Merge | None) -> Pairs:
+    @one_thread()
+    def _pairs(self, name: str, index: int, case: Case, merge: _Merged | None) -> Pairs:
         if case.method.method == "zero-shot":
             return {}
         if merge is None:
@@ -226,30 +246,49 @@ class Evaluation:
             return {key: (A.float(), B.float()) for key, (A, B) in factors.items()}
         if self._rounded is None or self._rounded[0] is not case:
             # Once for all tasks of a case: the search for 4-bit scales takes seconds.
-            self._rounded = case, _rounded(merge, case.method.bits)
+            self._rounded = case, _rounded(merge)
         return {
             key: (module.shared(), module.head(module.assignment[index]))
             for key, module in self._rounded[1].items()
         }
 
-    def _package(self, case: Case, merge: Merge) -> Path:
+    @staticmethod
+    def _packed_bits(case: Case, merge: _Merged | None) -> int | dict[str, int]:
+        """What the answers' digest holds of the package's bits: PEFT's pairs are rounded."""
+        if case.method.backend != "executorch" or merge is None:
+            return 0
+        return merge.bits if case.planned else case.method.bits
+
+    def _package(self, case: Case, merge: _Merged) -> Path:
         # A case's tasks come one after the other: one package serves them all.
         if self._packed is not None and self._packed[0] is case:
             return self._packed[1]
-        folder = self.out / "packages" / _digest([case.group, case.label])[:16]
+        folder = self._package_folder(case)
         adapters = [self.adapters[name] for name in self.groups[case.group]]
-        write_bundle(merge, adapters, folder / "bundle")
-        write_package(read_bundle(folder / "bundle"), folder / "package", case.method.bits)
+        write_bundle(merge.whole, adapters, folder / "bundle", merge.bits)
+        write_package(read_bundle(folder / "bundle"), folder / "package")
         self._packed = case, folder / "package"
         return folder / "package"
 
-    def _program(self, rank: int, quant: str) -> Path:
-        path = self.out / f"model-{quant}-r{rank}.pte"
-        if not path.exists():
+    def _package_folder(self, case: Case) -> Path:
+        return self.out / "packages" / _digest([case.group, case.label])[:16]
+
+    def _program(self, case: Case, merge: _Merged | None) -> Path:
+        if merge is None:
+            raise InputError(f"{case.label}: the executorch backend runs merged methods")
+        rank, quant = merge.whole.rank, case.method.program
+        path = self.out / f"model-{quant or 'default'}-r{rank}.pte"
+        # The description is the last that export_base writes, and a session needs it.
+        if not (path.exists() and path.with_name(path.name + ".json").exists()):
             short = {n.rsplit(".", 1)[-1] for a in self.adapters.values() for n in a.modules}
             context = min(CONTEXT, read_model_config(self.model_folder).max_position)
             export_base(self.config.base_model, path, rank, parse_targets(short), quant, context)
         return path
+
+    def _program_sha256(self, case: Case, merge: _Merged | None) -> str:
+        path = self._program(case, merge)
+        described = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
+        return str(described["sha256"])
 
     def document(self, results: Sequence[Result]) -> dict[str, Any]:
         """The content of results.json."""
@@ -280,23 +319,21 @@ def _with_template(adapter: Adapter, task: TaskConfig) -> Adapter:
     return adapter
 
 
-def _rounded(merge: Merge, bits: int) -> dict[str, Merged]:
-    if bits == 32:
-        return merge.modules
-    rounding = Rounding(bits, bits)
+def _rounded(merge: _Merged) -> dict[str, Merged]:
     return {
-        key: round_module(module, rounding) if isinstance(module, MergedModule) else module
-        for key, module in merge.modules.items()
+        name: round_module(module, Rounding(merge.bits[name], merge.bits[name]))
+        if isinstance(module, MergedModule) and merge.bits[name] != 32
+        else module
+        for name, module in merge.whole.modules.items()
     }
 
 
-def _stored_bytes(merge: Merge, bits: int) -> int:
-    rounding = Rounding(bits, bits)
+def _stored_bytes(merge: _Merged) -> int:
     return sum(
-        module_bytes(module, rounding)
+        module_bytes(module, Rounding(merge.bits[name], merge.bits[name]))
         if isinstance(module, MergedModule)
         else 4 * stored_values([module])
-        for module in merge.modules.values()
+        for name, module in merge.whole.modules.items()
     )
 
 

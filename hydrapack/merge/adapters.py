@@ -25,6 +25,7 @@ from hydrapack.merge.module import (
 from hydrapack.merge.spectral import assign, joint, merge_spectral
 from hydrapack.merge.two_sided import merge_two_sided
 from hydrapack.merge.vera import merge_vera
+from hydrapack.threads import one_thread
 
 METHODS: dict[str, MergeMethod] = {
     "spectral": merge_spectral,
@@ -66,6 +67,7 @@ class Merge:
         return 100.0 * self.parameters / self.baseline_parameters
 
 
+@one_thread()
 def merge_adapters(
     adapters: Sequence[Adapter],
     method: str = "spectral",
@@ -103,8 +105,9 @@ def merge_adapters(
         distance, steps, learning_rate, temperature, init: of hydraopt, see ``MergeOptions``.
 
     Raises:
-        InputError: an unknown method, or options the method cannot take.
+        InputError: no adapters, an unknown method, or options the method cannot take.
     """
+    check_any(adapters)
     if method not in METHODS:
         raise InputError(f"--method {method}: choose one of {', '.join(METHODS)}")
     methods = VERA_METHODS if adapters[0].kind == "VERA" else METHODS
@@ -158,6 +161,7 @@ def merge_adapters(
     return merge_modules(adapters, merge, _label(method, only_a, refit_b), rank, seed, progress)
 
 
+@one_thread()
 def merge_modules(
     adapters: Sequence[Adapter],
     merge: Callable[[str, Sequence[Update]], Merged],
@@ -201,6 +205,19 @@ def merge_modules(
         parameters=stored_values(modules.values()),
         baseline_parameters=sum(a.parameters for a in adapters),
     )
+
+
+def check_any(adapters: Sequence[Adapter]) -> None:
+    """Refuse an empty merge.
+
+    Raises:
+        InputError: no adapters, or one that adapts nothing.
+    """
+    if not adapters:
+        raise InputError("no adapters given: a merge takes one or more")
+    for adapter in adapters:
+        if not adapter.modules:
+            raise InputError(f"{adapter.folder}: adapts no module")
 
 
 def module_names(adapters: Sequence[Adapter]) -> list[str]:

@@ -20,6 +20,7 @@ from hydrapack.adapters.modules import Update
 from hydrapack.errors import InputError
 from hydrapack.merge.adapters import (
     Merge,
+    check_any,
     merge_modules,
     module_names,
     module_seed,
@@ -36,6 +37,7 @@ from hydrapack.quantize import (
     rounded,
     stored_bytes,
 )
+from hydrapack.threads import one_thread
 
 PLANNED_BITS = (4, 8, 16)
 ROUNDS = 8
@@ -54,6 +56,7 @@ class Choice:
     bits: int
 
 
+@one_thread()
 def merge_budget(
     adapters: Sequence[Adapter],
     budget: int,
@@ -73,8 +76,9 @@ def merge_budget(
         the merge, and the choice by module name.
 
     Raises:
-        InputError: VeRA adapters, or a budget that the cheapest choices do not meet.
+        InputError: no adapters, VeRA's, or a budget that the cheapest choices do not meet.
     """
+    check_any(adapters)
     if adapters[0].kind != "LORA":
         raise InputError("--budget: plans LoRA adapters; VeRA's vectors are kilobytes as they are")
     if bits is not None and check_bits("--bits", bits) == 32:
@@ -125,6 +129,7 @@ def program_bytes(plan: dict[str, Choice]) -> int:
     return 14_000 + 7_500 * len(banks) + 1_000 * len(shared) + 200 * len(plan)
 
 
+@one_thread()
 def merge_planned(
     adapters: Sequence[Adapter],
     plan: dict[str, Choice],
@@ -150,6 +155,7 @@ def merge_planned(
     return merge_modules(adapters, merge, "budget", rank, seed, half)
 
 
+@one_thread()
 def candidates(
     updates: Sequence[Update], options: MergeOptions, widths: Sequence[int]
 ) -> list[Choice]:

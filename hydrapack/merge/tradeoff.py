@@ -14,7 +14,13 @@ from dataclasses import dataclass
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.modules import Update
 from hydrapack.errors import InputError
-from hydrapack.merge.adapters import merge_adapters, module_names, module_seed, module_updates
+from hydrapack.merge.adapters import (
+    check_any,
+    merge_adapters,
+    module_names,
+    module_seed,
+    module_updates,
+)
 from hydrapack.merge.module import (
     Merged,
     MergedModule,
@@ -25,6 +31,7 @@ from hydrapack.merge.module import (
 from hydrapack.merge.spectral import assign, fit, joint
 from hydrapack.merge.two_sided import merge_two_sided
 from hydrapack.quantize import Rounding, check_bits, module_bytes, round_module
+from hydrapack.threads import one_thread
 
 BASELINES: tuple[tuple[str, bool], ...] = (
     ("task-arithmetic", False),
@@ -62,6 +69,7 @@ class _Sum:
     squared: float = 0.0
 
 
+@one_thread()
 def trade_off(
     adapters: Sequence[Adapter],
     ranks: Sequence[int] | None = None,
@@ -77,8 +85,11 @@ def trade_off(
         bits: 4, 8, 16 or 32 a value.
 
     Raises:
-        InputError: a rank or a bit width out of range.
+        InputError: no adapters, VeRA's, or a rank or a bit width out of range.
     """
+    check_any(adapters)
+    if not bits:
+        raise InputError("no bit widths given: choose of 4, 8, 16 and 32")
     own = max(a.rank for a in adapters)
     ranks = sorted(set(ranks or [max(1, own * i // 4) for i in (1, 2, 3, 4, 6, 8)]))
     if min(ranks) < 1:

@@ -8,15 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, ValidationError
 
-from hydrapack.adapters.task_card import Generation
+from hydrapack.adapters.task_card import (
+    Generation,
+    MaxNewTokens,
+    Stop,
+    Temperature,
+    Text,
+    TopK,
+    TopP,
+)
 from hydrapack.digest import file_sha256
-from hydrapack.errors import InputError
+from hydrapack.errors import Invalid, Mismatch, unreadable
 from hydrapack.layout import Layout, parse_targets
 from hydrapack.prompts import check_template
 from hydrapack.quantize import BitWidth
-from hydrapack.schema import Digest, Strict, read_model
+from hydrapack.schema import Digest, Strict, misfit, parse_json, read_bytes, utf8_at_most
 
 MANIFEST, ADAPTERS = "manifest.json", "adapters.pte"
 
@@ -29,12 +37,14 @@ Name = Annotated[str, Field(min_length=1, max_length=500)]
 class BaseModelInfo(Strict):
     """The base model the tasks were trained on."""
 
-    id: str = Field(max_length=1000)
+    id: Annotated[str, Field(max_length=1000), AfterValidator(utf8_at_most(1000))]
     """Hugging Face id or path, as the adapters name it."""
-    weights_sha256: Digest | None = None
+    weights_sha256: Digest | None
     """SHA-256 of the base weights' tensors, where the package was checked against a model.pte."""
-    tokenizer_sha256: Digest | None = None
+    tokenizer_sha256: Digest | None
     """SHA-256 of tokenizer.json, likewise."""
+    scheme: dict[str, str] | None = None
+    """Format of the base program's weights by kind, likewise (docs/architecture.md)."""
 
 
 class SourceInfo(Strict):
@@ -62,14 +72,26 @@ class ModuleInfo(Strict):
     bits_b: BitWidth
 
 
+class TaskGeneration(Generation):
+    """How an answer is generated where the caller does not say; here every key is needed."""
+
+    max_new_tokens: MaxNewTokens
+    temperature: Temperature
+    """0 is greedy."""
+    top_k: TopK
+    """Tokens to choose among; 0 for all."""
+    top_p: TopP
+    """Least probability mass of the tokens to choose among."""
+
+
 class ManifestTask(Strict):
     """A task: how it is prompted, and its head in each module, in packing order."""
 
-    name: str = Field(min_length=1, max_length=200)
-    prompt_template: str
-    stop: list[str]
-    generation: Generation
-    language: str | None
+    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(utf8_at_most(200))]
+    prompt_template: Text
+    stop: Stop
+    generation: TaskGeneration
+    language: Text | None
     route: list[Annotated[int, Field(ge=0, lt=4096)]]
     merge_relative_error: float = Field(ge=0)
     """Norm of (adapter's updates - head's) over norm of the updates, before quantization."""
@@ -101,7 +123,7 @@ class Storage(Strict):
 class Manifest(Strict):
     """The content of manifest.json."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1]
     hydrapack_version: str
     tools: dict[str, str]
     """Versions of what wrote adapters.pte."""
@@ -114,16 +136,18 @@ class Manifest(Strict):
     """(d_out, d_in) of each target."""
     group_size: int = Field(ge=1, le=65536)
     """Columns that share a scale at 4 bits."""
-    modules: list[ModuleInfo] = Field(min_length=1)
+    modules: list[ModuleInfo] = Field(min_length=1, max_length=65536)
     """In packing order."""
     sources: list[SourceInfo] = Field(min_length=1)
-    tasks: list[ManifestTask] = Field(min_length=1)
+    tasks: list[ManifestTask] = Field(min_length=1, max_length=65536)
     fallback: str
     """What a name that is no task gets: ``error``, ``base`` for the bare model, or a task."""
-    files: list[ManifestFile] = Field(min_length=1)
+    files: list[ManifestFile] = Field(min_length=1, max_length=65536)
     storage: Storage
     package_digest: Digest
     """SHA-256 of manifest.json with this field empty; the files are in it by their digests."""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    """Anything; left out of the file where it is empty."""
 
     @property
     def bits(self) -> str:
@@ -141,24 +165,23 @@ class Manifest(Strict):
         shapes = tuple(zip(self.target_modules, self.target_shapes, strict=True))
         return Layout(layers=layers, rank=self.rank, shapes=shapes)
 
-    def task(self, name: str) -> ManifestTask | None:
-        """The task called ``name``, or what ``fallback`` has for it; None is the bare model.
-
-        Raises:
-            InputError: no such task and no fallback; the message lists those there are.
-        """
-        tasks = {task.name: task for task in self.tasks}
-        if name in tasks:
-            return tasks[name]
-        if self.fallback != "error":
-            return tasks.get(self.fallback)
-        raise InputError(f"unknown task {name!r}; the package has: {', '.join(tasks)}")
-
 
 def manifest_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of manifest.json."""
     schema = Manifest.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def check_version(content: dict[str, Any], where: Path) -> None:
+    """Refuse a manifest of another schema version; first, before anything else in it is.
+
+    Raises:
+        Invalid: naming ``where``.
+    """
+    version = content.get("schema_version")
+    # True and 1.0 equal 1 in Python.
+    if type(version) is not int or version != 1:
+        raise Invalid(f"{where}: schema_version: is not 1, the version read here; update hydrapack")
 
 
 def read_manifest(package: Path) -> Manifest:
@@ -168,39 +191,44 @@ def read_manifest(package: Path) -> Manifest:
         InputError: missing or malformed, a template without its hole, a route out of range.
     """
     path = package / MANIFEST
-    manifest = read_model(path, Manifest, "; is it a package?")
+    data = read_bytes(path, "; is it a package?")
+    check_version(parse_json(data, path), path)
+    try:
+        manifest = Manifest.model_validate_json(data, strict=True)
+    except ValidationError as error:
+        raise misfit(path, error) from error
     _check_layout(manifest, path)
     heads = [module.heads for module in manifest.modules]
     for task in manifest.tasks:
         check_template(task.prompt_template, f"{path}: task {task.name!r}")
         if len(task.route) != len(heads):
-            raise InputError(
+            raise Invalid(
                 f"{path}: task {task.name!r}: route has {len(task.route)} entries, there are "
                 f"{len(heads)} modules"
             )
         if any(head >= count for head, count in zip(task.route, heads, strict=True)):
-            raise InputError(f"{path}: task {task.name!r}: route names a head that is not there")
+            raise Invalid(f"{path}: task {task.name!r}: route names a head that is not there")
     names = [task.name for task in manifest.tasks]
     if len(set(names)) != len(names):
-        raise InputError(f"{path}: tasks: a name twice")
+        raise Invalid(f"{path}: tasks: a name twice")
     check_fallback(manifest.fallback, names, f"{path}: fallback")
     files = [file.name for file in manifest.files]
     if ADAPTERS not in files or len(set(files)) != len(files) or MANIFEST in files:
-        raise InputError(f"{path}: files: must name {ADAPTERS}, and each file once")
+        raise Invalid(f"{path}: files: must name {ADAPTERS}, and each file once")
     return manifest
 
 
 def _check_layout(manifest: Manifest, path: Path) -> None:
     targets = manifest.target_modules
     if tuple(targets) != parse_targets(targets) or len(manifest.target_shapes) != len(targets):
-        raise InputError(f"{path}: target_modules: not in packing order, or without target_shapes")
+        raise Invalid(f"{path}: target_modules: not in packing order, or without target_shapes")
     if manifest.layout.digest != manifest.layout_digest:
-        raise InputError(f"{path}: layout_digest: is not that of the layout described")
+        raise Invalid(f"{path}: layout_digest: is not that of the layout described")
     if [module.name for module in manifest.modules] != manifest.layout.modules():
-        raise InputError(f"{path}: modules: are not those of the layout")
+        raise Invalid(f"{path}: modules: are not those of the layout")
     for module in manifest.modules:
         if module.rank > manifest.rank or module.heads > manifest.heads:
-            raise InputError(f"{path}: modules: {module.name} exceeds rank or heads")
+            raise Invalid(f"{path}: modules: {module.name} exceeds rank or heads")
 
 
 def check_fallback(fallback: str, tasks: Sequence[str], where: str) -> None:
@@ -210,7 +238,7 @@ def check_fallback(fallback: str, tasks: Sequence[str], where: str) -> None:
         InputError: naming ``where``.
     """
     if fallback not in ("error", "base", *tasks):
-        raise InputError(f"{where} {fallback!r}: give error, base or one of {', '.join(tasks)}")
+        raise Invalid(f"{where} {fallback!r}: give error, base or one of {', '.join(tasks)}")
 
 
 def package_digest(manifest: Manifest) -> str:
@@ -228,7 +256,9 @@ def sealed(manifest: Manifest, more: Sequence[ManifestFile] = ()) -> Manifest:
 
 def manifest_text(manifest: Manifest) -> str:
     """The content of manifest.json; the same manifest gives the same text."""
-    content = json.dumps(manifest.model_dump(), ensure_ascii=False, indent=2, sort_keys=True)
+    left_out = set() if manifest.metadata else {"metadata"}
+    fields = manifest.model_dump(exclude=left_out)
+    content = json.dumps(fields, ensure_ascii=False, indent=2, sort_keys=True)
     return content + "\n"
 
 
@@ -245,11 +275,9 @@ def check_files(package: Path, manifest: Manifest) -> None:
             digest does not fit, or it is not written as ``manifest_text`` writes it.
     """
     if package_digest(manifest) != manifest.package_digest:
-        raise InputError(
-            f"{package / MANIFEST}: package_digest does not fit: it was changed by hand"
-        )
+        raise Mismatch(f"{package / MANIFEST}: package_digest does not fit: it was changed by hand")
     if (package / MANIFEST).read_bytes() != manifest_text(manifest).encode():
-        raise InputError(f"{package / MANIFEST}: is not as hydrapack writes it; pack again")
+        raise Invalid(f"{package / MANIFEST}: is not as hydrapack writes it; pack again")
     for file in manifest.files:
         path = package / file.name
         try:
@@ -257,9 +285,9 @@ def check_files(package: Path, manifest: Manifest) -> None:
             same = path.stat().st_size == file.bytes
             same = same and file_sha256(path) == file.sha256
         except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+            raise unreadable(path, error) from error
         if not same:
-            raise InputError(f"{path}: is not the file that {MANIFEST} describes; pack again")
+            raise Mismatch(f"{path}: is not the file that {MANIFEST} describes; pack again")
 
 
 def read_package(package: Path) -> Manifest:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from hydrapack import __version__
 from hydrapack.adapters.modules import LoraModule
 from hydrapack.atomic import new_directory
 from hydrapack.bundle import Bundle, BundleTask
-from hydrapack.errors import InputError
+from hydrapack.errors import InputError, Mismatch
 from hydrapack.layout import Layout, layout_of
 from hydrapack.merge.module import MergedModule, difference_norm
 from hydrapack.pack.card import CARD, model_card
@@ -26,6 +28,7 @@ from hydrapack.pack.manifest import (
     ModuleInfo,
     SourceInfo,
     Storage,
+    TaskGeneration,
     check_fallback,
     describe_file,
     manifest_text,
@@ -36,12 +39,15 @@ from hydrapack.pack.sbom import SBOM, ml_bom
 from hydrapack.pack.signature import read_private_key, sign_manifest
 from hydrapack.pte import constant, load_program
 from hydrapack.quantize import GROUP_SIZE, Rounding, check_bits, core_bits, module_bytes
+from hydrapack.schema import misfit
+from hydrapack.threads import one_thread
 
 DEFAULT_BITS = 8
 MAX_LAYERS = 1024
 HALF_MAX = 65504.0
 
 
+@one_thread()
 def write_package(
     bundle: Bundle,
     target: Path,
@@ -84,7 +90,7 @@ def write_package(
             "PEFT adapters with hydrapack unpack"
         )
     layout = layout_of(bundle.shapes, bundle.info.rank)
-    base = BaseModelInfo(id=bundle.info.base_model)
+    base = BaseModelInfo(id=bundle.info.base_model, weights_sha256=None, tokenizer_sha256=None)
     if model is not None:
         base, layout = _base_of(model, bundle.info.base_model, layout)
     bundle = with_all_modules(bundle, layout)
@@ -92,7 +98,12 @@ def write_package(
     _check_range(bundle, roundings)
     with new_directory(target) as partial:
         packed = lower_adapters(bundle, layout, roundings, partial / ADAPTERS)
-        manifest = _manifest(bundle, layout, roundings, packed, partial / ADAPTERS, fallback, base)
+        try:
+            manifest = _manifest(
+                bundle, layout, roundings, packed, partial / ADAPTERS, fallback, base
+            )
+        except ValidationError as error:
+            raise misfit(target / MANIFEST, error) from error
         documents = {}
         if card:
             documents[CARD] = model_card(manifest)
@@ -115,7 +126,7 @@ def _base_of(model: Path, name: str, layout: Layout) -> tuple[BaseModelInfo, Lay
     program = load_program(model, "forward")
     rank = int(constant(program, "get_adapter_rank"))
     if rank != layout.rank:
-        raise InputError(
+        raise Mismatch(
             f"{model} takes adapters of rank {rank}, the bundle has rank {layout.rank}: export the "
             f"base with --rank {layout.rank}, or merge with --rank {rank}"
         )
@@ -123,7 +134,7 @@ def _base_of(model: Path, name: str, layout: Layout) -> tuple[BaseModelInfo, Lay
     deeper = (replace(layout, layers=n) for n in range(layout.layers, MAX_LAYERS + 1))
     fitting = next((found for found in deeper if found.digest == digest), None)
     if fitting is None:
-        raise InputError(
+        raise Mismatch(
             f"{model} has another adapter layout than the bundle (base model {name!r}, target "
             f"modules {','.join(layout.targets)})"
         )
@@ -131,6 +142,7 @@ def _base_of(model: Path, name: str, layout: Layout) -> tuple[BaseModelInfo, Lay
         id=name,
         weights_sha256=str(constant(program, "get_weights_sha256")),
         tokenizer_sha256=str(constant(program, "get_tokenizer_sha256")),
+        scheme=json.loads(str(constant(program, "get_quant_scheme"))),
     )
     return info, fitting
 
@@ -200,6 +212,7 @@ def _manifest(
     info = bundle.info
     modules = {n: m for n, m in bundle.modules.items() if isinstance(m, MergedModule)}
     return Manifest(
+        schema_version=1,
         hydrapack_version=__version__,
         tools={name: version(name) for name in ("executorch", "torch")},
         base_model=base,
@@ -252,7 +265,7 @@ def _task(
         name=task.name,
         prompt_template=task.card.prompt_template,
         stop=task.card.stop,
-        generation=task.card.generation,
+        generation=TaskGeneration(**task.card.generation.model_dump()),
         language=task.card.language,
         route=route_tensor(bundle, layout, task.route).tolist(),
         merge_relative_error=task.relative_error,

@@ -18,6 +18,7 @@ from hydrapack.layout import Layout, module_name
 from hydrapack.merge.module import MergedModule
 from hydrapack.pack.banks import Head, MatrixBank
 from hydrapack.quantize import Rounding, refit_heads
+from hydrapack.threads import one_thread
 
 
 class Shared(nn.Module):
@@ -74,6 +75,7 @@ class Shared(nn.Module):
         return torch.cat(parts, 1).reshape(-1)
 
 
+@one_thread()
 def lower_adapters(
     bundle: Bundle, layout: Layout, roundings: Mapping[str, Rounding], target: Path
 ) -> dict[str, torch.Tensor]:

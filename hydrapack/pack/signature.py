@@ -7,14 +7,15 @@ checked without a network.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from hydrapack.errors import InputError
+from hydrapack.errors import Invalid, Mismatch, NotFound, unreadable
 from hydrapack.pack.manifest import MANIFEST
-from hydrapack.schema import Strict, read_model
+from hydrapack.schema import Strict, misfit, parse_json, read_bytes
 
 SIGNATURE = "manifest.sig"
 
@@ -22,7 +23,7 @@ SIGNATURE = "manifest.sig"
 class Signature(Strict):
     """The content of manifest.sig."""
 
-    algorithm: Literal["ed25519"] = "ed25519"
+    algorithm: Literal["ed25519"]
     public_key: str = Field(pattern=r"^[0-9a-f]{64}$")
     signature: str = Field(pattern=r"^[0-9a-f]{128}$")
 
@@ -41,13 +42,11 @@ def read_private_key(path: Path) -> Any:
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: no unencrypted private key in PEM form: {error}") from error
+        raise Invalid(f"{path}: no unencrypted private key in PEM form: {error}") from error
     if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise InputError(
-            f"{path}: no Ed25519 key; make one with openssl genpkey -algorithm ed25519"
-        )
+        raise Invalid(f"{path}: no Ed25519 key; make one with openssl genpkey -algorithm ed25519")
     return key
 
 
@@ -61,17 +60,18 @@ def read_public_key(path: Path) -> str:
     try:
         key = serialization.load_pem_public_key(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except ValueError as error:
-        raise InputError(f"{path}: no public key in PEM form: {error}") from error
+        raise Invalid(f"{path}: no public key in PEM form: {error}") from error
     if not isinstance(key, ed25519.Ed25519PublicKey):
-        raise InputError(f"{path}: no Ed25519 key")
+        raise Invalid(f"{path}: no Ed25519 key")
     return str(key.public_bytes_raw().hex())
 
 
 def sign_manifest(package: Path, key: Any) -> None:
     """Write manifest.sig beside manifest.json."""
     signature = Signature(
+        algorithm="ed25519",
         public_key=key.public_key().public_bytes_raw().hex(),
         signature=key.sign((package / MANIFEST).read_bytes()).hex(),
     )
@@ -85,23 +85,46 @@ def check_signature(package: Path, public_key: str | None) -> str:
         public_key: the key it must be; None accepts any.
 
     Raises:
-        InputError: no signature, a damaged one, one of other bytes or by another key.
+        InputError: no signature, a damaged one, one of other bytes or by another key, or one that
+            is not written as hydrapack writes it.
     """
     path = package / SIGNATURE
-    if not path.is_file():
-        raise InputError(f"{path}: missing: the package is not signed; pack with --signing-key")
-    signature = read_model(path, Signature)
+    signature = verify_signature(package, read_bytes(package / MANIFEST), public_key)
     if path.read_bytes() != signature.text().encode():
-        raise InputError(f"{path}: is not as hydrapack writes it")
+        raise Invalid(f"{path}: is not as hydrapack writes it")
+    return signature.public_key
+
+
+def verify_signature(package: Path, signed: bytes, public_key: str | None) -> Signature:
+    """The package's signature, once it is seen to be one of ``signed``.
+
+    Args:
+        signed: the bytes of manifest.json, as they were read.
+        public_key: the key it must be by, 64 hex digits; None accepts any.
+
+    Raises:
+        NotFound: no signature.
+        Invalid: a damaged one, a ``public_key`` that is none, or cryptography is not installed.
+        Mismatch: it is of other bytes or by another key.
+    """
+    path = package / SIGNATURE
     invalid, _, ed25519 = _cryptography()
+    if public_key is not None and not re.fullmatch("[0-9a-f]{64}", public_key):
+        raise Invalid(f"the public key {public_key!r} is not 64 of the digits 0-9 and a-f")
+    if not path.is_file():
+        raise NotFound(f"{path}: missing: the package is not signed; pack with --signing-key")
+    try:
+        signature = Signature.model_validate(parse_json(read_bytes(path), path), strict=True)
+    except ValidationError as error:
+        raise misfit(path, error) from error
+    if public_key is not None and signature.public_key != public_key:
+        raise Mismatch(f"{path}: signed by another key, {signature.public_key[:16]}…")
     key = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(signature.public_key))
     try:
-        key.verify(bytes.fromhex(signature.signature), (package / MANIFEST).read_bytes())
+        key.verify(bytes.fromhex(signature.signature), signed)
     except invalid:
-        raise InputError(f"{path}: is no signature of {MANIFEST} as it is") from None
-    if public_key is not None and signature.public_key != public_key:
-        raise InputError(f"{path}: signed by another key, {signature.public_key[:16]}…")
-    return signature.public_key
+        raise Mismatch(f"{path}: is no signature of {MANIFEST} as it is") from None
+    return signature
 
 
 def _cryptography() -> tuple[Any, Any, Any]:
@@ -110,5 +133,5 @@ def _cryptography() -> tuple[Any, Any, Any]:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError:
-        raise InputError("signatures need cryptography: pip install 'hydrapack[signing]'") from None
+        raise Invalid("signatures need cryptography: pip install 'hydrapack[signing]'") from None
     return InvalidSignature, serialization, ed25519

@@ -14,7 +14,7 @@ from hydrapack.errors import InputError
 from hydrapack.layout import ORDER, parse_targets
 from hydrapack.merge.module import MergedModule
 from hydrapack.pack.manifest import MANIFEST, read_package
-from hydrapack.quantize import Rounding, check_bits, core_bits, module_bytes, stored_bytes
+from hydrapack.quantize import Rounding, check_bits, part_bytes, stored_bytes
 from hydrapack.storage.shapes import model_shapes
 
 
@@ -108,12 +108,12 @@ def planned(
             (rank * d_in, rank * d_out) if adapter_type == "lora" else (rank, d_out)
         )
         shared, head = shared + shapes.layers * own_shared, head + shapes.layers * own_head
-        if adapter_type == "lora":
-            a = shapes.layers * stored_bytes(rank, d_in, bits)
-            b = shapes.layers * stored_bytes(d_out, rank, bits)
-        else:
-            a = shapes.layers * stored_bytes(1, rank, bits)
-            b = shapes.layers * stored_bytes(1, d_out, bits)
+        a, b = (
+            part_bytes((d_out, d_in), rank, 0, Rounding(bits, bits))
+            if adapter_type == "lora"
+            else _vera_bytes(rank, d_out, bits)
+        )
+        a, b = shapes.layers * a, shapes.layers * b
         shared_bytes, head_bytes = shared_bytes + a, head_bytes + b
         modules[target] = a + heads * b
     return Report(
@@ -164,14 +164,8 @@ def _of_package(path: Path, model_bytes: int | None) -> Report:
     modules: dict[str, int] = {}
     for module in manifest.modules:
         target = _target(module.name)
-        d_out, d_in = shapes[target]
-        group = manifest.group_size
-        a = stored_bytes(module.rank, d_in, module.bits_a, group)
-        if module.output_rank:
-            a += stored_bytes(d_out, module.output_rank, module.bits_b, group)
-            b = stored_bytes(module.rank, module.output_rank, core_bits(module.bits_b), group)
-        else:
-            b = stored_bytes(d_out, module.rank, module.bits_b, group)
+        rounding = Rounding(module.bits_a, module.bits_b, manifest.group_size)
+        a, b = part_bytes(shapes[target], module.rank, module.output_rank, rounding)
         shared, head = shared + a, head + b
         modules[target] = modules.get(target, 0) + a + module.heads * b
     zipped, zstd = download_bytes([path / name for name in files])
@@ -208,15 +202,13 @@ def _of_bundle(path: Path, model_bytes: int | None) -> Report:
     shared = total = head = 0
     for name, module in bundle.modules.items():
         bits = planned_bits.get(name, 8)
-        if isinstance(module, MergedModule):
-            size = module_bytes(module, Rounding(bits, bits))
-            one = MergedModule(module.A, module.heads[:1], (0,), module.U)
-            first = module_bytes(one, Rounding(bits, bits))
-            own = (size - first) // max(len(module.heads) - 1, 1) or first // 2
-        else:
-            own = stored_bytes(1, len(module.B), bits)
-            size = stored_bytes(1, module.rank, bits) + len(module.heads) * own
-        shared, head, total = shared + size - len(module.heads) * own, head + own, total + size
+        a, b = (
+            part_bytes(module.shape, module.rank, module.output_rank, Rounding(bits, bits))
+            if isinstance(module, MergedModule)
+            else _vera_bytes(module.rank, len(module.B), bits)
+        )
+        size = a + len(module.heads) * b
+        shared, head, total = shared + a, head + b, total + size
         target = _target(name)
         modules[target] = modules.get(target, 0) + size
     whole = info.baseline_parameters // len(info.tasks)
@@ -239,6 +231,11 @@ def _of_bundle(path: Path, model_bytes: int | None) -> Report:
         baselines=_baselines(len(info.tasks), whole, 0, model_bytes),
         model_bytes=model_bytes,
     )
+
+
+def _vera_bytes(rank: int, d_out: int, bits: int) -> tuple[int, int]:
+    """Bytes of a module's d, which all tasks share, and of one b."""
+    return stored_bytes(1, rank, bits), stored_bytes(1, d_out, bits)
 
 
 def _target(name: str) -> str:

@@ -1,5 +1,9 @@
-/* C interface of the runtime, for JNI, Swift and other languages. Handles are opaque; a function that
- * can fail returns a code (0 is success), and hydrapack_last_error says why, for the calling thread. */
+/* C interface of the runtime, for JNI, Swift and other languages; session.h says more of each call.
+ *
+ * Handles are opaque; a function that can fail returns a code (0 is success), and
+ * hydrapack_last_error says why, for the calling thread. A session is for one thread at a time
+ * (HYDRAPACK_BUSY); hydrapack_stop, _position, _current_task, _get_stats and what never changes may
+ * be called from any thread until hydrapack_close, which must be the last call. */
 #ifndef HYDRAPACK_H
 #define HYDRAPACK_H
 
@@ -20,22 +24,55 @@ typedef struct hydrapack_session hydrapack_session;
 
 enum {
   HYDRAPACK_OK = 0,
-  HYDRAPACK_NOT_FOUND = 1,
-  HYDRAPACK_INVALID = 2,
-  HYDRAPACK_MISMATCH = 3,
-  HYDRAPACK_CONTEXT_FULL = 4,
-  HYDRAPACK_BUSY = 5,
-  HYDRAPACK_RUNTIME = 6
+  HYDRAPACK_NOT_FOUND = 1,    /* a file or a task that is not there */
+  HYDRAPACK_INVALID = 2,      /* a malformed file, an argument out of range */
+  HYDRAPACK_MISMATCH = 3,     /* files that do not belong together; a digest or signature */
+  HYDRAPACK_CONTEXT_FULL = 4, /* no room for more tokens */
+  HYDRAPACK_BUSY = 5,         /* in use by another thread, or by a running answer's own callback */
+  HYDRAPACK_IO = 6,           /* it is there but cannot be read */
+  HYDRAPACK_RUNTIME = 7       /* ExecuTorch failed while running, or memory ran out */
+};
+
+/* Why an answer ended. */
+enum {
+  HYDRAPACK_FINISH_STOP = 0,    /* an end token, a stop id or a stop string */
+  HYDRAPACK_FINISH_LENGTH = 1,  /* max_new_tokens */
+  HYDRAPACK_FINISH_CONTEXT = 2, /* the context is full */
+  HYDRAPACK_FINISH_STOPPED = 3  /* the callback said no, or hydrapack_stop was called */
 };
 
 typedef struct {
-  int64_t max_new_tokens;
-  float temperature; /* 0 is greedy */
+  int check_digests;      /* compare SHA-256 digests; 1 by default */
+  const char* public_key; /* 64 hex digits: manifest.sig must be this key's; null asks for none */
+} hydrapack_open_options;
+
+/* How hydrapack_step chooses among the logits. */
+typedef struct {
+  float temperature; /* 0 to 100; 0 is greedy */
   int64_t top_k;     /* 0 for all */
-  float top_p;       /* 1 for all */
+  float top_p;       /* above 0, at most 1 for all */
+} hydrapack_sampling;
+
+/* Return 0 to stop. */
+typedef int (*hydrapack_callback)(int64_t token, void* user);
+
+/* The bytes of a token as text, and their number in size; null for none. Read before it is called
+ * again. */
+typedef const char* (*hydrapack_token_text)(int64_t token, size_t* size, void* user);
+
+/* Negative values: the task's own, or the bare base model's (128 tokens, greedy). */
+typedef struct {
+  int64_t max_new_tokens;
+  float temperature;
+  int64_t top_k;
+  float top_p;
   uint64_t seed;
-  const int64_t* stop_ids; /* beside the model's end tokens; may be null */
+  const int64_t* stop_ids; /* end the answer as the model's end tokens do; null: none given */
   size_t stop_count;
+  /* With it the session finds the task's stop strings itself. Null: a task that has stop strings
+   * needs stop_ids, which may point to an empty list, if the caller looks for the strings. */
+  hydrapack_token_text token_text;
+  void* token_text_user;
 } hydrapack_options;
 
 typedef struct {
@@ -44,29 +81,58 @@ typedef struct {
   int64_t model_bytes, vector_bytes, resident_bytes;
 } hydrapack_stats;
 
-/* Return 0 to stop. */
-typedef int (*hydrapack_callback)(int64_t token, void* user);
-
 /* The message of the last failure on this thread; never null, valid until its next call. */
 HYDRAPACK_API const char* hydrapack_last_error(void);
+/* NotFound, Invalid, ...; "" for what is no code. */
+HYDRAPACK_API const char* hydrapack_code_name(int code);
+/* stop, length, context, stopped; "" for what is none. */
+HYDRAPACK_API const char* hydrapack_finish_name(int finish);
 
+HYDRAPACK_API hydrapack_open_options hydrapack_default_open_options(void);
+HYDRAPACK_API hydrapack_sampling hydrapack_default_sampling(void);
+/* All of them the task's own. */
 HYDRAPACK_API hydrapack_options hydrapack_default_options(void);
 
+/* options may be null: the default ones. */
 HYDRAPACK_API int hydrapack_open(
-    const char* model, const char* package, int check_digests, hydrapack_session** session);
+    const char* model,
+    const char* package,
+    const hydrapack_open_options* options,
+    hydrapack_session** session);
 HYDRAPACK_API void hydrapack_close(hydrapack_session* session);
 
 HYDRAPACK_API size_t hydrapack_task_count(const hydrapack_session* session);
-/* Null if there is no such index. */
+/* Null if there is no such index; valid until the session is closed. */
 HYDRAPACK_API const char* hydrapack_task_name(const hydrapack_session* session, size_t index);
 HYDRAPACK_API const char* hydrapack_task_prompt(const hydrapack_session* session, size_t index);
+/* "" if unknown. */
+HYDRAPACK_API const char* hydrapack_task_language(const hydrapack_session* session, size_t index);
+HYDRAPACK_API size_t hydrapack_task_stop_count(const hydrapack_session* session, size_t index);
+HYDRAPACK_API const char* hydrapack_task_stop(
+    const hydrapack_session* session, size_t index, size_t stop);
+/* What negative options stand for. NotFound: no such index. */
+HYDRAPACK_API int hydrapack_task_defaults(
+    const hydrapack_session* session, size_t index, hydrapack_options* options);
 
 /* task may be null: the bare base model. */
 HYDRAPACK_API int hydrapack_use(hydrapack_session* session, const char* task);
+/* The first keep_prefix positions stay, if they were computed under the same head. */
+HYDRAPACK_API int hydrapack_use_keeping(
+    hydrapack_session* session, const char* task, int64_t keep_prefix);
+/* The task in use; null for the bare base model. Valid until the session is closed. */
+HYDRAPACK_API const char* hydrapack_current_task(const hydrapack_session* session);
+
 HYDRAPACK_API int hydrapack_prefill(hydrapack_session* session, const int64_t* ids, size_t count);
+/* sampling may be null: greedy. An end token is given as any other. */
 HYDRAPACK_API int hydrapack_step(
-    hydrapack_session* session, const hydrapack_options* options, int64_t* token);
-/* options, callback and count may be null. */
+    hydrapack_session* session, const hydrapack_sampling* sampling, int64_t* token);
+/* Start the draws of the steps that follow anew. */
+HYDRAPACK_API int hydrapack_seed(hydrapack_session* session, uint64_t seed);
+/* The logits after the text, hydrapack_vocab_size of them, valid until the next call. */
+HYDRAPACK_API int hydrapack_logits(hydrapack_session* session, const float** logits);
+
+/* options, callback, made and finish may be null; without options, the task's own. made: tokens that
+ * the callback got, or would have. finish: one of HYDRAPACK_FINISH_. */
 HYDRAPACK_API int hydrapack_generate(
     hydrapack_session* session,
     const int64_t* ids,
@@ -74,10 +140,15 @@ HYDRAPACK_API int hydrapack_generate(
     const hydrapack_options* options,
     hydrapack_callback callback,
     void* user,
-    size_t* made);
+    size_t* made,
+    int* finish);
+/* End the answer being made, from any thread; nothing if none is. */
+HYDRAPACK_API void hydrapack_stop(hydrapack_session* session);
+
 HYDRAPACK_API int hydrapack_reset(hydrapack_session* session);
 HYDRAPACK_API int64_t hydrapack_position(const hydrapack_session* session);
 HYDRAPACK_API int64_t hydrapack_max_context(const hydrapack_session* session);
+HYDRAPACK_API int64_t hydrapack_vocab_size(const hydrapack_session* session);
 HYDRAPACK_API void hydrapack_get_stats(const hydrapack_session* session, hydrapack_stats* stats);
 
 #ifdef __cplusplus

@@ -34,24 +34,64 @@ hydrapack::Error missing(const char* what) {
   return {hydrapack::Code::Invalid, std::string(what) + " is null"};
 }
 
-hydrapack::Sampling sampling_of(const hydrapack_options& options) {
-  return {options.temperature, options.top_k, options.top_p, options.seed};
+const hydrapack::Task* task_at(const hydrapack_session* session, size_t index) {
+  return index < hydrapack_task_count(session) ? &session->held->tasks()[index] : nullptr;
+}
+
+hydrapack::GenerateOptions options_of(const hydrapack_options& options) {
+  hydrapack::GenerateOptions chosen;
+  if (!(options.max_new_tokens < 0)) chosen.max_new_tokens = options.max_new_tokens;
+  if (!(options.temperature < 0)) chosen.temperature = options.temperature;
+  if (!(options.top_k < 0)) chosen.top_k = options.top_k;
+  if (!(options.top_p < 0)) chosen.top_p = options.top_p;
+  chosen.seed = options.seed;
+  if (options.stop_ids != nullptr) {
+    chosen.stop_ids.emplace(options.stop_ids, options.stop_ids + options.stop_count);
+  }
+  if (options.token_text != nullptr) {
+    chosen.token_text = [text = options.token_text, user = options.token_text_user](int64_t token) {
+      size_t size = 0;
+      const char* bytes = text(token, &size, user);
+      return bytes != nullptr ? std::string(bytes, size) : std::string();
+    };
+  }
+  return chosen;
 }
 
 }  // namespace
 
 const char* hydrapack_last_error(void) { return last_error.c_str(); }
+const char* hydrapack_code_name(int code) {
+  return hydrapack::name(static_cast<hydrapack::Code>(code));
+}
+const char* hydrapack_finish_name(int finish) {
+  return hydrapack::name(static_cast<hydrapack::Finish>(finish));
+}
 
+hydrapack_open_options hydrapack_default_open_options(void) { return {1, nullptr}; }
+hydrapack_sampling hydrapack_default_sampling(void) { return {0, 0, 1}; }
 hydrapack_options hydrapack_default_options(void) {
-  return {128, 0.0f, 0, 1.0f, 0, nullptr, 0};
+  return {-1, -1, -1, -1, 0, nullptr, 0, nullptr, nullptr};
 }
 
 int hydrapack_open(
-    const char* model, const char* package, int check_digests, hydrapack_session** session) {
+    const char* model,
+    const char* package,
+    const hydrapack_open_options* options,
+    hydrapack_session** session) {
   return guarded([&]() -> hydrapack::Error {
+    if (session != nullptr) *session = nullptr;
     if (model == nullptr || package == nullptr || session == nullptr) return missing("an argument");
-    *session = nullptr;
-    auto opened = hydrapack::Session::open(model, package, {check_digests != 0});
+    hydrapack::OpenOptions chosen;
+    if (options != nullptr) {
+      chosen.check_digests = options->check_digests != 0;
+      if (options->public_key != nullptr) {
+        chosen.public_key = options->public_key;
+        // A key that was meant and is empty must not pass for none.
+        if (chosen.public_key.empty()) return {hydrapack::Code::Invalid, "public_key is empty"};
+      }
+    }
+    auto opened = hydrapack::Session::open(model, package, chosen);
     if (!opened.ok()) return opened.error();
     *session = new hydrapack_session{std::move(opened.value())};
     return {};
@@ -65,20 +105,63 @@ size_t hydrapack_task_count(const hydrapack_session* session) {
 }
 
 const char* hydrapack_task_name(const hydrapack_session* session, size_t index) {
-  if (index >= hydrapack_task_count(session)) return nullptr;
-  return session->held->tasks()[index].name.c_str();
+  const auto* task = task_at(session, index);
+  return task != nullptr ? task->name.c_str() : nullptr;
 }
 
 const char* hydrapack_task_prompt(const hydrapack_session* session, size_t index) {
-  if (index >= hydrapack_task_count(session)) return nullptr;
-  return session->held->tasks()[index].prompt_template.c_str();
+  const auto* task = task_at(session, index);
+  return task != nullptr ? task->prompt_template.c_str() : nullptr;
+}
+
+const char* hydrapack_task_language(const hydrapack_session* session, size_t index) {
+  const auto* task = task_at(session, index);
+  return task != nullptr ? task->language.c_str() : nullptr;
+}
+
+size_t hydrapack_task_stop_count(const hydrapack_session* session, size_t index) {
+  const auto* task = task_at(session, index);
+  return task != nullptr ? task->stop.size() : 0;
+}
+
+const char* hydrapack_task_stop(const hydrapack_session* session, size_t index, size_t stop) {
+  const auto* task = task_at(session, index);
+  return task != nullptr && stop < task->stop.size() ? task->stop[stop].c_str() : nullptr;
+}
+
+int hydrapack_task_defaults(
+    const hydrapack_session* session, size_t index, hydrapack_options* options) {
+  return guarded([&]() -> hydrapack::Error {
+    if (session == nullptr || options == nullptr) return missing("an argument");
+    const auto* task = task_at(session, index);
+    if (task == nullptr) return {hydrapack::Code::NotFound, "no task of that index"};
+    *options = hydrapack_default_options();
+    options->max_new_tokens = task->max_new_tokens;
+    options->temperature = task->sampling.temperature;
+    options->top_k = task->sampling.top_k;
+    options->top_p = task->sampling.top_p;
+    return {};
+  });
 }
 
 int hydrapack_use(hydrapack_session* session, const char* task) {
+  return hydrapack_use_keeping(session, task, 0);
+}
+
+int hydrapack_use_keeping(hydrapack_session* session, const char* task, int64_t keep_prefix) {
   return guarded([&]() -> hydrapack::Error {
     if (session == nullptr) return missing("session");
-    return session->held->use(task ? std::optional<std::string>(task) : std::nullopt);
+    return session->held->use(task ? std::optional<std::string>(task) : std::nullopt, keep_prefix);
   });
+}
+
+const char* hydrapack_current_task(const hydrapack_session* session) {
+  if (session == nullptr) return nullptr;
+  const std::string name = session->held->task();
+  for (const auto& task : session->held->tasks()) {
+    if (task.name == name) return task.name.c_str();
+  }
+  return nullptr;
 }
 
 int hydrapack_prefill(hydrapack_session* session, const int64_t* ids, size_t count) {
@@ -89,12 +172,31 @@ int hydrapack_prefill(hydrapack_session* session, const int64_t* ids, size_t cou
 }
 
 int hydrapack_step(
-    hydrapack_session* session, const hydrapack_options* options, int64_t* token) {
+    hydrapack_session* session, const hydrapack_sampling* sampling, int64_t* token) {
   return guarded([&]() -> hydrapack::Error {
     if (session == nullptr || token == nullptr) return missing("an argument");
-    auto made = session->held->step(options ? sampling_of(*options) : hydrapack::Sampling{});
+    hydrapack::Sampling chosen;
+    if (sampling != nullptr) chosen = {sampling->temperature, sampling->top_k, sampling->top_p};
+    auto made = session->held->step(chosen);
     if (!made.ok()) return made.error();
     *token = made.value();
+    return {};
+  });
+}
+
+int hydrapack_seed(hydrapack_session* session, uint64_t seed) {
+  return guarded([&]() -> hydrapack::Error {
+    if (session == nullptr) return missing("session");
+    return session->held->seed(seed);
+  });
+}
+
+int hydrapack_logits(hydrapack_session* session, const float** logits) {
+  return guarded([&]() -> hydrapack::Error {
+    if (session == nullptr || logits == nullptr) return missing("an argument");
+    auto held = session->held->logits();
+    if (!held.ok()) return held.error();
+    *logits = held.value();
     return {};
   });
 }
@@ -106,27 +208,30 @@ int hydrapack_generate(
     const hydrapack_options* options,
     hydrapack_callback callback,
     void* user,
-    size_t* made) {
+    size_t* made,
+    int* finish) {
   return guarded([&]() -> hydrapack::Error {
     if (session == nullptr || (ids == nullptr && count > 0)) return missing("an argument");
-    hydrapack::GenerateOptions chosen;
-    if (options != nullptr) {
-      chosen.max_new_tokens = options->max_new_tokens;
-      chosen.sampling = sampling_of(*options);
-      if (options->stop_ids != nullptr) {
-        chosen.stop_ids.assign(options->stop_ids, options->stop_ids + options->stop_count);
-      }
+    if (options != nullptr && options->stop_ids == nullptr && options->stop_count > 0) {
+      return missing("stop_ids");
     }
     std::function<bool(int64_t)> forward;
     if (callback != nullptr) {
       forward = [&](int64_t token) { return callback(token, user) != 0; };
     }
-    auto generated =
-        session->held->generate(std::vector<int64_t>(ids, ids + count), chosen, forward);
+    auto generated = session->held->generate(
+        std::vector<int64_t>(ids, ids + count),
+        options_of(options != nullptr ? *options : hydrapack_default_options()),
+        forward);
     if (!generated.ok()) return generated.error();
     if (made != nullptr) *made = generated.value().ids.size();
+    if (finish != nullptr) *finish = static_cast<int>(generated.value().finish);
     return {};
   });
+}
+
+void hydrapack_stop(hydrapack_session* session) {
+  if (session != nullptr) session->held->stop();
 }
 
 int hydrapack_reset(hydrapack_session* session) {
@@ -142,6 +247,10 @@ int64_t hydrapack_position(const hydrapack_session* session) {
 
 int64_t hydrapack_max_context(const hydrapack_session* session) {
   return session == nullptr ? 0 : session->held->max_context();
+}
+
+int64_t hydrapack_vocab_size(const hydrapack_session* session) {
+  return session == nullptr ? 0 : session->held->vocab_size();
 }
 
 void hydrapack_get_stats(const hydrapack_session* session, hydrapack_stats* stats) {

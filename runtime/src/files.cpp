@@ -1,14 +1,14 @@
 #include "files.h"
 
+#include <cerrno>
 #include <cstdio>
-#include <fstream>
-#include <sstream>
+#include <cstring>
+#include <memory>
 #include <vector>
 
 #include <sys/stat.h>
 
-#include <nlohmann/json.hpp>
-
+#include "json.h"
 #include "sha256.h"
 
 namespace hydrapack {
@@ -16,68 +16,96 @@ namespace {
 
 constexpr int64_t kMaxText = int64_t{64} << 20;
 
-Result<std::string> file_sha256(const std::string& path) {
-  std::FILE* file = std::fopen(path.c_str(), "rb");
-  if (file == nullptr) return Error{Code::NotFound, path + ": cannot be read"};
-  Sha256 digest;
-  std::vector<char> piece(1 << 20);
+Error not_read(const std::string& path, int reason) {
+  if (reason == ENOENT || reason == ENOTDIR) return {Code::NotFound, path + ": no such file"};
+  return {Code::Io, path + ": cannot be read: " + std::strerror(reason)};
+}
+
+// All bytes of a file, piece by piece, to a function of (data, size).
+template <typename Take>
+Error read_file(const std::string& path, Take take) {
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(
+      std::fopen(path.c_str(), "rb"), std::fclose);
+  if (!file) return not_read(path, errno);
+  std::vector<char> piece(1 << 18);
   size_t size = 0;
-  while ((size = std::fread(piece.data(), 1, piece.size(), file)) > 0) {
-    digest.update(piece.data(), size);
+  while ((size = std::fread(piece.data(), 1, piece.size(), file.get())) > 0) {
+    if (!take(piece.data(), size)) return {};
   }
-  const bool failed = std::ferror(file) != 0;
-  std::fclose(file);
-  if (failed) return Error{Code::NotFound, path + ": cannot be read"};
-  return digest.hex();
+  if (std::ferror(file.get()) != 0) return not_read(path, errno);
+  return {};
 }
 
 }  // namespace
 
-int64_t file_bytes(const std::string& path) {
+Result<int64_t> file_bytes(const std::string& path) {
   struct stat info {};
-  return ::stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode) ? info.st_size : -1;
+  if (::stat(path.c_str(), &info) != 0) return not_read(path, errno);
+  if (!S_ISREG(info.st_mode)) return Error{Code::Io, path + ": is no file"};
+  return static_cast<int64_t>(info.st_size);
 }
 
 Result<std::string> read_text(const std::string& path) {
-  const int64_t size = file_bytes(path);
-  if (size < 0) return Error{Code::NotFound, path + ": no such file"};
-  if (size > kMaxText) return Error{Code::Invalid, path + ": is too large"};
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file) return Error{Code::NotFound, path + ": cannot be read"};
-  return text.str();
+  const auto size = file_bytes(path);
+  if (!size.ok()) return size.error();
+  std::string text;
+  if (size.value() <= kMaxText) {
+    const Error error = read_file(path, [&](const char* data, size_t count) {
+      text.append(data, count);
+      return static_cast<int64_t>(text.size()) <= kMaxText;
+    });
+    if (!error.ok()) return error;
+  }
+  if (size.value() > kMaxText || static_cast<int64_t>(text.size()) > kMaxText) {
+    return Error{Code::Invalid, path + ": is larger than 64 MiB"};
+  }
+  return text;
 }
 
 Error check_file(
     const std::string& path, int64_t bytes, const std::string& sha256, bool check_digest) {
-  const int64_t size = file_bytes(path);
-  if (size < 0) return {Code::NotFound, path + ": no such file"};
-  if (size != bytes) return {Code::Mismatch, path + ": is of another size than stated"};
+  const auto size = file_bytes(path);
+  if (!size.ok()) return size.error();
+  if (size.value() != bytes) {
+    return {
+        Code::Mismatch,
+        path + ": has " + std::to_string(size.value()) + " bytes, not the " +
+            std::to_string(bytes) + " stated"};
+  }
   if (!check_digest) return {};
-  const auto digest = file_sha256(path);
-  if (!digest.ok()) return digest.error();
-  if (digest.value() != sha256) return {Code::Mismatch, path + ": is not the file described"};
+  Sha256 digest;
+  const Error error = read_file(path, [&](const char* data, size_t count) {
+    digest.update(data, count);
+    return true;
+  });
+  if (!error.ok()) return error;
+  if (digest.hex() != sha256) return {Code::Mismatch, path + ": is not the file described"};
   return {};
 }
 
 Error check_model_file(const std::string& model, bool check_digest) {
-  if (file_bytes(model) < 0) return {Code::NotFound, model + ": no such file"};
+  const auto size = file_bytes(model);
+  if (!size.ok()) return size.error();
   const std::string path = model + ".json";
-  if (file_bytes(path) < 0) {
+  const auto text = read_text(path);
+  if (!text.ok() && text.error().code == Code::NotFound) {
     if (!check_digest) return {};
     return {
         Code::NotFound,
         path + ": missing; it has the SHA-256 of the program: keep it beside, or open without digests"};
   }
-  const auto text = read_text(path);
   if (!text.ok()) return text.error();
-  const auto json = nlohmann::json::parse(text.value(), nullptr, false);
+  const auto parsed = parse_json(text.value(), path);
+  if (!parsed.ok()) return parsed.error();
+  const auto& json = parsed.value();
   const bool fits = json.is_object() && json.contains("bytes") && json.contains("sha256") &&
-      json["bytes"].is_number_unsigned() && json["sha256"].is_string();
-  if (!fits) return {Code::Invalid, path + ": does not give bytes and sha256"};
-  return check_file(
-      model, json["bytes"].get<int64_t>(), json["sha256"].get<std::string>(), check_digest);
+      json["bytes"].is_number_unsigned() && json["bytes"].get<uint64_t>() < (uint64_t{1} << 40) &&
+      json["sha256"].is_string();
+  const std::string digest = fits ? json["sha256"].get<std::string>() : "";
+  if (digest.size() != 64 || digest.find_first_not_of("0123456789abcdef") != std::string::npos) {
+    return {Code::Invalid, path + ": does not give bytes and sha256 (64 hex digits)"};
+  }
+  return check_file(model, json["bytes"].get<int64_t>(), digest, check_digest);
 }
 
 }  // namespace hydrapack

@@ -8,18 +8,18 @@
 
 namespace hydrapack {
 
-// Size of a regular file, -1 if there is none.
-int64_t file_bytes(const std::string& path);
+// Size of a regular file. NotFound, or Io: something else has that name, or it may not be looked at.
+Result<int64_t> file_bytes(const std::string& path);
 
-// The whole of a text file of at most 64 MB.
+// The whole of a text file of at most 64 MiB. NotFound, Io; Invalid: it is larger.
 Result<std::string> read_text(const std::string& path);
 
-// The size, and if asked the SHA-256, against what is stated.
+// The size, and if asked the SHA-256, against what is stated. NotFound, Io, Mismatch.
 Error check_file(
     const std::string& path, int64_t bytes, const std::string& sha256, bool check_digest);
 
 // model.pte against model.pte.json, which export-base writes beside it; without digests it may be
-// missing.
+// missing. NotFound, Io, Invalid, Mismatch.
 Error check_model_file(const std::string& model, bool check_digest);
 
 }  // namespace hydrapack

@@ -1,11 +1,10 @@
 #include "manifest.h"
 
-#include <cmath>
-#include <initializer_list>
+#include <algorithm>
+#include <limits>
 #include <set>
 
-#include <nlohmann/json.hpp>
-
+#include "json.h"
 #include "sha256.h"
 
 namespace hydrapack {
@@ -13,272 +12,186 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int64_t kMaxHeads = 4096, kMaxRank = 65536;
-constexpr int64_t kMaxBytes = int64_t{1} << 40, kMaxCount = (int64_t{1} << 31) - 1;
-constexpr size_t kMaxItems = 65536, kMaxText = 1 << 20;
+constexpr int64_t kMaxHeads = 4096, kMaxRank = 65536, kMaxTokens = 1 << 20;
+constexpr int64_t kMaxBytes = (int64_t{1} << 40) - 1;
+constexpr size_t kMaxItems = 65536, kMaxText = 1 << 20, kMaxId = 1000, kMaxName = 200;
+constexpr char kHex[] = "0123456789abcdef";
 
-// Reads values out of a JSON object; the first failure is kept and every later read gives a zero.
+// A value and the path of keys to it. The first failure is kept; every later read gives a zero.
 class Reader {
  public:
-  Reader(const std::string& where, Error& error) : where_(where), error_(error) {}
+  Reader(const Json& value, std::string key, Error& error)
+      : value_(value), key_(std::move(key)), error_(error) {}
 
-  void fail(const std::string& key, const std::string& what) {
-    if (error_.ok()) error_ = {Code::Invalid, where_ + ": " + key + ": " + what};
+  void fail(const std::string& what) const {
+    if (error_.ok()) error_ = {Code::Invalid, key_ + ": " + what};
   }
 
-  bool object(
-      const Json& value,
-      const std::string& key,
-      std::initializer_list<const char*> keys) {
-    if (!value.is_object()) {
-      fail(key.empty() ? "the file" : key, "is no object");
-      return false;
+  bool is_null() const { return value_.is_null(); }
+  size_t size() const { return value_.size(); }
+
+  bool has(const char* name) const { return value_.is_object() && value_.contains(name); }
+
+  Reader at(const char* name) const {
+    static const Json null;
+    const std::string key = key_ + (key_.back() == ' ' ? "" : ".") + name;
+    if (!value_.is_object()) fail("is no object");
+    if (!has(name)) {
+      Reader missing(null, key, error_);
+      missing.fail("is missing");
+      return missing;
     }
-    const std::string prefix = key.empty() ? "" : key + ".";
-    const std::set<std::string> known(keys.begin(), keys.end());
-    for (const auto& item : value.items()) {
-      if (known.count(item.key()) == 0) fail(prefix + item.key(), "is not known");
-    }
-    for (const char* name : keys) {
-      if (!value.contains(name)) fail(prefix + name, "is missing");
-    }
-    return error_.ok();
+    return Reader(value_[name], key, error_);
   }
 
-  int64_t integer(const Json& value, const std::string& key, int64_t least, int64_t most) {
-    const bool fits = value.is_number_integer() &&
-        (!value.is_number_unsigned() || value.get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX));
-    if (!fits) {
-      fail(key, "is no integer, or out of range");
-      return 0;
-    }
-    const int64_t number = value.get<int64_t>();
-    if (number < least || number > most) {
-      fail(key, "must be from " + std::to_string(least) + " to " + std::to_string(most));
-      return 0;
-    }
-    return number;
+  void object() const {
+    if (!value_.is_object()) fail("is no object");
   }
 
-  void number(const Json& value, const std::string& key, double least, double most) {
-    if (!value.is_number()) return fail(key, "is no number");
-    const double held = value.get<double>();
-    if (!(held >= least && held <= most)) fail(key, "is out of range");
+  int64_t integer(int64_t least, int64_t most) const {
+    const bool fits = value_.is_number_integer() &&
+        (!value_.is_number_unsigned() ||
+         value_.get<uint64_t>() <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()));
+    const int64_t number = fits ? value_.get<int64_t>() : 0;
+    if (fits && number >= least && number <= most) return number;
+    fail("must be an integer from " + std::to_string(least) + " to " + std::to_string(most));
+    return 0;
   }
 
-  std::string text(const Json& value, const std::string& key, bool nullable = false) {
-    if (nullable && value.is_null()) return "";
-    if (!value.is_string()) {
-      fail(key, "is no text");
+  double number() const {
+    if (!value_.is_number()) fail("is no number");
+    return value_.is_number() ? value_.get<double>() : 0;
+  }
+
+  std::string text(size_t least, size_t most) const {
+    if (!value_.is_string()) {
+      fail("is no text");
       return "";
     }
-    std::string held = value.get<std::string>();
-    if (held.size() > kMaxText) fail(key, "is too long");
+    const auto& held = value_.get_ref<const std::string&>();
+    if (held.size() < least) fail("is empty");
+    if (held.size() > most) fail("is longer than " + std::to_string(most) + " bytes");
     return held;
   }
 
-  std::string digest(const Json& value, const std::string& key, bool nullable = false) {
-    if (nullable && value.is_null()) return "";
-    std::string held = text(value, key);
-    const bool hex = held.find_first_not_of("0123456789abcdef") == std::string::npos;
-    if (held.size() != 64 || !hex) fail(key, "is no SHA-256 in hex");
-    return held;
-  }
-
-  bool list(const Json& value, const std::string& key, size_t least) {
-    if (!value.is_array() || value.size() < least || value.size() > kMaxItems) {
-      fail(key, "is no list, or too short or long");
-      return false;
+  std::string digest() const {
+    std::string held = text(0, kMaxText);
+    if (held.size() != 64 || held.find_first_not_of(kHex) != std::string::npos) {
+      fail("is no SHA-256 in hex");
     }
-    return error_.ok();
+    return held;
+  }
+
+  // Empty for null.
+  std::string digest_or_null() const { return is_null() ? "" : digest(); }
+
+  std::vector<Reader> list(size_t least) const {
+    std::vector<Reader> items;
+    if (!value_.is_array() || value_.size() < least || value_.size() > kMaxItems) {
+      fail("must be a list of " + std::to_string(least) + " to " + std::to_string(kMaxItems));
+      return items;
+    }
+    items.reserve(value_.size());
+    for (size_t i = 0; i < value_.size(); i++) {
+      items.emplace_back(value_[i], key_ + "." + std::to_string(i), error_);
+    }
+    return items;
   }
 
  private:
-  const std::string& where_;
+  const Json& value_;
+  std::string key_;
   Error& error_;
 };
 
-std::string at(const std::string& key, size_t index) {
-  return key + "." + std::to_string(index);
+void read_generation(const Reader& generation, Task& task) {
+  task.max_new_tokens = generation.at("max_new_tokens").integer(1, kMaxTokens);
+  const Reader temperature = generation.at("temperature"), top_p = generation.at("top_p");
+  const double heat = temperature.number(), share = top_p.number();
+  if (!(heat >= 0 && heat <= 100)) temperature.fail("must be from 0 to 100");
+  task.sampling.top_k = generation.at("top_k").integer(0, kMaxTokens);
+  if (!(share > 0 && share <= 1)) top_p.fail("must be above 0, at most 1");
+  task.sampling.temperature = static_cast<float>(heat);
+  // Above 0 it must stay.
+  task.sampling.top_p = std::max(static_cast<float>(share), std::numeric_limits<float>::min());
 }
 
-bool one_of(int64_t value, std::initializer_list<int64_t> allowed) {
-  for (int64_t a : allowed) {
-    if (a == value) return true;
-  }
-  return false;
-}
-
-std::vector<int64_t> read_modules(Reader& read, const Json& modules, const Manifest& manifest) {
-  std::vector<int64_t> heads;
-  for (size_t i = 0; i < modules.size(); i++) {
-    const std::string key = at("modules", i);
-    const Json& module = modules[i];
-    if (!read.object(
-            module, key, {"bits_a", "bits_b", "heads", "name", "output_rank", "rank"})) {
-      return {};
-    }
-    read.text(module["name"], key + ".name");
-    heads.push_back(read.integer(module["heads"], key + ".heads", 1, manifest.heads));
-    read.integer(module["rank"], key + ".rank", 1, manifest.rank);
-    read.integer(module["output_rank"], key + ".output_rank", 0, kMaxCount);
-    for (const char* name : {"bits_a", "bits_b"}) {
-      const int64_t bits = read.integer(module[name], key + "." + name, 4, 32);
-      if (!one_of(bits, {0, 4, 8, 16, 32})) read.fail(key + "." + name, "must be 4, 8, 16 or 32");
-    }
-  }
-  return heads;
-}
-
-void read_sources(Reader& read, const Json& sources) {
-  for (size_t i = 0; i < sources.size(); i++) {
-    const std::string key = at("sources", i);
-    const Json& source = sources[i];
-    if (!read.object(
-            source,
-            key,
-            {"alpha", "base_model", "digest", "license", "parameters", "rank", "task"})) {
-      return;
-    }
-    read.number(source["alpha"], key + ".alpha", -1e30, 1e30);
-    read.text(source["base_model"], key + ".base_model");
-    read.digest(source["digest"], key + ".digest");
-    read.text(source["license"], key + ".license", true);
-    read.integer(source["parameters"], key + ".parameters", 0, kMaxCount);
-    read.integer(source["rank"], key + ".rank", 1, kMaxRank);
-    read.text(source["task"], key + ".task");
-  }
-}
-
-ManifestTask read_task(
-    Reader& read, const Json& task, const std::string& key, const std::vector<int64_t>& heads) {
+ManifestTask read_task(const Reader& task, const std::vector<int64_t>& heads) {
   ManifestTask found;
-  if (!read.object(
-          task,
-          key,
-          {"generation", "language", "merge_relative_error", "name", "packed_relative_error",
-           "prompt_template", "route", "stop"})) {
-    return found;
+  found.shown.name = task.at("name").text(1, kMaxName);
+  const Reader prompt = task.at("prompt_template");
+  found.shown.prompt_template = prompt.text(0, kMaxText);
+  const size_t hole = found.shown.prompt_template.find("{input}");
+  if (hole == std::string::npos ||
+      found.shown.prompt_template.find("{input}", hole + 1) != std::string::npos) {
+    prompt.fail("must hold {input} exactly once");
   }
-  found.shown.name = read.text(task["name"], key + ".name");
-  if (found.shown.name.empty()) read.fail(key + ".name", "is empty");
-  found.shown.prompt_template = read.text(task["prompt_template"], key + ".prompt_template");
-  const std::string& prompt = found.shown.prompt_template;
-  const size_t hole = prompt.find("{input}");
-  if (hole == std::string::npos || prompt.find("{input}", hole + 1) != std::string::npos) {
-    read.fail(key + ".prompt_template", "must hold {input} exactly once");
+  for (const Reader& stop : task.at("stop").list(0)) {
+    found.shown.stop.push_back(stop.text(1, kMaxText));
   }
-  found.shown.language = read.text(task["language"], key + ".language", true);
-  if (read.list(task["stop"], key + ".stop", 0)) {
-    for (const Json& stop : task["stop"]) {
-      found.shown.stop.push_back(read.text(stop, key + ".stop"));
-    }
-  }
-  for (const char* name : {"merge_relative_error", "packed_relative_error"}) {
-    read.number(task[name], key + "." + name, 0, 1e30);
-  }
-  const Json& generation = task["generation"];
-  if (read.object(
-          generation,
-          key + ".generation",
-          {"max_new_tokens", "temperature", "top_k", "top_p"})) {
-    read.integer(generation["max_new_tokens"], key + ".generation.max_new_tokens", 1, 1 << 20);
-    read.number(generation["temperature"], key + ".generation.temperature", 0, 100);
-    read.integer(generation["top_k"], key + ".generation.top_k", 0, 1 << 20);
-    read.number(generation["top_p"], key + ".generation.top_p", 0, 1);
-  }
-  if (!read.list(task["route"], key + ".route", 1)) return found;
-  if (task["route"].size() != heads.size()) {
-    read.fail(key + ".route", "does not have an entry for each module");
-    return found;
-  }
-  for (size_t i = 0; i < heads.size(); i++) {
-    found.route.push_back(read.integer(task["route"][i], key + ".route", 0, heads[i] - 1));
+  read_generation(task.at("generation"), found.shown);
+  const Reader language = task.at("language");
+  if (!language.is_null()) found.shown.language = language.text(0, kMaxText);
+  const Reader route = task.at("route");
+  const auto entries = route.list(1);
+  if (entries.size() != heads.size()) route.fail("must have an entry for each module");
+  for (size_t i = 0; i < std::min(heads.size(), entries.size()); i++) {
+    found.route.push_back(entries[i].integer(0, heads[i] - 1));
   }
   return found;
 }
 
-void read_files(Reader& read, const Json& files, Manifest& manifest) {
+bool is_plain(const std::string& name) {
+  constexpr char kLetters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+  return !name.empty() && name.size() <= kMaxName && name != "manifest.json" &&
+      std::string(kLetters).find(name[0]) != std::string::npos &&
+      name.find_first_not_of(std::string(kLetters) + "._-") == std::string::npos;
+}
+
+void read_files(const Reader& files, Manifest& manifest) {
   std::set<std::string> seen;
-  for (size_t i = 0; i < files.size(); i++) {
-    const std::string key = at("files", i);
-    const Json& file = files[i];
-    if (!read.object(file, key, {"bytes", "name", "sha256"})) return;
-    const std::string name = read.text(file["name"], key + ".name");
-    const int64_t bytes = read.integer(file["bytes"], key + ".bytes", 0, kMaxBytes);
-    const std::string digest = read.digest(file["sha256"], key + ".sha256");
-    const bool plain = !name.empty() && name[0] != '.' && name.size() <= 200 &&
-        name.find_first_of("/\\") == std::string::npos;
-    if (!plain || !seen.insert(name).second) {
-      read.fail(key + ".name", "must be a plain file name, each once");
+  for (const Reader& file : files.list(1)) {
+    const std::string name = file.at("name").text(0, kMaxText);
+    const int64_t bytes = file.at("bytes").integer(0, kMaxBytes);
+    const std::string digest = file.at("sha256").digest();
+    if (!is_plain(name) || !seen.insert(name).second) {
+      file.at("name").fail("must be a plain file name, each once");
     }
     if (name == "adapters.pte") manifest.adapters_bytes = bytes, manifest.adapters_sha256 = digest;
   }
-  if (manifest.adapters_sha256.empty()) read.fail("files", "do not name adapters.pte");
+  if (seen.count("adapters.pte") == 0) files.fail("do not name adapters.pte");
 }
 
-void read_rest(Reader& read, const Json& json) {
-  if (read.object(json["base_model"], "base_model", {"id", "tokenizer_sha256", "weights_sha256"})) {
-    read.digest(json["base_model"]["tokenizer_sha256"], "base_model.tokenizer_sha256", true);
-    read.digest(json["base_model"]["weights_sha256"], "base_model.weights_sha256", true);
-  }
-  const Json& storage = json["storage"];
-  if (read.object(
-          storage,
-          "storage",
-          {"baseline_bytes", "baseline_parameters", "bytes", "parameters", "s_percent",
-           "tensor_bytes"})) {
-    for (const char* name :
-         {"baseline_bytes", "baseline_parameters", "bytes", "parameters", "tensor_bytes"}) {
-      read.integer(storage[name], std::string("storage.") + name, 1, INT64_MAX);
-    }
-    read.number(storage["s_percent"], "storage.s_percent", 0, 1e30);
-  }
-  if (!json["tools"].is_object()) read.fail("tools", "is no object");
-  read.text(json["hydrapack_version"], "hydrapack_version");
-  read.integer(json["group_size"], "group_size", 1, 65536);
-  if (read.list(json["target_modules"], "target_modules", 1)) {
-    for (const Json& target : json["target_modules"]) read.text(target, "target_modules");
-  }
-  if (read.list(json["target_shapes"], "target_shapes", 1)) {
-    for (const Json& shape : json["target_shapes"]) {
-      if (!read.list(shape, "target_shapes", 2) || shape.size() != 2) {
-        read.fail("target_shapes", "are no pairs");
-        return;
-      }
-      for (const Json& width : shape) read.integer(width, "target_shapes", 1, 1 << 24);
-    }
-  }
-}
-
-Error check_package_digest(const std::string& text, const std::string& stated,
-                           const std::string& where) {
-  // A line of its own at the top level: no string can hold a bare newline.
-  const std::string key = "\n  \"package_digest\": \"";
-  const size_t start = text.find(key);
-  if (start == std::string::npos || start + key.size() + 64 > text.size()) {
-    return {Code::Invalid, where + ": is not written as hydrapack writes it"};
-  }
-  Sha256 digest;
-  digest.update(text.data(), start + key.size());
-  const size_t rest = start + key.size() + 64;
-  digest.update(text.data() + rest, text.size() - rest);
-  if (digest.hex() != stated) {
-    return {Code::Mismatch, where + ": package_digest does not fit: the file was changed"};
-  }
-  return {};
-}
-
-Error check_fallback(const Manifest& manifest, const std::string& where) {
+void check_names(const Reader& tasks, const Reader& fallback, const Manifest& manifest) {
   std::set<std::string> names;
   for (const ManifestTask& task : manifest.tasks) {
     if (!names.insert(task.shown.name).second) {
-      return {Code::Invalid, where + ": tasks: the name " + task.shown.name + " stands twice"};
+      tasks.fail("the name " + task.shown.name + " stands twice");
     }
   }
-  const std::string& fallback = manifest.fallback;
-  if (fallback != "error" && fallback != "base" && names.count(fallback) == 0) {
-    return {Code::Invalid, where + ": fallback: is neither error, base nor a task"};
+  const std::string& name = manifest.fallback;
+  if (name != "error" && name != "base" && names.count(name) == 0) {
+    fallback.fail("is neither error, base nor a task");
+  }
+}
+
+Error check_package_digest(
+    const std::string& text, const std::string& stated, const std::string& where) {
+  // A line of its own at the top level, as hydrapack writes it: no string can hold a bare newline.
+  const std::string key = "\n  \"package_digest\": \"";
+  size_t start = 0;
+  do {
+    start = text.find(key, start);
+    if (start == std::string::npos) {
+      return {Code::Invalid, where + ": is not written as hydrapack writes it"};
+    }
+    start += key.size();
+  } while (std::min(text.find_first_not_of(kHex, start), text.size()) < start + 64);
+  Sha256 digest;
+  digest.update(text.data(), start);
+  digest.update(text.data() + start + 64, text.size() - start - 64);
+  if (digest.hex() != stated) {
+    return {Code::Mismatch, where + ": package_digest does not fit: the file was changed"};
   }
   return {};
 }
@@ -286,62 +199,55 @@ Error check_fallback(const Manifest& manifest, const std::string& where) {
 }  // namespace
 
 Result<const ManifestTask*> Manifest::find(const std::string& name) const {
-  const std::string* wanted = &name;
-  for (int round = 0; round < 2; round++) {
+  const auto named = [&](const std::string& wanted) -> const ManifestTask* {
     for (const ManifestTask& task : tasks) {
-      if (task.shown.name == *wanted) return &task;
+      if (task.shown.name == wanted) return &task;
     }
-    if (fallback == "base") return static_cast<const ManifestTask*>(nullptr);
-    if (fallback == "error") break;
-    wanted = &fallback;
-  }
+    return nullptr;
+  };
+  const ManifestTask* task = named(name);
+  if (task != nullptr || fallback == "base") return task;
+  if (fallback != "error") return named(fallback);
   std::string known;
-  for (const ManifestTask& task : tasks) known += (known.empty() ? "" : ", ") + task.shown.name;
+  for (const ManifestTask& each : tasks) known += (known.empty() ? "" : ", ") + each.shown.name;
   return Error{Code::NotFound, "unknown task '" + name + "'; the package has: " + known};
 }
 
 Result<Manifest> parse_manifest(
     const std::string& text, const std::string& where, bool check_digest) {
-  const Json json = Json::parse(text, nullptr, false);
-  if (json.is_discarded()) return Error{Code::Invalid, where + ": is not JSON"};
+  const auto json = parse_json(text, where);
+  if (!json.ok()) return json.error();
   Error error;
-  Reader read(where, error);
+  const Reader root(json.value(), where + ": ", error);
+  if (!json.value().is_object()) return Error{Code::Invalid, where + ": is no object"};
+  // First, so that a newer manifest is not refused for its other keys.
+  const Reader version = root.at("schema_version");
+  const int64_t most = std::numeric_limits<int64_t>::max();
+  if (version.integer(std::numeric_limits<int64_t>::min(), most) != 1) {
+    version.fail("is not 1, the version that this runtime reads; update the runtime");
+  }
   Manifest manifest;
-  if (json.is_object() && json.contains("schema_version")) {
-    // First, so that a newer manifest is not refused for its unknown keys.
-    if (read.integer(json["schema_version"], "schema_version", 0, kMaxCount) != 1 && error.ok()) {
-      read.fail("schema_version", "is not 1, the version that this runtime reads; update it");
-    }
+  const std::string package_digest = root.at("package_digest").digest();
+  manifest.layout_digest = root.at("layout_digest").digest();
+  manifest.rank = root.at("rank").integer(1, kMaxRank);
+  manifest.heads = root.at("heads").integer(1, kMaxHeads);
+  const Reader base = root.at("base_model");
+  manifest.base_model = base.at("id").text(0, kMaxId);
+  manifest.weights_sha256 = base.at("weights_sha256").digest_or_null();
+  manifest.tokenizer_sha256 = base.at("tokenizer_sha256").digest_or_null();
+  for (const Reader& module : root.at("modules").list(1)) {
+    manifest.modules.push_back(module.at("heads").integer(1, manifest.heads));
   }
-  if (!read.object(
-          json,
-          "",
-          {"base_model", "fallback", "files", "group_size", "heads", "hydrapack_version",
-           "layout_digest", "modules", "package_digest", "rank", "schema_version", "sources",
-           "storage", "target_modules", "target_shapes", "tasks", "tools"})) {
-    return error;
+  const Reader tasks = root.at("tasks"), fallback = root.at("fallback");
+  for (const Reader& task : tasks.list(1)) {
+    if (!error.ok()) break;
+    manifest.tasks.push_back(read_task(task, manifest.modules));
   }
-  const std::string package_digest = read.digest(json["package_digest"], "package_digest");
-  if (check_digest && error.ok()) error = check_package_digest(text, package_digest, where);
-  manifest.layout_digest = read.digest(json["layout_digest"], "layout_digest");
-  manifest.rank = read.integer(json["rank"], "rank", 1, kMaxRank);
-  manifest.heads = read.integer(json["heads"], "heads", 1, kMaxHeads);
-  manifest.fallback = read.text(json["fallback"], "fallback");
-  read_rest(read, json);
-  if (error.ok()) manifest.base_model = read.text(json["base_model"]["id"], "base_model.id");
-  std::vector<int64_t> heads;
-  if (read.list(json["modules"], "modules", 1)) {
-    heads = read_modules(read, json["modules"], manifest);
-    manifest.modules = static_cast<int64_t>(heads.size());
-  }
-  if (read.list(json["sources"], "sources", 1)) read_sources(read, json["sources"]);
-  if (read.list(json["tasks"], "tasks", 1)) {
-    for (size_t i = 0; i < json["tasks"].size() && error.ok(); i++) {
-      manifest.tasks.push_back(read_task(read, json["tasks"][i], at("tasks", i), heads));
-    }
-  }
-  if (read.list(json["files"], "files", 1)) read_files(read, json["files"], manifest);
-  if (error.ok()) error = check_fallback(manifest, where);
+  manifest.fallback = fallback.text(0, kMaxText);
+  check_names(tasks, fallback, manifest);
+  read_files(root.at("files"), manifest);
+  if (root.has("metadata")) root.at("metadata").object();
+  if (error.ok() && check_digest) error = check_package_digest(text, package_digest, where);
   if (!error.ok()) return error;
   return manifest;
 }

@@ -15,21 +15,24 @@ struct ManifestTask {
 
 struct Manifest {
   std::string base_model;
+  std::string weights_sha256;    // of the base that the package is bound to; empty: of none
+  std::string tokenizer_sha256;  // likewise
   std::string layout_digest;
   int64_t rank = 0;
   int64_t heads = 0;
-  int64_t modules = 0;
+  std::vector<int64_t> modules;  // heads of each
   std::string fallback;
   int64_t adapters_bytes = 0;
   std::string adapters_sha256;
   std::vector<ManifestTask> tasks;
 
-  // The task called name, or what the fallback has for it; null is the bare base model.
+  // The task called name, or what the fallback has for it; null is the bare base model. NotFound.
   Result<const ManifestTask*> find(const std::string& name) const;
 };
 
 // Parse and check the text of a manifest.json (docs/manifest.md); where names it in messages.
-// Nothing in the text is trusted: unknown, missing, mistyped or out-of-range keys are errors.
+// Nothing in the text is trusted: of the keys that the device uses, missing, mistyped or
+// out-of-range ones are Invalid. The others are ignored. Then, if asked, package_digest: Mismatch.
 Result<Manifest> parse_manifest(
     const std::string& text, const std::string& where, bool check_digest);
 

@@ -26,7 +26,8 @@ Result<EValue> constant(Module& module, const std::string& path, const char* nam
 }  // namespace
 
 Result<std::unique_ptr<Module>> load_module(const std::string& path, const char* method) {
-  if (file_bytes(path) < 0) return Error{Code::NotFound, path + ": no such file"};
+  const auto size = file_bytes(path);
+  if (!size.ok()) return size.error();
   auto module = std::make_unique<Module>(path, Module::LoadMode::Mmap);
   // The whole flatbuffer is checked: offsets in a damaged one would lead anywhere.
   if (module->load(Program::Verification::InternalConsistency) != executorch::runtime::Error::Ok) {

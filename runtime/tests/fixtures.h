@@ -3,10 +3,17 @@
 #pragma once
 
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
+#include <memory>
 #include <sstream>
 #include <string>
+#include <vector>
 
+#include <unistd.h>
+
+#include <gtest/gtest.h>
+#include <hydrapack/session.h>
 #include <nlohmann/json.hpp>
 
 inline std::string fixtures() {
@@ -31,3 +38,54 @@ inline nlohmann::json expected() {
 
 #define NEED_FIXTURES() \
   if (fixtures().empty()) GTEST_SKIP() << "HYDRAPACK_FIXTURES is not set"
+
+inline std::string model() { return fixtures() + "/model.pte"; }
+inline std::string package() { return fixtures() + "/package"; }
+
+inline std::vector<int64_t> prompt() {
+  return expected()["prompt"].get<std::vector<int64_t>>();
+}
+
+// The session that a test needs; it ends the test program where it cannot be opened.
+inline std::unique_ptr<hydrapack::Session> opened(const hydrapack::OpenOptions& options = {}) {
+  return std::move(hydrapack::Session::open(model(), package(), options).value());
+}
+
+// A copy of the fixtures that a test may damage.
+class Copy {
+ public:
+  Copy() {
+    folder_ = std::filesystem::temp_directory_path() / ("hydrapack" + std::to_string(::getpid()));
+    std::filesystem::remove_all(folder_);
+    std::filesystem::create_directories(folder_);
+    std::filesystem::copy(::model(), folder_ / "model.pte");
+    std::filesystem::copy(::package(), folder_ / "package");
+  }
+  ~Copy() { std::filesystem::remove_all(folder_); }
+  Copy(const Copy&) = delete;
+
+  std::string model() const { return folder_ / "model.pte"; }
+  std::string package() const { return folder_ / "package"; }
+  std::string file(const char* name) const { return folder_ / "package" / name; }
+
+  // A manifest of another content, whose digest no longer fits.
+  template <typename Change>
+  void edit(Change change) const {
+    auto content = nlohmann::json::parse(read_file(file("manifest.json")));
+    change(content);
+    write_file(file("manifest.json"), content.dump());
+  }
+
+  hydrapack::Result<std::unique_ptr<hydrapack::Session>> open(bool check_digests = true) const {
+    return hydrapack::Session::open(model(), package(), {check_digests, ""});
+  }
+
+  // The code of opening it.
+  hydrapack::Code code(bool check_digests = true) const {
+    const auto result = open(check_digests);
+    return result.ok() ? hydrapack::Code::Ok : result.error().code;
+  }
+
+ private:
+  std::filesystem::path folder_;
+};

@@ -3,11 +3,27 @@
 //   auto opened = hydrapack::Session::open("model.pte", "package");
 //   if (!opened.ok()) { puts(opened.error().message.c_str()); return 1; }
 //   hydrapack::Session& session = *opened.value();
-//   session.use("summary");
-//   session.generate(ids, {}, [](int64_t token) { printf("%lld ", (long long)token); return true; });
+//   const hydrapack::Error used = session.use("summary");
+//   if (!used.ok()) { puts(used.message.c_str()); return 1; }
+//   const std::vector<int64_t> ids = {504, 2365};  // the prompt, from your tokenizer
+//   auto made = session.generate(ids, {}, [](int64_t token) {
+//     printf("%lld ", static_cast<long long>(token));
+//     return true;  // go on
+//   });
+//   if (!made.ok()) { puts(made.error().message.c_str()); return 1; }
+//   puts(hydrapack::name(made.value().finish));
 //
-// A session is for one thread at a time; a call while another thread is inside returns Busy.
+// Threads: a session is for one thread at a time; a call while another is inside, a running answer's
+// own callback included, returns Busy. From any thread at any time: stop(), position(), task(),
+// stats(), and what never changes (tasks(), max_context(), vocab_size()).
 // Sessions share nothing: several may live in one process.
+//
+// Lifetimes: model.pte and adapters.pte are mapped, so the files must stay as they are while the
+// session lives. Destroy it when no other thread is inside.
+//
+// Errors: nothing throws but for want of memory, or what your own callbacks throw. A refused call
+// (Invalid, ContextFull, Busy) leaves the text as it is; a refused use, Busy apart, leaves the bare
+// base model at position 0. After Runtime the text is forgotten.
 #pragma once
 
 #include <cstdint>
@@ -29,28 +45,60 @@ namespace hydrapack {
 
 struct OpenOptions {
   // Compare the SHA-256 of the manifest, adapters.pte and model.pte (which model.pte.json, beside it,
-  // states). Off, sizes, schema and layout are checked all the same.
+  // states). Off, sizes, schema, layout and the base that the package is bound to are checked all
+  // the same.
   bool check_digests = true;
+  // 64 hex digits: manifest.sig must be this Ed25519 key's signature of the manifest. Empty: no
+  // signature is asked for. Invalid in a build without libsodium. The signature covers the files
+  // by their digests, so leave check_digests on with it.
+  std::string public_key = {};
 };
 
+// How step chooses among the logits.
 struct Sampling {
-  float temperature = 0.0f;  // 0 is greedy
-  int64_t top_k = 0;         // tokens to choose among; 0 for all
-  float top_p = 1.0f;        // least probability of the tokens to choose among
-  uint64_t seed = 0;
+  float temperature = 0;  // 0 to 100; 0 is greedy
+  int64_t top_k = 0;      // 0 to 2^20, tokens to choose among; 0 for all
+  float top_p = 1;        // above 0, at most 1: least probability of the tokens to choose among
 };
 
+// Where nothing is said, the task's own; of the bare base model 128 tokens, greedy, no stop strings.
 struct GenerateOptions {
-  int64_t max_new_tokens = 128;
-  Sampling sampling;
-  std::vector<int64_t> stop_ids;  // beside the model's end tokens
+  std::optional<int64_t> max_new_tokens = {};  // 1 to 2^20
+  std::optional<float> temperature = {};       // these three as in Sampling
+  std::optional<int64_t> top_k = {};
+  std::optional<float> top_p = {};
+  uint64_t seed = 0;
+  // End the answer as the model's end tokens do, which always end it.
+  std::optional<std::vector<int64_t>> stop_ids = {};
+  // The bytes of a token as text. With it the session finds the task's stop strings itself. Without,
+  // a task that has stop strings needs stop_ids: empty, if the caller looks for the strings.
+  std::function<std::string(int64_t)> token_text = {};
 };
 
-enum class Finish { StopId, MaxTokens, ContextFull, Callback };
+enum class Finish {
+  Stop,     // an end token, a stop id or a stop string
+  Length,   // max_new_tokens
+  Context,  // the context is full
+  Stopped,  // the callback said no, or stop() was called
+};
+
+// stop, length, context, stopped.
+inline const char* name(Finish finish) {
+  switch (finish) {
+    case Finish::Stop: return "stop";
+    case Finish::Length: return "length";
+    case Finish::Context: return "context";
+    case Finish::Stopped: return "stopped";
+  }
+  return "";
+}
 
 struct Generated {
-  std::vector<int64_t> ids;  // without the stop id
-  Finish finish = Finish::MaxTokens;
+  // Without the end token or stop id. The token that completes a stop string is there: text before
+  // the string may be in it.
+  std::vector<int64_t> ids;
+  Finish finish = Finish::Length;
+  std::string text;  // with token_text: of the ids, up to the stop string
 };
 
 // Times in ms, of the last call of their kind.
@@ -59,11 +107,11 @@ struct Stats {
   double swap_ms = 0;
   double prefill_ms = 0;
   int64_t prefill_tokens = 0;
-  double decode_ms = 0;       // all steps of the last generation together
+  double decode_ms = 0;  // all steps of the last generation together
   int64_t decode_tokens = 0;
-  int64_t model_bytes = 0;    // mapped, not copied
-  int64_t vector_bytes = 0;   // a, b and a zero b
-  int64_t resident_bytes = 0; // of the whole process, when asked; 0 where unknown
+  int64_t model_bytes = 0;     // mapped, not copied
+  int64_t vector_bytes = 0;    // a, b and a zero b
+  int64_t resident_bytes = 0;  // of the whole process, when asked; 0 where unknown
 };
 
 struct Task {
@@ -71,11 +119,14 @@ struct Task {
   std::string prompt_template;
   std::vector<std::string> stop;
   std::string language;  // empty if unknown
+  int64_t max_new_tokens = 128;
+  Sampling sampling;
 };
 
 class HYDRAPACK_EXPORT Session {
  public:
-  // NotFound: a file is missing. Invalid: a malformed one. Mismatch: digests, layout or rank.
+  // NotFound, Io: a file. Invalid: a malformed file or option. Mismatch: a digest, the signature,
+  // rank or layout, or the package is bound to another base model.
   static Result<std::unique_ptr<Session>> open(
       const std::string& model, const std::string& package, const OpenOptions& options = {});
   ~Session();
@@ -85,7 +136,8 @@ class HYDRAPACK_EXPORT Session {
   // Swap to the head of a task, or to the bare base model; the position starts again at 0.
   // With keep_prefix the first so many positions stay: refused unless they were computed under
   // the same head, since another head's cache is wrong.
-  // NotFound: no such task, and the manifest has no fallback.
+  // NotFound: no such task, and the manifest has no fallback. Invalid: keep_prefix. Runtime: the
+  // head cannot be computed. After each of them the bare base model is in use, at position 0.
   Error use(const std::optional<std::string>& task, int64_t keep_prefix = 0);
 
   // The task in use; empty for the bare base model.
@@ -95,18 +147,26 @@ class HYDRAPACK_EXPORT Session {
   // Append ids to the text. Invalid: none, or an id out of the vocabulary. ContextFull.
   Error prefill(const std::vector<int64_t>& ids);
 
-  // The next token after the text; it joins the text with the next step. ContextFull.
+  // The next token after the text; it joins the text with the next step or prefill. An end token is
+  // given as any other: where to stop is the caller's. ContextFull. Invalid: no text, an option out
+  // of range, or the logits are not all finite.
   Result<int64_t> step(const Sampling& sampling = {});
+
+  // Start the draws of the steps that follow anew; generate does it by its own options.
+  Error seed(uint64_t seed);
 
   // The logits after the text, (vocab_size), valid until the next call.
   Result<const float*> logits();
 
-  // A fresh text: ids, then tokens until a stop id, the limit, a full context, or until the
-  // callback returns false.
+  // A fresh text: ids, then tokens until something of Finish. The callback gets each token of
+  // Generated::ids and returns whether to go on.
   Result<Generated> generate(
       const std::vector<int64_t>& ids,
       const GenerateOptions& options = {},
       const std::function<bool(int64_t)>& callback = {});
+
+  // End the answer being made, before its next token; nothing if none is.
+  void stop();
 
   // Forget the text.
   Error reset();

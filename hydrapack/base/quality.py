@@ -1,0 +1,149 @@
+"""What quantization costs a base: KL divergence and top-1 agreement against float32, on text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from hydrapack.base.decoder import Decoder
+from hydrapack.errors import InputError
+
+TEXTS = (
+    "The library opens at nine and closes at six. On Saturdays it stays open until noon, and the "
+    "reading room on the second floor is reserved for students who have an exam that week.",
+    "Hi Anna, thanks for the quick reply. Tuesday at ten works for me. Could you send the slides "
+    "beforehand, so that I can read them on the train?",
+    "Water boils at a lower temperature on a mountain, because the air presses less on it. That is "
+    "why pasta takes longer to cook up there.",
+    "She packed two shirts, a coat, a map and the letter that her brother had sent from Lisbon in "
+    "the spring of the year before.",
+    "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n"
+    "    return total / len(values)\n",
+    "Question: Which planet is the largest in the solar system?\nAnswer: Jupiter. It has more than "
+    "twice the mass of all the other planets together.",
+    "The city council voted seven to two for the new tram line. Work will begin next autumn and is "
+    "expected to take three years, at a cost of forty million euros.",
+    "To replace the battery, switch the device off, remove the four screws on its back, lift the "
+    "cover and pull the white strip slowly to one side.",
+)
+"""Written for this purpose; about 300 tokens."""
+MAX_TOKENS = 256
+"""Of a line; what follows is left out."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A quantized base against its float32 original."""
+
+    kl_nats: float
+    """Mean KL divergence of its next-token distributions, nats a token."""
+    top1_agreement: float
+    """Share of positions where both hold the same token for the likeliest."""
+    tokens: int
+
+
+def read_texts(path: Path) -> list[str]:
+    """The rows of a text file, a line each, or of a JSONL file.
+
+    JSONL has the text under ``text``, or in two parts under ``input`` and ``output``.
+
+    Raises:
+        InputError: unreadable, no rows, or a line that does not fit; names it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    rows = [
+        _row(line, f"{path}:{number}") if path.suffix == ".jsonl" else line
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not rows:
+        raise InputError(f"{path}: has no text")
+    return rows
+
+
+def _row(line: str, where: str) -> str:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON: {error}") from error
+    if isinstance(content, dict) and isinstance(content.get("text"), str):
+        return content["text"]
+    parts = [content.get(key) for key in ("input", "output")] if isinstance(content, dict) else [0]
+    if not all(isinstance(part, str) for part in parts):
+        raise InputError(f"{where}: needs a text under 'text', or under 'input' and 'output'")
+    return "\n".join(parts)  # type: ignore[arg-type]
+
+
+def encode_rows(tokenizer: Tokenizer, rows: Sequence[str], context: int) -> list[list[int]]:
+    """Token ids of each row, at least two, at most ``MAX_TOKENS`` and the context.
+
+    Raises:
+        InputError: no row has two tokens.
+    """
+    most = min(MAX_TOKENS, context)
+    ids = [tokenizer.encode(row, add_special_tokens=False).ids[:most] for row in rows]
+    ids = [row for row in ids if len(row) > 1]
+    if not ids:
+        raise InputError("the text has no row of two or more tokens")
+    return ids
+
+
+@torch.no_grad()
+def decoder_logits(decoder: Decoder, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Log-probabilities (S, V) of the next token at every position of each row, in PyTorch.
+
+    The adapter inputs are zero: the bare base model. The decoder's cache is left empty.
+    """
+    vectors: list[torch.Tensor] = []
+    if decoder.layout is not None:
+        vectors = [torch.zeros(decoder.layout.a_size), torch.zeros(decoder.layout.b_size)]
+    decoder.every_position = True
+    try:
+        return [
+            decoder(torch.tensor([list(row)]), torch.arange(len(row)), *vectors)[0].log_softmax(-1)
+            for row in rows
+        ]
+    finally:
+        decoder.every_position = False
+        decoder.forget()
+
+
+def program_logits(
+    model: Path, rows: Sequence[Sequence[int]], progress: Callable[[int], None] = lambda done: None
+) -> list[torch.Tensor]:
+    """The same of an exported program, token by token as a device decodes."""
+    from hydrapack.pte import load_method, load_program
+
+    forward = load_method(load_program(model, "forward"), "forward")
+    sizes = [
+        forward.metadata.input_tensor_meta(i).sizes()
+        for i in range(2, forward.metadata.num_inputs())
+    ]
+    vectors = [torch.zeros(*size) for size in sizes]
+    found = []
+    for row in rows:
+        steps = [
+            forward.execute([torch.tensor([[token]]), torch.tensor([at]), *vectors])[0][0, 0]
+            for at, token in enumerate(row)
+        ]
+        found.append(torch.stack(steps).log_softmax(-1))
+        progress(len(found))
+    return found
+
+
+def compare(reference: Sequence[torch.Tensor], logits: Sequence[torch.Tensor]) -> Quality:
+    """Log-probabilities (S, V) of each row against those of the reference."""
+    nats = same = tokens = 0.0
+    for wanted, found in zip(reference, logits, strict=True):
+        nats += float((wanted.exp() * (wanted - found)).sum())
+        same += float((wanted.argmax(-1) == found.argmax(-1)).sum())
+        tokens += len(wanted)
+    return Quality(max(nats / tokens, 0.0), same / tokens, int(tokens))

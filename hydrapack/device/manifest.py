@@ -1,0 +1,171 @@
+"""What a device reads of ``manifest.json``: what it uses, and no key more.
+
+The digest answers for the rest. The C++ runtime gives the same verdict on any bytes
+(docs/runtime-contract.md); the packing tools read with hydrapack.pack.manifest instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from hydrapack.adapters.task_card import MaxNewTokens, Stop, Temperature, Text, TopK, TopP
+from hydrapack.errors import Invalid, Mismatch, NotFound
+from hydrapack.pack.manifest import ADAPTERS, MANIFEST, check_version
+from hydrapack.prompts import check_template
+from hydrapack.schema import Digest, misfit, parse_json, read_bytes, utf8_at_most
+
+_STATED_DIGEST = re.compile(rb'\n  "package_digest": "([0-9a-f]{64})')
+
+Items = Field(min_length=1, max_length=65536)
+
+
+class Read(BaseModel):
+    """Unknown keys are ignored; the types are JSON's own, so 1.0 and true are no integers."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class Base(Read):
+    """The base model the tasks were trained on."""
+
+    id: Annotated[str, AfterValidator(utf8_at_most(1000))]
+    weights_sha256: Digest | None
+    tokenizer_sha256: Digest | None
+
+
+class Module(Read):
+    """A module's number of heads."""
+
+    heads: Annotated[int, Field(ge=1, le=4096)]
+
+
+class Generation(Read):
+    """How an answer is generated where the caller does not say."""
+
+    max_new_tokens: MaxNewTokens
+    temperature: Temperature
+    top_k: TopK
+    top_p: TopP
+
+
+class Task(Read):
+    """A task: how it is prompted, and its head in each module."""
+
+    name: Annotated[str, Field(min_length=1), AfterValidator(utf8_at_most(200))]
+    prompt_template: Text
+    stop: Stop
+    generation: Generation
+    language: Text | None
+    route: list[Annotated[int, Field(ge=0, lt=4096)]]
+
+
+class File(Read):
+    """A file of the package."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+    bytes: Annotated[int, Field(ge=0, lt=1 << 40)]
+    sha256: Digest
+
+
+class DeviceManifest(Read):
+    """The part of manifest.json that a device uses."""
+
+    package_digest: Digest
+    layout_digest: Digest
+    rank: Annotated[int, Field(ge=1, le=65536)]
+    heads: Annotated[int, Field(ge=1, le=4096)]
+    base_model: Base
+    modules: Annotated[list[Module], Items]
+    tasks: Annotated[list[Task], Items]
+    fallback: str
+    files: Annotated[list[File], Items]
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def adapters(self) -> File:
+        """What is said of adapters.pte."""
+        return next(file for file in self.files if file.name == ADAPTERS)
+
+    def find(self, name: str) -> Task | None:
+        """The task called ``name``, or what ``fallback`` has for it; None is the bare model.
+
+        Raises:
+            NotFound: no such task and no fallback; the message lists those there are.
+        """
+        tasks = {task.name: task for task in self.tasks}
+        if name in tasks:
+            return tasks[name]
+        if self.fallback == "error":
+            raise NotFound(f"unknown task {name!r}; the package has: {', '.join(tasks)}")
+        return None if self.fallback == "base" else tasks[self.fallback]
+
+
+def read_device_manifest(package: Path, check_digest: bool = True) -> tuple[DeviceManifest, bytes]:
+    """The manifest of a package, and its bytes (which a signature is of).
+
+    Raises:
+        NotFound, Io: it is not there, or cannot be read.
+        Invalid, Mismatch: see ``parse_manifest``.
+    """
+    path = package / MANIFEST
+    data = read_bytes(path, "; is it a package?")
+    return parse_manifest(data, path, check_digest), data
+
+
+def parse_manifest(data: bytes, where: Path, check_digest: bool = True) -> DeviceManifest:
+    """The manifest in ``data``.
+
+    Raises:
+        Invalid: not the JSON it must be, or a key that the device uses is missing or out of range.
+        Mismatch: with ``check_digest``, the bytes have another package_digest.
+    """
+    content = parse_json(data, where)
+    check_version(content, where)
+    try:
+        manifest = DeviceManifest.model_validate(content)
+    except ValidationError as error:
+        raise misfit(where, error) from error
+    _check(manifest, where)
+    if check_digest:
+        _check_digest(data, manifest.package_digest, where)
+    return manifest
+
+
+def _check(manifest: DeviceManifest, where: Path) -> None:
+    """What lies between the keys."""
+    heads = [module.heads for module in manifest.modules]
+    if max(heads) > manifest.heads:
+        raise Invalid(f"{where}: modules: one has more heads than the {manifest.heads} of the file")
+    for task in manifest.tasks:
+        check_template(task.prompt_template, f"{where}: task {task.name!r}")
+        if len(task.route) != len(heads):
+            raise Invalid(
+                f"{where}: task {task.name!r}: route has {len(task.route)} entries, there are "
+                f"{len(heads)} modules"
+            )
+        if any(head >= count for head, count in zip(task.route, heads, strict=True)):
+            raise Invalid(f"{where}: task {task.name!r}: route names a head that is not there")
+    names = [task.name for task in manifest.tasks]
+    if len(set(names)) != len(names):
+        raise Invalid(f"{where}: tasks: a name twice")
+    if manifest.fallback not in ("error", "base", *names):
+        raise Invalid(f"{where}: fallback: is neither error, base nor a task")
+    files = [file.name for file in manifest.files]
+    if ADAPTERS not in files or MANIFEST in files or len(set(files)) != len(files):
+        raise Invalid(f"{where}: files: must name {ADAPTERS}, and each file once")
+
+
+def _check_digest(data: bytes, stated: str, where: Path) -> None:
+    # A line of its own at the top level: no JSON string holds a bare newline.
+    found = _STATED_DIGEST.search(data)
+    if found is None:
+        raise Invalid(f"{where}: is not as hydrapack writes it: no line of package_digest")
+    digest = hashlib.sha256(data[: found.start(1)])
+    digest.update(data[found.end(1) :])
+    if digest.hexdigest() != stated:
+        raise Mismatch(f"{where}: package_digest does not fit: the file was changed")

@@ -1,0 +1,136 @@
+"""Opening: every check that a model, a package and a tokenizer belong together, in order.
+
+The C++ runtime makes the same checks in the same order (docs/runtime-contract.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+from tokenizers import Tokenizer
+
+from hydrapack.device.manifest import DeviceManifest, Read, read_device_manifest
+from hydrapack.device.text import load_tokenizer
+from hydrapack.digest import file_sha256
+from hydrapack.errors import Mismatch, NotFound, unreadable
+from hydrapack.pack.manifest import ADAPTERS, MANIFEST
+from hydrapack.pack.signature import verify_signature
+from hydrapack.pte import constant, load_program
+from hydrapack.schema import Digest, misfit, parse_json, read_bytes
+
+
+class Description(Read):
+    """What is read of ``model.pte.json``, which export-base writes beside the program."""
+
+    bytes: Annotated[int, Field(ge=0, lt=1 << 40)]
+    sha256: Digest
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Files that belong together."""
+
+    manifest: DeviceManifest
+    model: Any
+    adapters: Any
+    tokenizer: Tokenizer
+
+
+def open_files(
+    model: Path, package: Path, tokenizer: Path, check_digests: bool, public_key: str | None
+) -> Opened:
+    """Read and load all of them.
+
+    Args:
+        model: model.pte.
+        package: the directory with manifest.json and adapters.pte.
+        tokenizer: tokenizer.json.
+        check_digests: compare SHA-256 digests too; sizes always are.
+        public_key: Ed25519, hex, that must have signed the manifest.
+
+    Raises:
+        InputError: of the kind that docs/runtime-contract.md has for it.
+    """
+    manifest, data = read_device_manifest(package, check_digests)
+    if public_key is not None:
+        verify_signature(package, data, public_key)
+    stated = manifest.adapters
+    _check_file(package / ADAPTERS, stated.bytes, stated.sha256, check_digests, MANIFEST)
+    check_model_file(model, check_digests)
+    programs = load_program(model, "forward"), load_program(package / ADAPTERS, "head")
+    _check_layout(manifest, *programs)
+    check_base(manifest, programs[0])
+    own = str(constant(programs[0], "get_tokenizer_sha256")) if check_digests else None
+    return Opened(manifest, *programs, load_tokenizer(tokenizer, own))
+
+
+def check_model_file(model: Path, check_digests: bool) -> None:
+    """Compare model.pte with model.pte.json, which may be missing where digests are not checked.
+
+    Raises:
+        NotFound, Io: one of them is not there, or cannot be read.
+        Invalid: model.pte.json is malformed.
+        Mismatch: another size or SHA-256.
+    """
+    if not model.is_file():
+        raise NotFound(f"{model}: no such file")
+    path = model.with_name(model.name + ".json")
+    if not check_digests and not path.exists():
+        return
+    data = read_bytes(path, "; export-base writes it beside the model")
+    try:
+        stated = Description.model_validate(parse_json(data, path))
+    except ValidationError as error:
+        raise misfit(path, error) from error
+    _check_file(model, stated.bytes, stated.sha256, check_digests, path.name)
+
+
+def _check_file(path: Path, size: int, sha256: str, check_digests: bool, source: str) -> None:
+    try:
+        # The size first: nothing of an absurd file is read.
+        same = path.stat().st_size == size
+        same = same and (not check_digests or file_sha256(path) == sha256)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not same:
+        raise Mismatch(f"{path}: is not the file that {source} describes")
+
+
+def _check_layout(manifest: DeviceManifest, model: Any, adapters: Any) -> None:
+    path = model.hydrapack_path
+    rank = int(constant(model, "get_adapter_rank"))
+    if rank != manifest.rank:
+        raise Mismatch(
+            f"{path} takes adapters of rank {rank}, the package has rank {manifest.rank}: export "
+            f"the base with --rank {manifest.rank}, or merge with --rank {rank}"
+        )
+    if int(constant(adapters, "get_adapter_rank")) != manifest.rank:
+        raise Mismatch(f"{ADAPTERS}: has another rank than its manifest")
+    if str(constant(model, "get_adapter_layout")) != manifest.layout_digest:
+        raise Mismatch(
+            f"{path} has another adapter layout than the package (base model "
+            f"{manifest.base_model.id!r}): export that base with the --target-modules that "
+            f"hydrapack inspect shows for the package"
+        )
+    if str(constant(adapters, "get_adapter_layout")) != manifest.layout_digest:
+        raise Mismatch(f"{ADAPTERS}: has another adapter layout than its manifest")
+
+
+def check_base(manifest: DeviceManifest, model: Any) -> None:
+    """Refuse a model of other weights or another tokenizer than the package is bound to.
+
+    Raises:
+        Mismatch: naming the digest.
+    """
+    base = manifest.base_model
+    for stated, method in (
+        (base.weights_sha256, "get_weights_sha256"),
+        (base.tokenizer_sha256, "get_tokenizer_sha256"),
+    ):
+        if stated is not None and (own := str(constant(model, method))) != stated:
+            raise Mismatch(
+                f"{model.hydrapack_path}: {method} is {own}, the package was made for {stated}"
+            )

@@ -1,0 +1,25 @@
+// The parts of hydrapack-run.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include <hydrapack/session.h>
+#include <nlohmann/json.hpp>
+
+using Json = nlohmann::json;
+
+int fail(const std::string& message);
+
+// One line to standard output. A message may quote bytes that are no UTF-8: they are replaced.
+void print(const Json& json);
+
+// 64 hex digits as they are, else the key of a PEM file (SubjectPublicKeyInfo).
+hydrapack::Result<std::string> public_key_of(const std::string& argument);
+
+// Answer the requests of standard input until it ends.
+int serve(hydrapack::Session& session, const std::optional<std::string>& task);
+
+// --bench and --swaps.
+int bench(hydrapack::Session& session, const std::optional<std::string>& task, bool digests);
+int swap_often(hydrapack::Session& session, long count);

@@ -1,0 +1,180 @@
+// Swapping heads, and running tokens through the program.
+#include "state.h"
+
+#include <algorithm>
+
+#include <executorch/extension/tensor/tensor.h>
+
+namespace hydrapack {
+namespace {
+
+using executorch::aten::ScalarType;
+using executorch::extension::from_blob;
+using executorch::runtime::EValue;
+using Sizes = std::vector<executorch::aten::SizesType>;
+
+}  // namespace
+
+Error runtime_error(const std::string& what, executorch::runtime::Error error) {
+  return {Code::Runtime, what + " (ExecuTorch error " + std::to_string(static_cast<int>(error)) + ")"};
+}
+
+Error Session::State::bind(float* b) {
+  auto a_tensor = from_blob(a.data(), Sizes{static_cast<int32_t>(a.size())}, ScalarType::Float);
+  auto b_tensor = from_blob(b, Sizes{static_cast<int32_t>(no_head.size())}, ScalarType::Float);
+  for (const auto& [tensor, index] : {std::pair{a_tensor, 2}, std::pair{b_tensor, 3}}) {
+    const auto error = model->set_input("forward", EValue(tensor), index);
+    if (error != executorch::runtime::Error::Ok) {
+      return runtime_error("the adapter cannot be bound to the model", error);
+    }
+  }
+  return {};
+}
+
+Error Session::State::bind_head(const ManifestTask* chosen) {
+  if (chosen == nullptr) return bind(no_head.data());
+  auto route = from_blob(
+      const_cast<int64_t*>(chosen->route.data()),
+      Sizes{static_cast<int32_t>(chosen->route.size())},
+      ScalarType::Long);
+  auto outputs = adapters->execute("head", EValue(route));
+  if (!outputs.ok()) return runtime_error("head failed", outputs.error());
+  return bind(outputs->at(0).toTensor().mutable_data_ptr<float>());
+}
+
+Error Session::State::use(const std::optional<std::string>& name, int64_t keep_prefix) {
+  const Error error = swap(name, keep_prefix);
+  if (error.ok()) return {};
+  // Whatever failed, what is used then is known. A head that failed may have half written the memory
+  // that is bound.
+  task = nullptr;
+  reset();
+  const Error bare = bind(no_head.data());
+  return bare.ok() ? error : bare;
+}
+
+Error Session::State::swap(const std::optional<std::string>& name, int64_t keep_prefix) {
+  const auto started = Clock::now();
+  const ManifestTask* chosen = nullptr;
+  if (name) {
+    const auto found = manifest.find(*name);
+    if (!found.ok()) return found.error();
+    chosen = found.value();
+  }
+  const ManifestTask* before = task;
+  const bool same = chosen == before || (chosen && before && chosen->route == before->route);
+  if (keep_prefix < 0 || keep_prefix > position) {
+    return {Code::Invalid, "keep_prefix must be from 0 to the position"};
+  }
+  if (keep_prefix > 0 && !same) {
+    return {Code::Invalid, "keep_prefix: the cache was filled under another head and would be wrong"};
+  }
+  if (!same) {
+    const Error error = bind_head(chosen);
+    if (!error.ok()) return error;
+  }
+  task = chosen;
+  update_stats([&](Stats& s) { s.swap_ms = ms_since(started); });
+  reset();
+  position = keep_prefix;
+  return {};
+}
+
+Error Session::State::check_ids(const int64_t* ids, int64_t count, int64_t start) const {
+  if (count > max_context - start) {
+    return {
+        Code::ContextFull,
+        std::to_string(count) + " tokens do not fit: " + std::to_string(start) + " of " +
+            std::to_string(max_context) + " are taken"};
+  }
+  for (int64_t i = 0; i < count; i++) {
+    if (ids[i] < 0 || ids[i] >= vocab) {
+      return {Code::Invalid, "token " + std::to_string(ids[i]) + " is not in the vocabulary"};
+    }
+  }
+  return {};
+}
+
+Error Session::State::run(const int64_t* ids, int64_t count) {
+  tokens.assign(ids, ids + count);
+  positions.resize(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; i++) positions[i] = position + i;
+  auto token_tensor =
+      from_blob(tokens.data(), Sizes{1, static_cast<int32_t>(count)}, ScalarType::Long);
+  auto position_tensor =
+      from_blob(positions.data(), Sizes{static_cast<int32_t>(count)}, ScalarType::Long);
+  auto outputs = model->execute("forward", {EValue(token_tensor), EValue(position_tensor)});
+  if (!outputs.ok()) return runtime_error("forward failed", outputs.error());
+  if (outputs->empty() || !outputs->at(0).isTensor()) {
+    return {Code::Runtime, "forward gives no tensor"};
+  }
+  const auto tensor = outputs->at(0).toTensor();
+  if (tensor.scalar_type() != ScalarType::Float || tensor.numel() != vocab) {
+    return {Code::Runtime, "forward gives logits of another size"};
+  }
+  logits = tensor.const_data_ptr<float>();
+  position += count;
+  return {};
+}
+
+Error Session::State::append(const int64_t* ids, int64_t count) {
+  Error error = check_ids(ids, count, position);
+  if (!error.ok()) return error;
+  // The program takes at most context - 1 positions a call.
+  for (int64_t start = 0; start < count; start += max_context - 1) {
+    error = run(ids + start, std::min(max_context - 1, count - start));
+    if (!error.ok()) {
+      // What the cache holds now is not known.
+      reset();
+      return error;
+    }
+  }
+  return {};
+}
+
+Error Session::State::prefill(const std::vector<int64_t>& ids) {
+  const auto started = Clock::now();
+  if (ids.empty()) return {Code::Invalid, "no tokens: there is nothing to go on from"};
+  std::vector<int64_t> text;
+  text.reserve(ids.size() + 1);
+  if (pending) text.push_back(*pending);
+  text.insert(text.end(), ids.begin(), ids.end());
+  const Error error = append(text.data(), static_cast<int64_t>(text.size()));
+  if (!error.ok()) return error;
+  pending.reset();
+  update_stats([&](Stats& s) {
+    s.prefill_ms = ms_since(started);
+    s.prefill_tokens = static_cast<int64_t>(text.size());
+    s.decode_ms = 0;
+    s.decode_tokens = 0;
+  });
+  return {};
+}
+
+Result<int64_t> Session::State::step(const Sampling& sampling) {
+  if (logits == nullptr) return Error{Code::Invalid, "no text yet: prefill first"};
+  Error error = Sampler::check(sampling);
+  if (!error.ok()) return error;
+  if (pending) {
+    const auto started = Clock::now();
+    error = append(&*pending, 1);
+    if (!error.ok()) return error;
+    // It is in the text now, even if nothing can be drawn after it.
+    pending.reset();
+    update_stats([&](Stats& s) {
+      s.decode_ms += ms_since(started);
+      s.decode_tokens += 1;
+    });
+  }
+  const auto token = sampler.pick(logits, vocab, sampling);
+  if (token.ok()) pending = token.value();
+  return token;
+}
+
+void Session::State::reset() {
+  position = 0;
+  logits = nullptr;
+  pending.reset();
+}
+
+}  // namespace hydrapack

@@ -1,0 +1,88 @@
+// What a session is made of; open.cpp fills it, session.cpp guards it.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <mutex>
+
+#include <executorch/extension/module/module.h>
+#include <hydrapack/session.h>
+
+#include "manifest.h"
+#include "sampler.h"
+
+namespace hydrapack {
+
+using Clock = std::chrono::steady_clock;
+
+inline double ms_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+Error runtime_error(const std::string& what, executorch::runtime::Error error);
+
+// The options of one answer, with the task's own where the caller says nothing.
+struct Plan {
+  int64_t max_new_tokens = 128;
+  Sampling sampling;
+  uint64_t seed = 0;
+  std::vector<int64_t> ends;
+  std::vector<std::string> stop;
+  std::function<std::string(int64_t)> token_text;
+};
+
+struct Session::State {
+  // Fixed once open.
+  std::unique_ptr<executorch::extension::Module> model;
+  std::unique_ptr<executorch::extension::Module> adapters;
+  Manifest manifest;
+  std::vector<Task> tasks;
+  std::vector<int64_t> eos_ids;
+  int64_t max_context = 0;
+  int64_t vocab = 0;
+
+  // b lies in the memory of head() until its next call; both are bound to the model once a swap.
+  std::vector<float> a;
+  std::vector<float> no_head;
+
+  // The text.
+  const float* logits = nullptr;
+  std::optional<int64_t> pending;
+  std::vector<int64_t> tokens, positions;
+  Sampler sampler;
+
+  // What other threads may look at, or change, while one is inside.
+  std::atomic<int64_t> position{0};
+  std::atomic<const ManifestTask*> task{nullptr};
+  mutable std::mutex stats_mutex;
+  Stats stats;
+  enum class Answer { None, Running, ToStop };
+  std::atomic<Answer> answer{Answer::None};
+  std::atomic_flag busy = ATOMIC_FLAG_INIT;
+
+  template <typename Change>
+  void update_stats(Change change) {
+    const std::lock_guard<std::mutex> lock(stats_mutex);
+    change(stats);
+  }
+
+  Error bind(float* b);
+  Error bind_head(const ManifestTask* chosen);
+  Error swap(const std::optional<std::string>& name, int64_t keep_prefix);
+  Error use(const std::optional<std::string>& name, int64_t keep_prefix);
+
+  Error check_ids(const int64_t* ids, int64_t count, int64_t start) const;
+  Error run(const int64_t* ids, int64_t count);
+  Error append(const int64_t* ids, int64_t count);
+  Error prefill(const std::vector<int64_t>& ids);
+  Result<int64_t> step(const Sampling& sampling);
+  void reset();
+
+  Result<Plan> plan(const GenerateOptions& options) const;
+  Result<Generated> generate(
+      const std::vector<int64_t>& ids,
+      const Plan& plan,
+      const std::function<bool(int64_t)>& callback);
+};
+
+}  // namespace hydrapack

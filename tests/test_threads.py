@@ -1,0 +1,146 @@
+"""The same numbers, hence the same bytes, whatever number of threads the machine has."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hydrapack.threads import one_thread
+
+ADAPTERS = Path(__file__).parents[1] / "examples" / "adapters"
+
+# The example adapters' products are large enough to be shared by threads; what takes seconds is
+# done with one layer.
+WRITE = """
+import hashlib, json, sys
+from dataclasses import asdict, replace
+from pathlib import Path
+import torch
+from hydrapack.adapters.collect import read_adapters
+from hydrapack.analyze import analyze
+from hydrapack.bundle import read_bundle, write_bundle
+from hydrapack.extend import add_adapter
+from hydrapack.merge.adapters import merge_adapters
+from hydrapack.merge.budget import merge_budget
+from hydrapack.merge.tradeoff import trade_off
+from hydrapack.pack.package import write_package
+from hydrapack.quantize import Rounding, refit_heads, round_module
+from hydrapack.unpack import unpack_all, unpack_task
+
+adapters, out = Path(sys.argv[1]), Path(sys.argv[2])
+if len(sys.argv) > 3:
+    torch.set_num_threads(int(sys.argv[3]))
+before = torch.get_num_threads()
+whole = read_adapters([str(f) for f in sorted(adapters.iterdir())])
+read = [
+    replace(a, modules={n: m for n, m in a.modules.items() if ".layers.0." in n}) for a in whole
+]
+made = {}
+
+def note(name, *parts):
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else repr(part).encode())
+    made[name] = digest.hexdigest()
+
+def files(name, folder):
+    note(name, *(p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()))
+
+def tensors(module):
+    return [t.contiguous().numpy().tobytes() for t in module.tensors.values()]
+
+for name, options in (("all spectral", {"heads": 2}), ("all two-sided", {"method": "two-sided"})):
+    write_bundle(merge_adapters(whole, **options), whole, out / name)
+    files(name, out / name)
+write_bundle(merge_adapters(whole), whole, out / "all M = N")
+files("all M = N", out / "all M = N")
+for name, options in {
+    "spectral": {},
+    "spectral, 2 heads": {"heads": 2},
+    "spectral, one route": {"heads": 2, "routing": "global"},
+    "two-sided": {"method": "two-sided"},
+    "hydraopt": {"method": "hydraopt", "steps": 3},
+    "ties": {"method": "ties"},
+    "dare-ties": {"method": "dare-ties"},
+    "A only, refitted": {"method": "task-arithmetic", "only_a": True, "refit_b": True},
+}.items():
+    write_bundle(merge_adapters(read, **options), read, out / name)
+    files(name, out / name)
+merge, plan = merge_budget(read, 150_000)
+write_bundle(merge, read, out / "budget", {n: c.bits for n, c in plan.items()})
+files("budget", out / "budget")
+write_package(read_bundle(out / "budget"), out / "package")
+files("package", out / "package")
+write_bundle(merge_adapters(read[:4]), read[:4], out / "four")
+add_adapter(read_bundle(out / "four"), read[4], out / "added")
+files("added", out / "added")
+unpack_all(read_bundle(out / "two-sided"), out / "unpacked")
+files("unpacked", out / "unpacked")
+unpack_task(read_bundle(out / "two-sided"), read[0].task, out / "one")
+files("one", out / "one")
+note("trade-off", *(asdict(p) for p in trade_off(read, [8, 16], [4])))
+note("analysis", analyze(read))
+modules = read_bundle(out / "two-sided").modules.values()
+note("rounded", *(b for m in modules for b in tensors(round_module(m, Rounding(4, 4)))))
+note("refitted", *(b for m in modules for b in tensors(refit_heads(m, Rounding(4, 4)))))
+assert torch.get_num_threads() == before
+print(json.dumps(made))
+"""
+
+PLAIN = {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def digests(tmp_path_factory):
+    """By environment and caller's number of threads: the digests of all that is written."""
+    found = {}
+
+    def run(number, **environment):
+        key = (number, *sorted(environment.items()))
+        if key not in found:
+            kept = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+            out = tmp_path_factory.mktemp("threads")
+            done = subprocess.run(
+                [sys.executable, "-c", WRITE, ADAPTERS, out, *([str(number)] if number else [])],
+                env={**kept, **environment},
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+            found[key] = json.loads(done.stdout)
+            assert len(found[key]) == 20
+        return found[key]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("number", "environment"),
+    [
+        (None, {"OMP_NUM_THREADS": "2"}),
+        (None, {"OMP_NUM_THREADS": "4"}),
+        (3, {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "2"}),
+    ],
+)
+def test_bytes_do_not_depend_on_threads(digests, number, environment):
+    one, other = digests(None, **PLAIN), digests(number, **environment)
+    differing = [name for name in one if one[name] != other[name]]
+    assert not differing
+
+
+def test_the_callers_number_is_set_back():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(ValueError, match="x"), one_thread():
+            assert torch.get_num_threads() == 1
+            raise ValueError("x")
+        assert torch.get_num_threads() == 3
+        assert one_thread()(torch.get_num_threads)() == 1
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
