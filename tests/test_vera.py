@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import edit_tensors, hydrapack
+from conftest import edit_config, edit_tensors, hydrapack
 from test_merge import dense
 
 from hydrapack.adapters.collect import read_adapters
@@ -180,6 +180,7 @@ def test_malformed(vera, tmp_path):
             (lambda t: t.pop(next(k for k in t if k.endswith("lambda_d"))), "no vera_lambda_d"),
             (lambda t: t.update({"base_model.vera_A": torch.ones(3, 3)}), "do not fit"),
             (lambda t: t.update({"what": torch.ones(3)}), "no VeRA vector"),
+            (lambda t: [v.fill_(1e20) for v in t.values()], "passes single precision"),
         ]
     ):
         folder = tmp_path / f"bad{number}"
@@ -187,6 +188,10 @@ def test_malformed(vera, tmp_path):
         edit_tensors(folder, change)
         done = hydrapack("merge", folder, "-o", tmp_path / "out")
         assert done.returncode == 2 and match in done.stderr and str(folder) in done.stderr
+    ranked = tmp_path / "ranked"
+    shutil.copytree(vera[0] / "x", ranked)
+    with pytest.raises(InputError, match="vera_A has rank 16, r in adapter_config.json is 8"):
+        read_adapters([str(edit_config(ranked, r=8))])
     other = tmp_path / "other"
     shutil.copytree(vera[0] / "x", other)
     edit_tensors(other, lambda t: t["base_model.vera_A"].mul_(2))

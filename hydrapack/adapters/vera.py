@@ -42,11 +42,6 @@ def read_vera(
     if not vectors:
         raise InputError(f"{path}: holds no VeRA vectors")
     A, B = projection["A"], projection["B"]
-    if A.shape[0] != config.get("r", 256):
-        raise InputError(
-            f"{path}: vera_A has rank {A.shape[0]}, r in {CONFIG} is {config.get('r', 256)}; put "
-            "back the configuration that the adapter was saved with"
-        )
     modules: dict[str, Update] = {}
     for name, pair in vectors.items():
         if set(pair) != {"b", "d"}:
@@ -58,5 +53,15 @@ def read_vera(
                 f"{path}: {name}: d {tuple(d.shape)} and b {tuple(b.shape)} do not fit vera_A "
                 f"{tuple(A.shape)} and vera_B {tuple(B.shape)}"
             )
+        bound = 1.0
+        for tensor in (d, b, A, B):
+            bound *= max(float(tensor.abs().max().double()), 1.0) if tensor.numel() else 1.0
+        if not bound * len(d) * len(b) < torch.finfo(torch.float32).max:
+            raise InputError(f"{path}: {name}: its update passes single precision; retrain it")
         modules[name] = VeraModule(d, b, A, B[: len(b)])
+    if A.shape[0] != config.get("r", 256):
+        raise InputError(
+            f"{path}: vera_A has rank {A.shape[0]}, r in {CONFIG} is {config.get('r', 256)}; put "
+            "back the configuration that the adapter was saved with"
+        )
     return modules
