@@ -190,7 +190,7 @@ def test_malformed(vera, tmp_path):
         assert done.returncode == 2 and match in done.stderr and str(folder) in done.stderr
     ranked = tmp_path / "ranked"
     shutil.copytree(vera[0] / "x", ranked)
-    with pytest.raises(InputError, match="vera_A has rank 16, r in adapter_config.json is 8"):
+    with pytest.raises(InputError, match=r"vera_A has rank 16, r in adapter_config\.json is 8"):
         read_adapters([str(edit_config(ranked, r=8))])
     other = tmp_path / "other"
     shutil.copytree(vera[0] / "x", other)
