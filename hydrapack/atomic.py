@@ -13,6 +13,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ def new_directory(target: Path) -> Iterator[Path]:
         InputError: the target cannot be written (no space, no permission, a file in the way).
     """
     target = target.resolve()
-    if target.exists() and not target.is_dir():
+    if _is_other(target):
         raise InputError(f"{target}: is a file, a directory is to be written there")
     with _os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +135,17 @@ def _lock(handle: int, wait: bool = False) -> bool:
     except OSError:
         return False
     return True
+
+
+def _is_other(target: Path) -> bool:
+    """Whether something that is no directory stands there.
+
+    One look, not two: another run may move its directory away in between.
+    """
+    try:
+        return not stat.S_ISDIR(target.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _is(path: Path, handle: int) -> bool:

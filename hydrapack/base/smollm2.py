@@ -51,11 +51,13 @@ def gguf_file() -> Path:
 
 def model_folder() -> Path:
     """Where ``base_model_directory`` puts the model; perhaps not made yet."""
-    return cache_directory() / "smollm2-135m-q4_1"
+    return cache_directory() / "smollm2-135m-q4_1-fp32"
 
 
 def base_model_directory() -> Path:
-    """The model as a Hugging Face folder of bfloat16 weights; made on the first call.
+    """The model as a Hugging Face folder; made on the first call.
+
+    The weights are float32, as the file's blocks give them: no second rounding.
 
     Raises:
         InputError: see ``gguf_file``.
@@ -105,5 +107,5 @@ def _convert(gguf: Path, target: Path) -> None:
         del model.config.quantization_config
     model.hf_quantizer = None
     model.is_quantized = False
-    model.to(torch.bfloat16).save_pretrained(target)
+    model.save_pretrained(target)
     tokenizer.save_pretrained(target)
