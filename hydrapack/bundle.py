@@ -20,6 +20,7 @@ from hydrapack.atomic import new_directory
 from hydrapack.errors import InputError
 from hydrapack.merge.adapters import Merge
 from hydrapack.merge.module import Merged, MergedModule, MergedVera
+from hydrapack.merge.objective import Objective
 from hydrapack.quantize import BitWidth
 from hydrapack.schema import Digest, Strict, read_model
 
@@ -37,7 +38,10 @@ class SourceAdapter(Strict):
 
 
 class BundleTask(Strict):
-    """One task: the head it uses in each module, in the order of ``BundleInfo.modules``."""
+    """One task: the head it uses in each module, in the order of ``BundleInfo.modules``.
+
+    Where a module has factors, an entry names one of them, and with it a head.
+    """
 
     name: str
     route: list[Annotated[int, Field(ge=0)]]
@@ -58,6 +62,8 @@ class BundleInfo(Strict):
     base_revision: str = ""
     """Of the base model; empty for the main one."""
     method: str
+    objective: Objective | None = None
+    """What the method minimised; None for one that minimises no error, and in older bundles."""
     seed: int
     heads: int = Field(ge=1, le=4096)
     """M, the most heads a module has."""
@@ -66,7 +72,9 @@ class BundleInfo(Strict):
     modules: list[str] = Field(min_length=1)
     module_errors: dict[str, list[float]]
     bits: dict[str, BitWidth] | None = None
-    """By module, the bits a value that a byte budget planned; the packer's default else."""
+    """By module, the bits a value that a plan gave it; the packer's default else."""
+    budget_bytes: int | None = Field(default=None, ge=1)
+    """What ``adapters.pte`` was planned to take at most."""
     tasks: list[BundleTask]
     parameters: int = Field(ge=1)
     baseline_parameters: int = Field(ge=1)
@@ -116,11 +124,13 @@ def write_bundle(
     adapters: Sequence[Adapter],
     target: Path,
     bits: dict[str, int] | None = None,
+    budget_bytes: int | None = None,
 ) -> BundleInfo:
     """Write the bundle directory; the same merge gives the same bytes.
 
     Args:
         bits: by module, the bits a value it is planned for.
+        budget_bytes: that ``adapters.pte`` may take.
 
     Raises:
         InputError: adapters other than the merge's, or the target cannot be written.
@@ -137,12 +147,14 @@ def write_bundle(
         base_model=adapters[0].base_model,
         base_revision=adapters[0].revision,
         method=merge.method,
+        objective=merge.objective,
         seed=merge.seed,
         heads=merge.heads,
         rank=merge.rank,
         modules=names,
         module_errors={name: list(merge.module_errors[name]) for name in names},
         bits={name: bits[name] for name in names} if bits else None,
+        budget_bytes=budget_bytes,
         tasks=[_task(merge, k, adapter, names) for k, adapter in enumerate(adapters)],
         parameters=merge.parameters,
         baseline_parameters=merge.baseline_parameters,
@@ -164,6 +176,8 @@ def write_modules(info: BundleInfo, modules: dict[str, Merged], target: Path) ->
     for name in info.modules:
         module = modules[name]
         tensors |= {f"{name}.{part}": t.contiguous() for part, t in module.tensors.items()}
+        if module.of:
+            tensors[f"{name}.of"] = torch.tensor(module.of, dtype=torch.int64)
         if isinstance(module, MergedVera):
             wide = "vera_B" not in tensors or len(module.B) > len(tensors["vera_B"])
             tensors["vera_A"] = module.A.float().contiguous()
@@ -234,10 +248,18 @@ def _module(
     """The module's tensors, taken out of ``tensors``, as a merged module."""
     path = folder / TENSORS
     assignment = tuple(t.route[index] if index < len(t.route) else -1 for t in info.tasks)
-    parts = {p: tensors.pop(f"{name}.{p}") for p in "ABCUbd" if f"{name}.{p}" in tensors}
+    parts = {p: tensors.pop(f"{name}.{p}") for p in "ABCUbds" if f"{name}.{p}" in tensors}
     for part, tensor in parts.items():
         if tensor.dtype != torch.float32 or not math.isfinite(float(tensor.sum())):
             raise InputError(f"{path}: {name}.{part}: is not finite float32")
+    scales, of = parts.pop("s", None), tensors.pop(f"{name}.of", torch.zeros(0, dtype=torch.int64))
+    heads = len(next((parts[part] for part in "BCb" if part in parts), ()))
+    paired = scales is not None and of.dtype == torch.int64 and scales.shape == of.shape
+    if (scales is not None or len(of)) and not (
+        paired and of.dim() == 1 and len(of) and int(of.min()) >= 0 and int(of.max()) < heads
+    ):
+        raise InputError(f"{path}: {name}: s and of are not a factor and a head for each choice")
+    scaled = scales, tuple(of.tolist())
     dimensions = {part: tensor.dim() for part, tensor in parts.items()}
     if info.adapter_type == "vera" and dimensions == {"b": 2, "d": 1}:
         frozen_a, frozen_b = (tensors.get(f"vera_{p}", torch.zeros(0)) for p in "AB")
@@ -248,15 +270,15 @@ def _module(
             raise InputError(f"{path}: {name}: vera_A or vera_B is missing or has another shape")
         if not rank == frozen_a.shape[0] == frozen_b.shape[1]:
             raise InputError(f"{path}: {name}: d does not fit vera_A and vera_B")
-        return MergedVera(parts["d"], parts["b"], assignment, frozen_a, frozen_b[:d_out])
+        return MergedVera(parts["d"], parts["b"], assignment, frozen_a, frozen_b[:d_out], *scaled)
     if info.adapter_type == "lora" and dimensions == {"A": 2, "B": 3}:
         fits = parts["A"].shape[0] == parts["B"].shape[2]
         if fits:
-            return MergedModule(parts["A"], parts["B"], assignment)
+            return MergedModule(parts["A"], parts["B"], assignment, None, *scaled)
     if info.adapter_type == "lora" and dimensions == {"A": 2, "C": 3, "U": 2}:
         fits = parts["A"].shape[0] == parts["C"].shape[2]
         if fits and parts["U"].shape[1] == parts["C"].shape[1]:
-            return MergedModule(parts["A"], parts["C"], assignment, parts["U"])
+            return MergedModule(parts["A"], parts["C"], assignment, parts["U"], *scaled)
     raise InputError(
         f"{path}: {name}: A and B (or A, U and C; d and b for VeRA) are missing or have the wrong "
         "shape"
@@ -275,7 +297,7 @@ def _check(info: BundleInfo, modules: dict[str, Merged], folder: Path) -> None:
         raise InputError(f"{path}: bits: does not name the modules")
     if not info.tasks or len({t.name for t in info.tasks}) != len(info.tasks):
         raise InputError(f"{path}: tasks: none, or a name twice")
-    counts = [len(m.heads) for m in modules.values()]
+    counts = [m.choices for m in modules.values()]
     for task in info.tasks:
         fits = len(task.route) == len(counts)
         if not fits or any(r >= m for r, m in zip(task.route, counts, strict=True)):

@@ -65,8 +65,8 @@ def add_adapter(
     for name, module in bundle.modules.items():
         update = _update(adapter, name, module)
         new = fit_head(update, module).float()
-        modules[name] = extended = replace(module, heads=torch.cat([module.heads, new[None]]))
-        difference, own = difference_norm(update, module.shared(), extended.head(-1))
+        modules[name] = extended = _with_head(module, new)
+        difference, own = difference_norm(update, module.shared(), extended.head(module.choices))
         sums["kept"] += difference**2
         sums["remerged"] += _remerged(module, update) ** 2
         sums["own"] += own**2
@@ -74,7 +74,7 @@ def add_adapter(
     whole = math.sqrt(sums["own"]) or 1.0
     task = BundleTask(
         name=adapter.task,
-        route=[len(module.heads) for module in bundle.modules.values()],
+        route=[module.choices for module in bundle.modules.values()],
         relative_error=math.sqrt(sums["kept"]) / whole,
         card=adapter.card,
         source=describe_source(adapter),
@@ -94,6 +94,15 @@ def add_adapter(
         relative_error=task.relative_error,
         remerge_relative_error=math.sqrt(sums["remerged"]) / whole,
     )
+
+
+def _with_head(module: Merged, head: torch.Tensor) -> Merged:
+    """The module with one head more, and one choice more."""
+    more = replace(module, heads=torch.cat([module.heads, head[None]]))
+    if module.scales is None:
+        return more
+    scales = torch.cat([module.scales, torch.ones(1)])
+    return replace(more, scales=scales, of=(*module.of, len(module.heads)))
 
 
 def _update(adapter: Adapter, name: str, module: Merged) -> Update:

@@ -50,19 +50,22 @@ def plot_trade_off(points: Sequence[Point], rank: int, bits: int, target: Path) 
             color=drawn.get_color(),
         )
     basis = [p for p in points if p.method == "two-sided" and p.bits == bits]
-    axes.plot(
-        [p.bytes / 1e6 for p in basis],
-        [p.relative_error for p in basis],
-        "o--",
-        color="black",
-        label="two-sided, along Q",
-    )
+    shades = sorted({p.rank for p in basis})
+    for number, own_rank in enumerate(shades):
+        line = [p for p in basis if p.rank == own_rank]
+        axes.plot(
+            [p.bytes / 1e6 for p in line],
+            [p.relative_error for p in line],
+            "o--",
+            color=str(0.6 * (len(shades) - 1 - number) / max(len(shades) - 1, 1)),
+            label=f"two-sided, R = {own_rank}, along Q",
+        )
     others = [p for p in points if p.method not in ("spectral", "two-sided")]
     for marker, point in zip("sDv^P*X", others, strict=False):
         label = f"{point.method}, {point.bits} bit"
         axes.plot(point.bytes / 1e6, point.relative_error, marker, label=label, color="0.3")
     axes.set_xlabel(f"MB (lines: {bits} bits a value, along the rank; dots: rank {rank})")
-    axes.set_ylabel("relative error of the updates")
+    axes.set_ylabel("relative error, root mean square of the tasks")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)

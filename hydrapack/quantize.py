@@ -1,7 +1,8 @@
 """Symmetric integers with half-precision scales, and the merged modules rounded to them.
 
 8 bits: one scale a row. 4 bits: one scale for each group of columns of a row. 16 and 32 bits are
-half and single precision.
+half and single precision. A is stored as it is, U transposed: a row is a component, and few rows
+have few scales.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def _known(bits: int) -> int:
 BitWidth = Annotated[int, Field(json_schema_extra={"enum": list(BITS)}), AfterValidator(_known)]
 GROUP_SIZE = 32
 """Columns that share a scale at 4 bits."""
+SCALE_BYTES = 12
+"""Of a task's factor where tasks of unlike size share heads: a float32 and its head's int64."""
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 
 
@@ -148,7 +151,7 @@ def refit_heads(merged: MergedModule, rounding: Rounding) -> MergedModule:
     A = rounded(merged.A, rounding.bits_a, rounding.group_size).double()
     heads = merged.heads.double() @ _solution(A.T, merged.A.double().T).T
     if merged.U is not None:
-        U = rounded(merged.U, rounding.bits_b, rounding.group_size).double()
+        U = rounded(merged.U.T, rounding.bits_b, rounding.group_size).T.double()
         heads = _solution(U, merged.U.double()) @ heads
     return replace(merged, heads=heads.float())
 
@@ -173,7 +176,7 @@ def round_module(merged: MergedModule, rounding: Rounding, refit: bool = True) -
         return replace(fitted, A=A, heads=rounded(fitted.heads, bits, group))
     # C is stored as A's side needs it, transposed.
     heads = rounded(fitted.heads.mT, core_bits(bits), group).mT
-    return replace(fitted, A=A, heads=heads, U=rounded(merged.U, bits, group))
+    return replace(fitted, A=A, heads=heads, U=rounded(merged.U.T, bits, group).T)
 
 
 def stored_bytes(rows: int, columns: int, bits: int, group_size: int = GROUP_SIZE) -> int:
@@ -197,11 +200,11 @@ def part_bytes(
     shared = stored_bytes(rank, d_in, rounding.bits_a, group)
     if not output_rank:
         return shared, stored_bytes(d_out, rank, bits, group)
-    shared += stored_bytes(d_out, output_rank, bits, group)
+    shared += stored_bytes(output_rank, d_out, bits, group)
     return shared, stored_bytes(rank, output_rank, core_bits(bits), group)
 
 
 def module_bytes(merged: MergedModule, rounding: Rounding) -> int:
     """Bytes of one merged module as packed, the program around it left out."""
     shared, head = part_bytes(merged.shape, merged.rank, merged.output_rank, rounding)
-    return shared + len(merged.heads) * head
+    return shared + len(merged.heads) * head + SCALE_BYTES * len(merged.of)

@@ -118,7 +118,7 @@ def _vera_tensors(bundle: Bundle, task: BundleTask) -> dict[str, torch.Tensor]:
         if not isinstance(module, MergedVera):
             continue
         key = f"base_model.model.{name}.vera_lambda_"
-        tensors[f"{key}d"], tensors[f"{key}b"] = module.d, module.heads[head]
+        tensors[f"{key}d"], tensors[f"{key}b"] = module.d, module.vector(head)
         widest = tensors.get("base_model.vera_B", module.B)
         tensors["base_model.vera_A"] = module.A
         tensors["base_model.vera_B"] = module.B if len(module.B) > len(widest) else widest

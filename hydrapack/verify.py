@@ -43,6 +43,7 @@ def verify_package(
     adapters: Sequence[Adapter] = (),
     public_key: str | None = None,
     max_drift: float | None = None,
+    max_task_error: float | None = None,
     stage: Callable[[str], None] = lambda name: None,
 ) -> list[Check]:
     """Every check, in order; after a failed one only those that it does not make unsafe.
@@ -54,6 +55,7 @@ def verify_package(
         public_key: Ed25519, hex, that must have signed it.
         max_drift: nats that a head's next-token distributions may be from its adapter's, with
             ``model`` and ``adapters``; not judged by default.
+        max_task_error: relative error, as packed, that no task may be above; not judged by default.
 
     Raises:
         InputError: no package there, or a ``model`` that is none.
@@ -79,6 +81,7 @@ def verify_package(
     if not whole:
         return checks
     read, programs = manifest[0], _Programs(package, manifest[0])
+    check("task errors", lambda: _task_errors(read, max_task_error))
     if not check("program", programs.load):
         return checks
     for task in read.tasks:
@@ -127,6 +130,19 @@ def _files(package: Path, manifest: Manifest) -> str:
         raise InputError(f"{package / odd[0]}: is not in the manifest; remove it or pack again")
     total = sum(file.bytes for file in manifest.files)
     return f"{len(manifest.files)} files, {total:,} bytes, SHA-256 as stated"
+
+
+def _task_errors(manifest: Manifest, limit: float | None) -> str:
+    errors = {task.name: task.packed_relative_error for task in manifest.tasks}
+    above = {name: e for name, e in errors.items() if limit is not None and e > limit}
+    if above:
+        found = ", ".join(f"{name} {error:.4f}" for name, error in above.items())
+        raise InputError(f"relative errors above {limit:g}: {found}")
+    if manifest.lost_tasks:
+        found = ", ".join(f"{name} ({errors[name]:.2f})" for name in manifest.lost_tasks)
+        return f"warning: lost tasks, next to nothing is left of them: {found}"
+    worst = max(errors, key=errors.__getitem__)
+    return f"none lost; the worst is {worst}, {errors[worst]:.4f} from its adapter"
 
 
 class _Programs:

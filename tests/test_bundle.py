@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from hydrapack.errors import InputError
 from hydrapack.extend import add_adapter
 from hydrapack.merge.adapters import merge_adapters
 from hydrapack.merge.budget import merge_budget
-from hydrapack.merge.module import difference_norm
+from hydrapack.merge.module import MergeOptions, difference_norm, stored_values, with_sizes
+from hydrapack.merge.spectral import merge_spectral
 from hydrapack.pack.package import write_package
 from hydrapack.unpack import exactly, unpack_all, unpack_task
 
@@ -105,11 +107,19 @@ def test_add_to_a_common_basis_and_to_a_plan(adapters, tmp_path):
     new = read_adapter(write_adapter(tmp_path / "new", seed=50, shared_seed=99), "new")
     two_sided = bundle_of(adapters, tmp_path / "b", method="two-sided", output_rank=6)
     read = read_adapters([str(f) for f in adapters])
-    merged, plan = merge_budget(read, 60_000)
-    write_bundle(merged, read, tmp_path / "p", {name: c.bits for name, c in plan.items()})
+    merged, plan = merge_budget(read, 45_000)
+    # One module's three tasks share a head, with a factor each.
+    name = next(iter(plan.choices))
+    options = MergeOptions(1, 4)
+    updates = [adapter.modules[name] for adapter in read]
+    shared = with_sizes(merge_spectral(updates, options), updates, [1.0, 1.0, 1.0])
+    modules = {**merged.modules, name: shared}
+    size = stored_values(modules.values())
+    merged = replace(merged, modules=modules, rank=max(4, merged.rank), parameters=size)
+    write_bundle(merged, read, tmp_path / "p", plan.bits)
     planned = read_bundle(tmp_path / "p")
-    kinds = {(len(m.heads), m.U is None) for m in planned.modules.values()}
-    assert kinds == {(1, True), (3, False)}
+    kinds = {(len(m.heads), m.choices, m.U is None) for m in planned.modules.values()}
+    assert {(1, 3, True), (3, 3, True)} <= kinds
     for number, bundle in enumerate((two_sided, planned)):
         add_adapter(bundle, new, tmp_path / f"b{number}")
         extended = read_bundle(tmp_path / f"b{number}")
@@ -120,7 +130,12 @@ def test_add_to_a_common_basis_and_to_a_plan(adapters, tmp_path):
             after = extended.modules[name]
             assert torch.equal(after.heads[:-1], before.heads) and torch.equal(after.A, before.A)
             assert after.U is before.U is None or torch.equal(after.U, before.U)
-            assert extended.info.tasks[-1].route[index] == len(before.heads)
+            assert extended.info.tasks[-1].route[index] == before.choices
+            assert torch.equal(
+                after.head(before.choices), after.heads[-1] if after.U is None else after.head(-1)
+            )
+            for old in range(before.choices):
+                assert torch.equal(after.head(old), before.head(old))
             # No small step of the new head comes nearer.
             errors = []
             for step in (0.0, 1e-2, -1e-2):

@@ -247,11 +247,11 @@ def test_global_routing(tmp_path):
         folders.append(str(edit_tensors(folder, blur)))
     adapters = read_adapters(folders)
     merged = merge_adapters(adapters, heads=2, routing="global")
-    assert {m.assignment for m in merged.modules.values()} == {(0, 1, 0, 1)}
+    assert {m.of for m in merged.modules.values()} == {(0, 1, 0, 1)}
     for heads in (1, 2, 3):
         one_route = merge_adapters(adapters, heads=heads, routing="global")
         free = merge_adapters(adapters, heads=heads)
-        assert len({m.assignment for m in one_route.modules.values()}) == 1
+        assert len({m.of for m in one_route.modules.values()}) == 1
         assert total(free) <= total(one_route) * (1 + 1e-9)
 
 

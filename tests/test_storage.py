@@ -22,7 +22,7 @@ from hydrapack.merge.adapters import merge_adapters
 from hydrapack.pack.banks import Head
 from hydrapack.pack.package import write_package
 from hydrapack.pack.program import Shared
-from hydrapack.quantize import Rounding
+from hydrapack.quantize import SCALE_BYTES, Rounding
 from hydrapack.sizes import parse_size
 from hydrapack.storage import render
 from hydrapack.storage.budgets import PRESETS, judge, read_budgets
@@ -62,11 +62,14 @@ def test_plans_by_hand():
     report = planned("gemma-2-2b", 8, 3, 2, targets="q,v")
     a, b = 26 * 8 * (2304 + 2304), 26 * 8 * (2048 + 1024)
     assert report.parameters == a + 2 * b and report.baseline_parameters == 3 * (a + b)
-    assert report.bytes == 2 * report.parameters and report.baseline_bytes == 6 * (a + b)
+    # Three tasks share two heads: each has a factor in each of the 52 modules.
+    factors = 52 * 3 * SCALE_BYTES
+    assert report.bytes == 2 * report.parameters + factors
+    assert report.baseline_bytes == 6 * (a + b)
     assert planned("gemma-2-2b", 8, 3, 2).parameters == report.parameters
     eight = planned("gemma-2-2b", 8, 3, 2, bits=8)
     scales = 26 * (8 + 8) + 2 * 26 * (2048 + 1024)
-    assert eight.bytes == report.parameters + 2 * scales
+    assert eight.bytes == report.parameters + 2 * scales + factors
     vera = planned("gemma-2-2b", 256, 5, 5, "vera")
     assert vera.parameters == 26 * (2 * 256 + 5 * 3072)
     assert vera.baseline_parameters == 5 * 26 * (2 * 256 + 3072)
@@ -125,7 +128,7 @@ def packed_bytes(folder, bits):
         sum(
             buffer.nbytes
             for name, buffer in part.named_buffers()
-            if name.rsplit(".", 1)[-1] in ("rows", "scales", "values")
+            if name.rsplit(".", 1)[-1] in ("factor", "matrix", "rows", "scales", "values")
         )
         for part in parts
     )
@@ -152,7 +155,9 @@ def test_heads_and_shared_parts_are_what_is_packed(tmp_path, options, bits):
         assert sum(report.modules.values()) == shared + heads
     assert (package.shared_bytes, package.head_bytes) == (bundle.shared_bytes, bundle.head_bytes)
     if "method" not in options:
-        assert package.shared_bytes == shared and package.heads * package.head_bytes == heads
+        factors = SCALE_BYTES * len(widths) * (3 - options["heads"])
+        assert package.shared_bytes == shared + factors
+        assert package.heads * package.head_bytes == heads - factors
         config = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64}
         config |= {"intermediate_size": 96, "num_hidden_layers": 2}
         (tmp_path / "config.json").write_text(json.dumps(config))

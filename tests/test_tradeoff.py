@@ -8,20 +8,14 @@ from hydrapack.adapters.collect import read_adapters
 from hydrapack.bundle import read_bundle, write_bundle
 from hydrapack.errors import InputError
 from hydrapack.merge.adapters import merge_adapters
-from hydrapack.merge.module import difference_norm
 from hydrapack.merge.tradeoff import trade_off
 from hydrapack.pack.package import write_package
 
 
-def whole_error(adapters, merged):
-    squares = [0.0, 0.0]
-    for name, module in merged.modules.items():
-        for k, adapter in enumerate(adapters):
-            head = module.head(module.assignment[k])
-            norms = difference_norm(adapter.modules[name], module.shared(), head)
-            for i, norm in enumerate(norms):
-                squares[i] += norm**2
-    return (squares[0] / squares[1]) ** 0.5
+def errors(merged):
+    """Root mean square of the tasks' relative errors, and the largest."""
+    found = list(merged.relative_errors.values())
+    return (sum(e**2 for e in found) / len(found)) ** 0.5, max(found)
 
 
 def test_points_are_what_merging_gives(adapters, tmp_path):
@@ -30,7 +24,9 @@ def test_points_are_what_merging_gives(adapters, tmp_path):
     for heads, rank in [(1, 4), (2, 4), (3, 2), (3, 4), (3, 6)]:
         merged = merge_adapters(read, heads=heads, rank=rank)
         point = points["spectral", heads, rank, 32]
-        assert point.relative_error == pytest.approx(whole_error(read, merged), rel=1e-4)
+        found = point.relative_error, point.worst_error
+        assert found == pytest.approx(errors(merged), rel=1e-4)
+        assert point.decode_bytes == 4 * rank * sum(sum(m.shape) for m in merged.modules.values())
         assert point.parameters == merged.parameters
         assert point.s_percent == pytest.approx(merged.s_percent)
     # At 8 bits: what the packer writes.
@@ -39,18 +35,22 @@ def test_points_are_what_merging_gives(adapters, tmp_path):
     manifest = write_package(read_bundle(tmp_path / "bundle"), tmp_path / "package")
     point = points["spectral", 2, 4, 8]
     assert 0 < manifest.storage.bytes - point.bytes < 60_000
+    assert point.bytes == manifest.storage.tensor_bytes
+    assert point.percent_of_fp16 == pytest.approx(
+        100 * manifest.storage.tensor_bytes / manifest.storage.baseline_bytes
+    )
     packed = [t.packed_relative_error for t in manifest.tasks]
     assert min(packed) <= point.relative_error <= max(packed)
     two_sided = [p for p in trade_off(read, [4], [8]) if p.method == "two-sided"]
     assert [p.output_rank for p in two_sided] == [4, 8, 12]
     for point in two_sided:
         merged = merge_adapters(read, "two-sided", output_rank=point.output_rank)
-        assert point.relative_error == pytest.approx(whole_error(read, merged), rel=0.02)
+        assert point.relative_error == pytest.approx(errors(merged)[0], rel=0.02)
         assert point.parameters == merged.parameters
     apart = points["adapters apart", 3, 4, 16]
     assert apart.s_percent == 100 and apart.relative_error == 0
     ties = merge_adapters(read, "ties")
-    assert points["ties", 1, 4, 16].relative_error == pytest.approx(whole_error(read, ties))
+    assert points["ties", 1, 4, 16].relative_error == pytest.approx(errors(ties)[0])
 
 
 def test_falls_along_each_axis(adapters):
@@ -89,6 +89,9 @@ def test_command(adapters, tmp_path):
         outputs.append([f.read_bytes() for f in files])
     assert outputs[0] == outputs[1]
     assert outputs[0][1].startswith(b"\x89PNG")
-    assert len(json.loads(outputs[0][0])["points"]) == 3 * 2 * 3 + 3 * 3 + 6
+    # M by R by bits; Q of 1 to 3 ranks at the adapters' own R and 1 to 2 at the lower; the others.
+    assert len(json.loads(outputs[0][0])["points"]) == 3 * 2 * 3 + (3 + 2) * 3 + 6
+    done = hydrapack("tradeoff", *adapters, "-o", tmp_path / "x", "--objective", "minimax")
+    assert done.returncode == 2 and "choose relative or absolute" in done.stderr
     done = hydrapack("tradeoff", *adapters, "-o", tmp_path / "x", "--bits", "many")
     assert done.returncode == 2 and "--bits many" in done.stderr

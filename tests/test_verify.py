@@ -87,7 +87,7 @@ def test_a_good_package_passes(signed, tiny, keys, tmp_path):
     checks = verify_package(signed, tiny[0], bundle, adapters, public)
     assert failed(checks) == {}
     names = [c.name for c in checks]
-    assert names[:4] == ["schema", "files", "signature", "program"]
+    assert names[:5] == ["schema", "files", "signature", "task errors", "program"]
     for kind in ("head", "bundle", "adapter", "output", "drift"):
         assert [n for n in names if n.startswith(f"{kind} ")] == [f"{kind} {t}" for t in TASKS]
     assert "digests" in next(c.detail for c in checks if c.name == "model")
@@ -182,10 +182,10 @@ def repacked(package, tmp_path, change):
 
 def test_faults_that_digests_cannot_find(tiny, signed, tmp_path):
     def more_heads(content):
-        content["heads"] = 3
+        content["heads"] = 4
         for module in content["modules"]:
-            module["heads"] = 3
-        content["tasks"][0]["route"] = [2] * len(content["modules"])
+            module["heads"] = 4
+        content["tasks"][0]["route"] = [3] * len(content["modules"])
 
     checks = verify_package(repacked(signed, tmp_path, more_heads))
     assert "another number of heads" in failed(checks)["program"]
@@ -216,10 +216,9 @@ def test_faults_that_digests_cannot_find(tiny, signed, tmp_path):
 
 def test_a_head_that_does_nothing_is_an_error(tiny, tmp_path):
     bundle = read_bundle(tiny[2] / "bundle")
-    for module in bundle.modules.values():
-        module.heads[bundle.info.tasks[1].route[0]] = 0
-    for name, head in zip(bundle.info.modules, bundle.info.tasks[1].route, strict=True):
-        bundle.modules[name].heads[head] = 0
+    for name, chosen in zip(bundle.info.modules, bundle.info.tasks[1].route, strict=True):
+        module = bundle.modules[name]
+        module.heads[module.of[chosen]] = 0
     write_modules(bundle.info, bundle.modules, tmp_path / "bundle")
     write_package(read_bundle(tmp_path / "bundle"), tmp_path / "package")
     checks = failed(verify_package(tmp_path / "package", tiny[0]))

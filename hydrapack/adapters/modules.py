@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -40,6 +40,10 @@ class LoraModule:
     def expand(self, A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A merged A and head as the two factors of an update: themselves."""
         return A, B
+
+    def times(self, factor: float) -> LoraModule:
+        """The update times ``factor``."""
+        return replace(self, scaling=self.scaling * factor)
 
     def absent(self) -> LoraModule:
         """The update of a task that leaves this linear alone."""
@@ -82,6 +86,10 @@ class VeraModule:
     def expand(self, d: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A merged d and head b as the two factors of an update."""
         return d[:, None] * self.A.to(d), b[:, None] * self.B.to(b)
+
+    def times(self, factor: float) -> VeraModule:
+        """The update times ``factor``."""
+        return replace(self, b=self.b * factor)
 
     def absent(self) -> VeraModule:
         """The update of a task that leaves this linear alone."""

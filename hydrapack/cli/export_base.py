@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from hydrapack.cli.terminal import output, print_json, stages
+from hydrapack.errors import InputError
 from hydrapack.sizes import megabytes
 
 if TYPE_CHECKING:
@@ -19,10 +20,15 @@ if TYPE_CHECKING:
 def export_base(
     model: Annotated[str, typer.Argument(help="A Hugging Face folder, a GGUF file, or a hub id.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="The .pte to write.")],
-    rank: Annotated[int, typer.Option(help="Rank of the adapters it will take.")],
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapters it will take.")] = None,
     target_modules: Annotated[
-        str, typer.Option(help="Adapted linears, of q,k,v,o,gate,up,down.")
-    ] = "q,k,v,o",
+        str | None,
+        typer.Option(help="Adapted linears, of q,k,v,o,gate,up,down; q,k,v,o by default."),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Take the rank and the adapted linears of what merge wrote there."),
+    ] = None,
     quant: Annotated[
         str | None,
         typer.Option(help="8da4w, 8da8w, mixed, gguf or fp32; what suits the model by default."),
@@ -59,6 +65,8 @@ def export_base(
 
         hydrapack export-base demo:smollm2-135m-q4_1 -o model.pte --rank 16 --report
 
+        hydrapack export-base ./Llama-3.2-1B-Instruct -o model.pte --bundle bundle
+
         hydrapack export-base ./Llama-3.2-1B-Instruct -o model.pte --rank 32 --max-context 4096
 
         hydrapack export-base llama-3.2-1b-q4_0.gguf -o model.pte --rank 32
@@ -68,13 +76,21 @@ def export_base(
     from hydrapack.base.export import export_base as export
     from hydrapack.layout import parse_targets
 
+    if bundle is not None:
+        if rank is not None or target_modules is not None:
+            raise InputError("--bundle: gives the rank and the target modules; leave those out")
+        rank, targets = _of_bundle(bundle)
+    else:
+        targets = parse_targets(target_modules or "q,k,v,o")
+    if rank is None:
+        raise InputError("--rank: give it, or --bundle with what merge wrote")
     started = time.monotonic()
     with stages("exporting") as stage:
         made = export(
             model,
             out,
             rank,
-            parse_targets(target_modules),
+            targets,
             quant,
             max_context,
             stage,
@@ -88,6 +104,15 @@ def export_base(
         print_json({**made.as_json(), "seconds": round(seconds, 1)})
     else:
         _print(output(), made, seconds)
+
+
+def _of_bundle(folder: Path) -> tuple[int, tuple[str, ...]]:
+    """The rank and the adapted linears of a bundle."""
+    from hydrapack.bundle import read_bundle
+    from hydrapack.layout import layout_of
+
+    bundle = read_bundle(folder)
+    return bundle.info.rank, layout_of(bundle.shapes, bundle.info.rank).targets
 
 
 def _print(console: Console, made: ExportedBase, seconds: float) -> None:

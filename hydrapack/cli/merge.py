@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +13,11 @@ from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json, progress_bar
 from hydrapack.errors import InputError
-from hydrapack.sizes import parse_size
+from hydrapack.sizes import megabytes, parse_size
 
 if TYPE_CHECKING:
-    from hydrapack.merge.budget import Choice
+    from hydrapack.merge.adapters import Merge
+    from hydrapack.merge.budget import Plan
 
 
 def merge(
@@ -45,7 +48,45 @@ def merge(
             "size, as 6MB, 800KB or bytes.",
         ),
     ] = None,
-    bits: Annotated[int | None, typer.Option(help="With --budget: one width, 4, 8 or 16.")] = None,
+    target_error: Annotated[
+        float | None,
+        typer.Option(
+            metavar="E",
+            help="Plan the fewest bytes that keep every task's relative error, as packed, at or "
+            "below this, as 0.5.",
+        ),
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="With --budget or --target-error: one width, 4, 8 or 16."),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="What spectral, two-sided and plans minimise: relative (every task counts alike; "
+            "the default), absolute (large updates count more), minimax (the worst task's error). "
+            "hydraopt takes absolute, its default, and relative."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text (.txt, a row a line, or .jsonl) to run through the base model: minimise "
+            "the error of outputs, not of weights. With spectral and two-sided.",
+        ),
+    ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(help="With --calibrate: the base model; the adapters' own by default."),
+    ] = None,
+    max_task_error: Annotated[
+        float | None,
+        typer.Option(
+            metavar="E",
+            help="Exit code 1 and no bundle if a task's relative error is above this.",
+        ),
+    ] = None,
     routing: Annotated[
         str, typer.Option(help="Shared heads: per-module, or global (one head for all modules).")
     ] = "per-module",
@@ -85,36 +126,63 @@ def merge(
 
         hydrapack merge gc=runs/7 sr=runs/9 qa=runs/12 -o bundle --heads 2
 
-        hydrapack merge adapters/* -o bundle --budget 6MB
+        hydrapack merge adapters/* -o bundle --budget 400KB --max-task-error 0.7
+
+        hydrapack merge adapters/* -o bundle --target-error 0.5
+
+        hydrapack merge adapters/* -o bundle --method two-sided --rank 4 --calibrate text.txt
 
         hydrapack merge adapters/* -o baseline --method ties --density 0.2
     """
     from hydrapack.adapters.collect import read_adapters
+    from hydrapack.base.moments import input_moments
+    from hydrapack.base.quality import read_texts
+    from hydrapack.base.source import resolve_model
     from hydrapack.bundle import write_bundle
     from hydrapack.merge.adapters import absent_modules, merge_adapters
-    from hydrapack.merge.budget import merge_budget
+    from hydrapack.merge.budget import merge_budget, merge_target
+    from hydrapack.merge.calibrated import merge_calibrated, spans
 
     limit = None if budget is None else parse_size("--budget", budget)
-    if limit is None and bits is not None:
-        raise InputError("--bits: goes with --budget; without one, give it to hydrapack pack")
-    if limit is not None and (heads, output_rank, method) != (None, None, "spectral"):
-        raise InputError("--budget: chooses heads, method and --output-rank; leave them out")
+    _check_plan(limit, target_error, bits, objective, (heads, output_rank, method))
+    if max_task_error is not None and not max_task_error >= 0:
+        raise InputError(f"--max-task-error {max_task_error:g}: must be 0 or more")
+    per_task = _weights(weight or [])
+    if target_error is not None and per_task:
+        raise InputError("--weight: not with --target-error, which holds every task to one error")
+    planned = limit is not None or target_error is not None
+    if calibrate is not None and planned:
+        raise InputError(
+            "--calibrate: not with --budget or --target-error; give --rank and --heads"
+        )
+    if base_model is not None and calibrate is None:
+        raise InputError("--base-model: goes with --calibrate")
+    texts = None if calibrate is None else read_texts(calibrate)
     read = read_adapters(adapters, allow_base_mismatch)
     plan = None
     with progress_bar("merging modules") as progress:
         if limit is not None:
-            per_task = _weights(weight or [])
-            merged, plan = merge_budget(read, limit, rank, bits, seed, per_task, progress)
+            chosen = objective or "relative"
+            merged, plan = merge_budget(read, limit, rank, bits, seed, per_task, chosen, progress)
+        elif target_error is not None:
+            merged, plan = merge_target(read, target_error, rank, bits, seed, progress)
         else:
-            merged = merge_adapters(
+            run: Callable[..., Merge] = merge_adapters
+            if texts is not None:
+                bases = spans(read)
+                folder = resolve_model(base_model or read[0].base_model)
+                moments = input_moments(folder, texts, bases, progress)
+                run = partial(merge_calibrated, bases=bases, moments=moments)
+            merged = run(
                 read,
-                method,
-                heads,
-                rank,
-                seed,
-                progress,
+                method=method,
+                heads=heads,
+                rank=rank,
+                seed=seed,
+                progress=progress,
+                objective=objective,
                 routing=routing,
-                weights=_weights(weight or []),
+                weights=per_task,
                 output_rank=output_rank,
                 density=density,
                 only_a=only_a,
@@ -125,8 +193,8 @@ def merge(
                 temperature=temperature,
                 init=init,
             )
-    bits_planned = {name: choice.bits for name, choice in plan.items()} if plan else None
-    info = write_bundle(merged, read, out, bits_planned)
+    _check_errors(merged, max_task_error)
+    info = write_bundle(merged, read, out, plan.bits if plan else None, limit)
     if info.s_percent > 100:
         print(
             f"hydrapack: warning: S = {info.s_percent:.1f} %: the bundle holds more values than "
@@ -147,7 +215,7 @@ def merge(
         f"rank {info.rank}, {info.method}: S = {info.s_percent:.1f} % of the adapters' parameters"
     )
     if plan:
-        console.print(_plan_line(list(plan.values())), soft_wrap=True)
+        console.print(_plan_line(plan), soft_wrap=True)
     for task_name, names in absent_modules(read).items():
         console.print(
             f"{task_name}: leaves {len(names)} modules alone that others adapt ({names[0]}, …): "
@@ -157,14 +225,60 @@ def merge(
     console.print(f"bundle written to {out}", soft_wrap=True)
 
 
-def _plan_line(choices: list[Choice]) -> str:
+def _check_plan(
+    limit: int | None,
+    target_error: float | None,
+    bits: int | None,
+    objective: str | None,
+    chosen: tuple[int | None, int | None, str],
+) -> None:
+    flag = "--budget" if limit is not None else "--target-error"
+    if limit is None and target_error is None:
+        if bits is not None:
+            raise InputError(
+                "--bits: goes with --budget or --target-error; without them, give it to hydrapack "
+                "pack"
+            )
+        return
+    if limit is not None and target_error is not None:
+        raise InputError("--budget and --target-error: give one of them")
+    if chosen != (None, None, "spectral"):
+        raise InputError(f"{flag}: chooses heads, method and --output-rank; leave them out")
+    if target_error is not None and objective is not None:
+        raise InputError(
+            "--objective: not with --target-error, which holds every task to one error"
+        )
+
+
+def _check_errors(merged: Merge, limit: float | None) -> None:
+    """Warn of lost tasks, and end with exit code 1 if an error is above ``limit``."""
+    errors = merged.relative_errors
+    for task in merged.lost:
+        print(
+            f"hydrapack: warning: task {task!r} is lost: its relative error is {errors[task]:.2f}, "
+            "and 1 is that of no adapter; give more --heads, --rank or --budget, or --objective "
+            "minimax",
+            file=sys.stderr,
+        )
+    above = [task for task, error in errors.items() if limit is not None and error > limit]
+    if above:
+        found = ", ".join(f"{task} {errors[task]:.4f}" for task in above)
+        print(f"hydrapack: --max-task-error {limit:g}: above it are {found}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _plan_line(plan: Plan) -> str:
     """How the modules are stored, in words."""
     counts: dict[str, int] = {}
-    for choice in choices:
+    for choice in plan.choices.values():
         kind = "a common output basis" if choice.output_rank else "whole heads"
         label = f"{kind} at {choice.bits} bits"
         counts[label] = counts.get(label, 0) + 1
-    return "planned: " + ", ".join(f"{n} modules {label}" for label, n in sorted(counts.items()))
+    kinds = ", ".join(f"{n} modules {label}" for label, n in sorted(counts.items()))
+    return (
+        f"planned: {kinds}; at most {megabytes(plan.bytes)} packed, on a base program of "
+        f"export-base --rank {plan.rank}"
+    )
 
 
 def _weights(arguments: list[str]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -97,6 +98,8 @@ def storage(
         print(render.markdown(reports, judged, growth), end="")
     else:
         _print_tables(reports, judged, growth)
+    for line in render.warnings(reports):
+        print(f"hydrapack: warning: {line}", file=sys.stderr)
     if any(not one.passed for one in judged):
         raise typer.Exit(1)
 

@@ -24,13 +24,19 @@ def tradeoff(
         str | None, typer.Option(help="Ranks R, as 8,16; a quarter to twice the adapters' own.")
     ] = None,
     bits: Annotated[str, typer.Option(help="Bits a value, of 4,8,16,32.")] = "4,8,16",
+    objective: Annotated[
+        str, typer.Option(help="relative (every task counts alike) or absolute.")
+    ] = "relative",
     seed: Annotated[int, typer.Option(help="Seed of the starts when heads are shared.")] = 0,
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Take adapters of different bases.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the points as JSON.")] = False,
 ) -> None:
-    """Bytes against error for every M, rank and bit width, with the baselines beside them.
+    """Bytes, error and decode cost of every M, rank and bit width, with the baselines beside them.
+
+    100 % are the bytes of the adapters apart in half precision (PEFT's files); S % counts values,
+    whatever their bits. What a token reads is A and B at the base program's rank, in float32.
 
     Examples:
 
@@ -48,7 +54,7 @@ def tradeoff(
     read = read_adapters(adapters, allow_base_mismatch)
     with progress_bar("factorizing modules") as progress:
         chosen = _numbers("--ranks", ranks) if ranks else None
-        points = trade_off(read, chosen, widths, seed, progress)
+        points = trade_off(read, chosen, widths, seed, progress, objective)
     own = max(a.rank for a in read)
     document = {"adapters": [a.task for a in read], "points": [asdict(p) for p in points]}
     with new_directory(out) as partial:
@@ -58,7 +64,8 @@ def tradeoff(
     if as_json:
         print_json(document)
         return
-    table = Table("method", "M", "rank", "Q", "bits", "bytes", "S %", "relative error")
+    table = Table("method", "M", "rank", "Q", "bits", "bytes", "% of fp16", "S %", "error", "worst")
+    table.add_column("read a token")
     for p in points:
         if p.method != "spectral" or p.rank == own or ranks:
             table.add_row(
@@ -68,8 +75,11 @@ def tradeoff(
                 str(p.output_rank or ""),
                 str(p.bits),
                 megabytes(p.bytes),
+                f"{p.percent_of_fp16:.1f}",
                 f"{p.s_percent:.1f}",
                 f"{p.relative_error:.4f}",
+                f"{p.worst_error:.4f}",
+                megabytes(p.decode_bytes),
             )
     console = output()
     console.print(table)

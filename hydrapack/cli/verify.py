@@ -38,6 +38,10 @@ def verify(
             "adapter's."
         ),
     ] = None,
+    max_task_error: Annotated[
+        float | None,
+        typer.Option(help="Relative error, as packed, that no task may be above, as 0.7."),
+    ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the checks as JUnit XML.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
 ) -> None:
@@ -70,6 +74,7 @@ def verify(
             read_adapters(sources) if sources else (),
             None if public_key is None else read_public_key(public_key),
             max_drift,
+            max_task_error,
             stage,
         )
     passed = all(check.passed for check in checks)

@@ -72,6 +72,7 @@ def _label(method: MethodConfig, heads: int | None) -> str:
     label += f" {method.budget}" if method.budget else ""
     label += f" Q={method.output_rank}" if method.output_rank else ""
     label += f" R={method.rank}" if method.rank else ""
+    label += f" {method.objective}" if method.objective else ""
     if method.method == "hydraopt":
         label += f" {method.distance}" if method.distance != "mae" else ""
         label += f" from {method.init}" if method.init != "adapters" else ""

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from hydrapack.base.scheme import QUANTS
 from hydrapack.errors import InputError
 from hydrapack.evaluate.metrics import METRICS
+from hydrapack.merge.objective import Objective
 from hydrapack.quantize import BitWidth
 from hydrapack.schema import Strict, misfit
 from hydrapack.sizes import parse_size
@@ -38,6 +39,8 @@ class MethodConfig(Strict):
     """zero-shot, own (each task's adapter), or a method of ``hydrapack merge``."""
     heads: list[Annotated[int, Field(ge=1)] | Literal["N"]] | None = None
     """Each M; N is the number of the group's tasks. An M above it is left out."""
+    objective: Objective | None = None
+    """Of ``hydrapack merge``; the method's own by default."""
     only_a: bool = False
     rank: int | None = None
     output_rank: int | None = None

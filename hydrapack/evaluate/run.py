@@ -154,14 +154,17 @@ class Evaluation:
         adapters = [self.adapters[name] for name in self.groups[case.group]]
         if m.budget is not None:
             limit, bits = parse_size("budget", m.budget), None if case.planned else m.bits
-            merge, plan = merge_budget(adapters, limit, m.rank, bits, self.config.seed)
-            return _Merged(merge, {name: choice.bits for name, choice in plan.items()})
+            merge, plan = merge_budget(
+                adapters, limit, m.rank, bits, self.config.seed, objective=m.objective or "relative"
+            )
+            return _Merged(merge, plan.bits)
         merge = merge_adapters(
             adapters,
             m.method,
             case.heads,
             m.rank,
             self.config.seed,
+            objective=m.objective,
             output_rank=m.output_rank,
             only_a=m.only_a,
             distance=m.distance,

@@ -21,7 +21,9 @@ from hydrapack.merge.module import (
     MergeOptions,
     difference_norm,
     stored_values,
+    with_sizes,
 )
+from hydrapack.merge.objective import LOST, OBJECTIVES, ROUNDS, Objective, reweigh, task_sizes
 from hydrapack.merge.spectral import assign, joint, merge_spectral
 from hydrapack.merge.two_sided import merge_two_sided
 from hydrapack.merge.vera import merge_vera
@@ -50,6 +52,8 @@ class Merge:
 
     tasks: tuple[str, ...]
     method: str
+    objective: Objective | None
+    """relative, absolute or minimax; None for a method that minimises no error."""
     heads: int
     rank: int
     seed: int
@@ -66,6 +70,11 @@ class Merge:
         """S (%): values stored over values of all adapters apart (the HydraOpt paper's S)."""
         return 100.0 * self.parameters / self.baseline_parameters
 
+    @property
+    def lost(self) -> list[str]:
+        """Tasks of which next to nothing is left: their relative error is above 0.9."""
+        return [task for task, error in self.relative_errors.items() if error > LOST]
+
 
 @one_thread()
 def merge_adapters(
@@ -76,6 +85,7 @@ def merge_adapters(
     seed: int = 0,
     progress: Callable[[float, int, str], None] = lambda done, total, note: None,
     *,
+    objective: str | None = None,
     routing: str = "per-module",
     weights: Mapping[str, float] | None = None,
     output_rank: int | None = None,
@@ -95,9 +105,13 @@ def merge_adapters(
         rank: the most R of a module's shared A, which has no more rows than its updates span
             together; by default each module's own largest rank.
         progress: called with modules done, modules in all and a note (HydraOpt's loss).
+        objective: ``relative`` (each task's error over its own size), ``absolute``, or ``minimax``
+            (the least error of the worst task); relative by default for spectral and two-sided,
+            absolute for hydraopt, which does not take minimax. Other methods have none.
         routing: with M < N, ``per-module`` lets a task use another head in each module,
             ``global`` gives it one for all.
-        weights: of the tasks' squared errors, by task; 1 where not named.
+        weights: of the tasks' squared errors, by task, on top of the objective's; 1 where not
+            named.
         output_rank: two-sided's Q, columns of the common output basis; twice the rank by default.
         density: share of values that ties, dare and dare-ties keep.
         only_a: merge A alone by one of the elementwise methods, every task keeping its B.
@@ -130,11 +144,13 @@ def merge_adapters(
     if method == "two-sided" and heads != count:
         raise InputError(f"--heads {heads}: two-sided keeps a small head a task; leave it out")
     _check(method, heads, count, routing, density, only_a, refit_b)
+    minimised = check_objective(method, objective)
+    own_weights = task_weights(adapters, weights or {})
     options = MergeOptions(
         heads=heads,
         rank=rank,
         seed=seed,
-        weights=task_weights(adapters, weights or {}),
+        weights=own_weights,
         output_rank=output_rank or 0,
         density=density,
         only_a=only_a,
@@ -145,20 +161,80 @@ def merge_adapters(
         temperature=temperature,
         init=init,
     )
-    names = module_names(adapters)
-    if routing == "global" and heads < count:
-        options = replace(
-            options, assignment=_one_route(adapters, names, method, options, progress)
+    label, round_number = _label(method, only_a, refit_b), 0
+    sizes = None
+    if minimised in ("relative", "minimax"):
+        sizes = task_sizes(adapters, distance if method == "hydraopt" else "fro")
+    rounds = ROUNDS if minimised == "minimax" else 1
+
+    def solve(weights: tuple[float, ...]) -> tuple[list[float], Merge]:
+        nonlocal round_number
+        before, round_number = round_number / rounds, round_number + 1
+
+        def report(done: float, total: int, note: str) -> None:
+            progress(before * total + done / rounds, total, note)
+
+        weighed = replace(options, weights=weights)
+        made = _merge_once(
+            adapters, method, methods[method], weighed, sizes, routing, asked, report
         )
+        made = replace(made, method=label, objective=minimised)
+        return list(made.relative_errors.values()), made
+
+    if minimised == "minimax":
+        return reweigh(solve, own_weights, rounds)[1]
+    return solve(own_weights)[1]
+
+
+def check_objective(method: str, asked: str | None) -> Objective | None:
+    """The objective that is asked for, or the method's own; None for a method without one.
+
+    Raises:
+        InputError: an unknown one, or one that the method does not take.
+    """
+    named = next((one for one in OBJECTIVES if one == asked), None)
+    if asked != named:
+        raise InputError(f"--objective {asked}: choose one of {', '.join(OBJECTIVES)}")
+    if method not in _MANY:
+        if asked is not None:
+            raise InputError(f"--objective {asked}: {method} minimises no error; leave it out")
+        return None
+    if method == "hydraopt" and asked == "minimax":
+        raise InputError("--objective minimax: hydraopt takes relative or absolute")
+    return named or ("absolute" if method == "hydraopt" else "relative")
+
+
+def _merge_once(
+    adapters: Sequence[Adapter],
+    name: str,
+    method: MergeMethod,
+    options: MergeOptions,
+    sizes: Sequence[float] | None,
+    routing: str,
+    rank: int | None,
+    progress: Callable[[float, int, str], None],
+) -> Merge:
+    """One pass over the modules; ``rank`` is the one that was asked for."""
+    names, seed = module_names(adapters), options.seed
+    if routing == "global" and options.heads < len(adapters):
+        modules = [divided(module_updates(adapters, module), sizes) for module in names]
+        found = _one_route(modules, name, options, progress)
+        options = replace(options, assignment=found)
     done = 0
 
-    def merge(name: str, updates: Sequence[Update]) -> Merged:
+    def merge(module: str, updates: Sequence[Update]) -> Merged:
         nonlocal done
         report, done = _reporter(progress, done, len(names)), done + 1
-        own = replace(options, rank=module_rank(updates, asked))
-        return methods[method](updates, replace(own, seed=module_seed(seed, name), report=report))
+        own = replace(
+            options,
+            rank=module_rank(updates, rank),
+            seed=module_seed(seed, module),
+            report=report,
+        )
+        merged = method(divided(updates, sizes), own)
+        return merged if sizes is None else with_sizes(merged, updates, sizes)
 
-    return merge_modules(adapters, merge, _label(method, only_a, refit_b), rank, seed, progress)
+    return merge_modules(adapters, merge, name, None, options.rank, seed, progress)
 
 
 @one_thread()
@@ -166,6 +242,7 @@ def merge_modules(
     adapters: Sequence[Adapter],
     merge: Callable[[str, Sequence[Update]], Merged],
     label: str,
+    objective: Objective | None,
     rank: int,
     seed: int,
     progress: Callable[[float, int, str], None],
@@ -193,6 +270,7 @@ def merge_modules(
     return Merge(
         tasks=tuple(a.task for a in adapters),
         method=label,
+        objective=objective,
         heads=max(len(m.heads) for m in modules.values()),
         rank=rank,
         seed=seed,
@@ -243,16 +321,21 @@ def module_rank(updates: Sequence[Update], asked: int | None = None) -> int:
     return max(ranks) if asked is None else min(asked, sum(ranks), first.shape[1])
 
 
+def divided(updates: Sequence[Update], sizes: Sequence[float] | None) -> Sequence[Update]:
+    """Each task's update over its size."""
+    if sizes is None:
+        return updates
+    return [update.times(1 / size) for update, size in zip(updates, sizes, strict=True)]
+
+
 def _one_route(
-    adapters: Sequence[Adapter],
-    names: Sequence[str],
+    modules: Sequence[Sequence[Update]],
     method: str,
     options: MergeOptions,
     progress: Callable[[float, int, str], None],
 ) -> tuple[int, ...]:
-    modules = [module_updates(adapters, name) for name in names]
     if method == "hydraopt" and options.init != "spectral":
-        total = len(names)
+        total = len(modules)
 
         def report(share: float, loss: float) -> None:
             progress(share * total, total, f"routing, loss {loss:.4f}")
@@ -308,10 +391,8 @@ def _check(
         raise InputError(f"--heads {heads}: {method} makes {made}; leave --heads out")
 
 
-def task_weights(
-    adapters: Sequence[Adapter], weights: Mapping[str, float]
-) -> tuple[float, ...] | None:
-    """Weights in task order, 1 where not named; None if none is.
+def task_weights(adapters: Sequence[Adapter], weights: Mapping[str, float]) -> tuple[float, ...]:
+    """Weights in task order, 1 where not named.
 
     Raises:
         InputError: an unknown task or a weight that is not above 0.
@@ -322,4 +403,4 @@ def task_weights(
             raise InputError(f"--weight {name}: no such task; there are {', '.join(tasks)}")
         if not (math.isfinite(weight) and weight > 0):
             raise InputError(f"--weight {name}={weight:g}: must be above 0")
-    return tuple(weights.get(task, 1.0) for task in tasks) if weights else None
+    return tuple(weights.get(task, 1.0) for task in tasks)

@@ -1,59 +1,207 @@
-"""Heads, rank and bits of every module under one byte budget.
+"""Heads, rank and bits of every module: least error in so many bytes, or fewest bytes for an error.
 
-Each module offers candidates, whole heads (M, R) or a common output basis (R, Q), each at several
-bit widths, with their bytes and an estimate of their squared error: the energy left out, which is
-exact for whole heads and an upper bound for a common basis, plus the noise of rounding. Only those
-on the lower convex hull of (bytes, error) are worth taking (the Lagrangian's choices for all
-prices); all modules start at their cheapest and the steps with the largest gain a byte are bought
-until the budget is spent.
+Only a module's choices on the lower convex hull of (bytes, error) are worth taking (the
+Lagrangian's choices for all prices); all modules start at their cheapest and the steps with the
+largest gain a byte are bought until the budget is spent, or every task is near enough.
+
+No module's rank is above one R, that of the base program, and a program of lower rank decodes
+faster: of all R the smallest is taken whose plan is nearly as good as the best.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.modules import Update
 from hydrapack.errors import InputError
+from hydrapack.layout import layout_of
 from hydrapack.merge.adapters import (
     Merge,
     check_any,
+    check_objective,
+    divided,
     merge_modules,
     module_names,
     module_seed,
     module_updates,
     task_weights,
 )
-from hydrapack.merge.module import MergedModule, MergeOptions
-from hydrapack.merge.spectral import assign, fit, joint, merge_spectral
-from hydrapack.merge.two_sided import core_of, energies, merge_two_sided
-from hydrapack.quantize import (
-    check_bits,
-    core_bits,
-    noise_by_columns,
-    rounded,
-    stored_bytes,
+from hydrapack.merge.candidates import Choice, candidates, gain, lower_hull, steps_to
+from hydrapack.merge.module import (
+    Merged,
+    MergedModule,
+    MergeOptions,
+    difference_norm,
+    with_sizes,
 )
+from hydrapack.merge.objective import Objective, reweigh, task_sizes
+from hydrapack.merge.program_size import adapters_bytes
+from hydrapack.merge.spectral import merge_spectral
+from hydrapack.merge.two_sided import merge_two_sided
+from hydrapack.quantize import Rounding, check_bits, round_module
 from hydrapack.threads import one_thread
 
 PLANNED_BITS = (4, 8, 16)
-ROUNDS = 8
+SLACK = 1.02
+"""A lower R may cost this factor of the error, or of the bytes where an error is asked for."""
+NEGLIGIBLE = 0.005
+"""Relative error that is not worth a higher R."""
+ROUNDS = 4
+"""Of reweighting, for minimax and for a target."""
+BISECTIONS = 16
+Progress = Callable[[float, int, str], None]
 
 
-@dataclass(frozen=True, order=True)
-class Choice:
-    """What one module gets; ``output_rank`` Q above 0 is a common output basis."""
+@dataclass(frozen=True)
+class Plan:
+    """What each module gets, by name, and what it comes to."""
 
-    bytes: int
-    error: float
-    """Estimate of the squared error, all tasks together, each with its weight."""
-    heads: int
+    choices: dict[str, Choice]
     rank: int
-    output_rank: int
-    bits: int
+    """R of the base program: the largest rank of the choices."""
+    bytes: int
+    """Of ``adapters.pte``, at most."""
+    error: float
+    """Estimate of the weighted squared error."""
+
+    def errors(self) -> list[float]:
+        """Estimate of each task's squared error."""
+        return [
+            sum(parts) for parts in zip(*(c.errors for c in self.choices.values()), strict=True)
+        ]
+
+    @property
+    def bits(self) -> dict[str, int]:
+        """Bits a value by module name."""
+        return {name: choice.bits for name, choice in self.choices.items()}
+
+
+class Planner:
+    """The adapters' modules with all their choices, for one weight of each task.
+
+    Errors are of the updates over ``sizes``, where those are given.
+    """
+
+    def __init__(
+        self,
+        adapters: Sequence[Adapter],
+        rank: int,
+        bits: Sequence[int],
+        seed: int,
+        weights: tuple[float, ...],
+        sizes: Sequence[float] | None,
+        progress: Callable[[float], None],
+    ) -> None:
+        self.shapes: dict[str, tuple[int, int]] = {}
+        self.found: dict[str, list[Choice]] = {}
+        self.whole = 0.0
+        """Weighted squared norm of all updates."""
+        names = module_names(adapters)
+        for done, name in enumerate(names):
+            progress(done / len(names))
+            updates = module_updates(adapters, name)
+            self.shapes[name] = updates[0].shape
+            options = MergeOptions(len(adapters), rank, module_seed(seed, name), weights)
+            sized = divided(updates, sizes)
+            self.found[name] = candidates(sized, options, bits)
+            for weight, update in zip(weights, sized, strict=True):
+                A, B = update.factors()
+                self.whole += weight * float(((B.T @ B) * (A @ A.T)).sum())
+        self.ranks = steps_to(max(c.rank for found in self.found.values() for c in found))
+        self.zeros, self.tasks = _missing(self.shapes), len(adapters)
+
+    def plan(self, choices: dict[str, Choice]) -> Plan:
+        """Choices by module name, with what they come to."""
+        rank = max(choice.rank for choice in choices.values())
+        every, shapes = dict(choices), dict(self.shapes)
+        for name, shape in self.zeros.items():
+            every[name], shapes[name] = Choice(0, 0.0, 1, 1, 0, 8), shape  # as the packer's
+        size = adapters_bytes(every, shapes, rank, self.tasks)
+        return Plan(choices, rank, size, sum(choice.error for choice in choices.values()))
+
+    def hulls(self) -> Iterator[tuple[int, dict[str, list[Choice]]]]:
+        """Hulls by module name, for each R and for what is simple enough for a small program."""
+        kinds: tuple[Callable[[Choice], bool], ...] = (
+            lambda c: True,
+            lambda c: c.bits == 4,
+            lambda c: c.bits == 4 and c.output_rank > 0,
+        )
+        for rank in self.ranks:
+            for kind in kinds:
+                hulls = {
+                    name: lower_hull(c for c in found if c.rank <= rank and kind(c))
+                    for name, found in self.found.items()
+                }
+                if all(hulls.values()):
+                    yield rank, hulls
+
+    def within(self, budget: int) -> Plan:
+        """The plan of least error in ``budget`` bytes.
+
+        Raises:
+            InputError: the cheapest choices take more.
+        """
+        best: dict[int, Plan] = {}
+        smallest = math.inf
+        for rank, hulls in self.hulls():
+            least = self.plan({name: hull[0] for name, hull in hulls.items()})
+            smallest = min(smallest, least.bytes)
+            found = self._within(hulls, budget)
+            if found is not None and (rank not in best or found.error < best[rank].error):
+                best[rank] = found
+        if not best:
+            raise InputError(
+                f"--budget {budget} bytes: the smallest plan takes about {smallest}; give more"
+            )
+        least_error = min(plan.error for plan in best.values())
+        # Errors are squares.
+        enough = SLACK**2 * least_error + NEGLIGIBLE**2 * self.whole
+        return next(best[r] for r in sorted(best) if best[r].error <= enough)
+
+    def _within(self, hulls: dict[str, list[Choice]], budget: int) -> Plan | None:
+        # The program around the integers depends on the plan: the room for integers is searched.
+        low, high, best, steps = 0, budget, None, steps_of(hulls)
+        for _ in range(BISECTIONS):
+            room = (low + high) // 2
+            choices = buy(hulls, room, steps)
+            plan = None if choices is None else self.plan(choices)
+            if plan is None or plan.bytes <= budget:
+                low = room
+                if plan is not None and (best is None or plan.error < best.error):
+                    best = plan
+            else:
+                high = room
+        return best
+
+    def reaching(self, limits: Sequence[float]) -> Plan | None:
+        """The plan of fewest bytes whose tasks' squared errors are at most ``limits``, if any."""
+        best: dict[int, Plan] = {}
+        for rank, hulls in self.hulls():
+            choices = climb(hulls, limits)
+            if choices is None:
+                continue
+            plan = self.plan(choices)
+            if rank not in best or plan.bytes < best[rank].bytes:
+                best[rank] = plan
+        fewest = min((plan.bytes for plan in best.values()), default=0)
+        return next((best[r] for r in sorted(best) if best[r].bytes <= SLACK * fewest), None)
+
+
+def _missing(shapes: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """Modules that the packer adds, zeros, so that all layers are alike; shapes by name."""
+    try:
+        layout = layout_of(shapes, 1)
+    except InputError:
+        return {}  # No decoder's linears: the bundle cannot be packed anyway.
+    every = dict(layout.shapes)
+    return {
+        name: every[name.rsplit(".", 1)[-1].removesuffix("_proj")]
+        for name in layout.modules()
+        if name not in shapes
+    }
 
 
 @one_thread()
@@ -64,180 +212,207 @@ def merge_budget(
     bits: int | None = None,
     seed: int = 0,
     weights: dict[str, float] | None = None,
-    progress: Callable[[float, int, str], None] = lambda done, total, note: None,
-) -> tuple[Merge, dict[str, Choice]]:
-    """The merge of least squared error whose ``adapters.pte`` takes at most ``budget`` bytes.
+    objective: str = "relative",
+    progress: Progress = lambda done, total, note: None,
+) -> tuple[Merge, Plan]:
+    """The merge of least error whose ``adapters.pte`` takes at most ``budget`` bytes.
 
     Args:
         rank: no module's R is above it; the largest rank of the adapters by default.
         bits: 4, 8 or 16 for all modules; free by default.
-
-    Returns:
-        the merge, and the choice by module name.
+        objective: relative, absolute or minimax.
 
     Raises:
         InputError: no adapters, VeRA's, or a budget that the cheapest choices do not meet.
     """
-    check_any(adapters)
-    if adapters[0].kind != "LORA":
-        raise InputError("--budget: plans LoRA adapters; VeRA's vectors are kilobytes as they are")
-    if bits is not None and check_bits("--bits", bits) == 32:
-        raise InputError("--bits 32: a budget is planned at 4, 8 or 16")
-    own = rank or max(a.rank for a in adapters)
-    names = module_names(adapters)
-    per_task = task_weights(adapters, weights or {})
-    hulls = {}
-    for done, name in enumerate(names):
-        progress(done / 2, len(names), "planning")
-        options = MergeOptions(len(adapters), own, module_seed(seed, name), per_task)
-        found = candidates(
-            module_updates(adapters, name), options, (bits,) if bits else PLANNED_BITS
-        )
-        hulls[name] = lower_hull(found)
-    plan = plan_budget(hulls, budget)
-    merge = merge_planned(adapters, plan, own, seed, per_task, progress)
-    return merge, plan
+    named = check_objective("spectral", objective)
+    job = _Job(adapters, rank, bits, seed, weights, named, "--budget", progress)
+    if named != "minimax":
+        return job.within(budget, job.weights)
+    rounds = 0
+
+    def solve(weights: tuple[float, ...]) -> tuple[list[float], tuple[Merge, Plan]]:
+        nonlocal rounds
+        made = job.within(budget, weights, rounds, ROUNDS)
+        rounds += 1
+        return list(made[0].relative_errors.values()), made
+
+    return reweigh(solve, job.weights, ROUNDS)[1]
 
 
-def plan_budget(hulls: dict[str, list[Choice]], budget: int) -> dict[str, Choice]:
-    """The choice of each module, by name, for an ``adapters.pte`` of at most ``budget`` bytes.
+@one_thread()
+def merge_target(
+    adapters: Sequence[Adapter],
+    error: float,
+    rank: int | None = None,
+    bits: int | None = None,
+    seed: int = 0,
+    progress: Progress = lambda done, total, note: None,
+) -> tuple[Merge, Plan]:
+    """The merge of fewest bytes that keeps each task's relative error, as packed, below ``error``.
+
+    Args:
+        error: norm of (updates - packed) over norm of the updates, of every task; 0 to 1.
+        rank, bits: as ``merge_budget``.
 
     Raises:
-        InputError: the cheapest choices take more.
+        InputError: no adapters, VeRA's, or an error that the planner's best choices do not reach.
     """
-    least = {name: hull[0] for name, hull in hulls.items()}
-    overhead = program_bytes(least)
-    for _ in range(ROUNDS):
-        plan = buy(hulls, budget - overhead)
+    if not 0 < error < 1:
+        raise InputError(f"--target-error {error:g}: must lie between 0 and 1")
+    job = _Job(adapters, rank, bits, seed, None, "minimax", "--target-error", progress)
+    aimed, weights = [error**2] * len(adapters), job.weights
+    best: tuple[Merge, Plan] | None = None
+    nearest = math.inf
+    for done in range(ROUNDS):
+        planner = job.planner(weights, done, ROUNDS)
+        plan = planner.reaching(aimed)
         if plan is None:
-            break
-        if sum(c.bytes for c in plan.values()) + program_bytes(plan) <= budget:
-            return plan
-        overhead = max(overhead + 1, program_bytes(plan))
-    smallest = sum(choice.bytes for choice in least.values()) + program_bytes(least)
-    raise InputError(
-        f"--budget {budget} bytes: the smallest plan takes about {smallest}; give more"
+            plan = planner.plan(
+                {name: min(found, key=lambda c: c.error) for name, found in planner.found.items()}
+            )
+        made = job.merge(plan, weights, done, ROUNDS)
+        errors = rounded_errors(adapters, made, plan)
+        nearest = min(nearest, max(errors))
+        if max(errors) <= error and (best is None or plan.bytes < best[1].bytes):
+            best = made, plan
+        # Estimates err on either side: aim at what makes the real errors fit, task by task.
+        ratios = [error / e if e else 1.0 for e in errors]
+        aimed = [a * min(max(r, 0.5), 1.5) ** 2 for a, r in zip(aimed, ratios, strict=True)]
+        mean = sum(r**-2 for r in ratios) / len(ratios)
+        weights = tuple(w * r**-2 / mean for w, r in zip(weights, ratios, strict=True))
+    if best is None:
+        raise InputError(
+            f"--target-error {error:g}: the nearest plan found leaves {nearest:.4f}; give more, or "
+            "a larger --rank or --bits"
+        )
+    return best
+
+
+class _Job:
+    """What all plans of one call have in common."""
+
+    def __init__(
+        self,
+        adapters: Sequence[Adapter],
+        rank: int | None,
+        bits: int | None,
+        seed: int,
+        weights: dict[str, float] | None,
+        objective: Objective | None,
+        flag: str,
+        progress: Progress,
+    ) -> None:
+        check_any(adapters)
+        if adapters[0].kind != "LORA":
+            raise InputError(
+                f"{flag}: plans LoRA adapters; VeRA's vectors are kilobytes as they are"
+            )
+        if bits is not None and check_bits("--bits", bits) == 32:
+            raise InputError("--bits 32: a plan is made at 4, 8 or 16")
+        if rank is not None and rank < 1:
+            raise InputError(f"--rank {rank}: must be 1 or more")
+        self.adapters, self.seed, self.progress = adapters, seed, progress
+        self.rank = rank or max(a.rank for a in adapters)
+        self.bits = (bits,) if bits else PLANNED_BITS
+        self.weights = task_weights(adapters, weights or {})
+        self.objective = objective
+        self.sizes = None if objective == "absolute" else task_sizes(adapters)
+        self.total = len(module_names(adapters))
+
+    def planner(self, weights: tuple[float, ...], done: int, rounds: int) -> Planner:
+        """Of round ``done`` of so many."""
+
+        def report(share: float) -> None:
+            self.progress((done + share / 2) * self.total / rounds, self.total, "planning")
+
+        return Planner(self.adapters, self.rank, self.bits, self.seed, weights, self.sizes, report)
+
+    def within(
+        self,
+        budget: int,
+        weights: tuple[float, ...],
+        done: int = 0,
+        rounds: int = 1,
+    ) -> tuple[Merge, Plan]:
+        """The merge by the best plan in ``budget`` bytes."""
+        plan = self.planner(weights, done, rounds).within(budget)
+        return self.merge(plan, weights, done, rounds), plan
+
+    def merge(
+        self,
+        plan: Plan,
+        weights: tuple[float, ...],
+        done: int,
+        rounds: int,
+    ) -> Merge:
+        """The merge with each module as ``plan`` says."""
+
+        def report(share: float, total: int, note: str) -> None:
+            before = (done + 0.5) * total / rounds
+            self.progress(before + share / 2 / rounds, total, "merging")
+
+        return merge_plan(
+            self.adapters, plan, weights, self.sizes, self.objective, self.seed, report
+        )
+
+
+@one_thread()
+def merge_plan(
+    adapters: Sequence[Adapter],
+    plan: Plan,
+    weights: tuple[float, ...],
+    sizes: Sequence[float] | None,
+    objective: Objective | None = None,
+    seed: int = 0,
+    progress: Progress = lambda done, total, note: None,
+) -> Merge:
+    """The merge with each module as ``plan`` says."""
+
+    def merge(name: str, updates: Sequence[Update]) -> Merged:
+        choice, sized = plan.choices[name], divided(updates, sizes)
+        options = MergeOptions(
+            choice.heads, choice.rank, module_seed(seed, name), weights, choice.assignment
+        )
+        if choice.output_rank:
+            options = replace(options, output_rank=choice.output_rank)
+            merged = merge_two_sided(sized, options)
+        else:
+            merged = merge_spectral(sized, options)
+        return merged if sizes is None else with_sizes(merged, updates, sizes)
+
+    return merge_modules(adapters, merge, "budget", objective, plan.rank, seed, progress)
+
+
+def rounded_errors(adapters: Sequence[Adapter], merge: Merge, plan: Plan) -> list[float]:
+    """Each task's relative error as packed: of (updates - rounded) over the updates, in norm."""
+    squares = [[0.0, 0.0] for _ in adapters]
+    for name, module in merge.modules.items():
+        assert isinstance(module, MergedModule)
+        bits = plan.choices[name].bits
+        stored = round_module(module, Rounding(bits, bits))
+        for k, update in enumerate(module_updates(adapters, name)):
+            head = stored.head(stored.assignment[k])
+            for i, norm in enumerate(difference_norm(update, stored.shared(), head)):
+                squares[k][i] += norm**2
+    return [math.sqrt(lost / own) if own else 0.0 for lost, own in squares]
+
+
+Step = tuple[float, str, int]
+
+
+def steps_of(hulls: Mapping[str, list[Choice]]) -> list[Step]:
+    """Each step along each hull, the largest gain a byte first."""
+    return sorted(
+        (-gain(hull[i], hull[i + 1]), name, i)
+        for name, hull in hulls.items()
+        for i in range(len(hull) - 1)
     )
 
 
-def program_bytes(plan: dict[str, Choice]) -> int:
-    """Upper estimate of the program around the integers: it grows with how mixed the plan is."""
-    targets = {name: name.rsplit(".", 1)[-1] for name in plan}
-    banks = {(targets[n], c.bits) for n, c in plan.items() if c.output_rank}
-    banks |= {("", c.bits) for c in plan.values() if not c.output_rank}
-    shared = {(targets[name], c.bits) for name, c in plan.items()}
-    return 14_000 + 7_500 * len(banks) + 1_000 * len(shared) + 200 * len(plan)
-
-
-@one_thread()
-def merge_planned(
-    adapters: Sequence[Adapter],
-    plan: dict[str, Choice],
-    rank: int,
-    seed: int = 0,
-    weights: tuple[float, ...] | None = None,
-    progress: Callable[[float, int, str], None] = lambda done, total, note: None,
-) -> Merge:
-    """The merge with each module as ``plan`` says; ``rank`` is the bundle's."""
-
-    def merge(name: str, updates: Sequence[Update]) -> MergedModule:
-        choice = plan[name]
-        options = MergeOptions(choice.heads, choice.rank, module_seed(seed, name), weights)
-        if choice.output_rank:
-            return merge_two_sided(updates, replace(options, output_rank=choice.output_rank))
-        # The assignment is the one the plan was made with, found at the bundle's rank.
-        found = assign([joint(updates)], replace(options, rank=rank))
-        return merge_spectral(updates, replace(options, assignment=found))
-
-    def half(done: float, total: int, note: str) -> None:
-        progress((total + done) / 2, total, "merging")
-
-    return merge_modules(adapters, merge, "budget", rank, seed, half)
-
-
-@one_thread()
-def candidates(
-    updates: Sequence[Update], options: MergeOptions, widths: Sequence[int]
-) -> list[Choice]:
-    """Every way to store one module that the planner weighs.
-
-    Args:
-        options: ``heads`` N, ``rank`` the largest R, ``seed``, ``weights``.
-        widths: bits a value.
-    """
-    step = max(1, options.rank // 16)
-    ranks = sorted({*range(step, options.rank + 1, step), options.rank})
-    found = []
-    problem = joint(updates)
-    weights = torch.tensor([options.weight(k) for k in range(len(updates))], dtype=torch.float64)
-    whole = float((problem.products().diagonal() * weights).sum())
-    for heads in range(1, options.heads + 1):
-        now = replace(options, heads=heads)
-        assignment = assign([problem], now)
-        A, B = fit(problem, updates, assignment, now)
-        shares = torch.stack([weights[[a == m for a in assignment]].sum() for m in range(heads)])
-        # Energy of each rank's column; what all columns keep comes off the whole.
-        energy = (B.square().sum(1) * shares[:, None]).sum(0)
-        for bits in widths:
-            noise_a = ((A - rounded(A, bits).double()).square().sum(1) * energy).cumsum(0)
-            noise_b = (noise_by_columns(B, bits) * shares[:, None]).sum(0)
-            error = whole - energy.cumsum(0) + noise_a + noise_b
-            for rank in sorted({min(rank, len(A)) for rank in ranks}):
-                size = stored_bytes(rank, A.shape[1], bits)
-                size += stored_bytes(heads * B.shape[1], rank, bits)
-                found.append(Choice(size, float(error[rank - 1]), heads, rank, 0, bits))
-    return found + _two_sided(updates, options, widths, whole)
-
-
-def _two_sided(
-    updates: Sequence[Update],
-    options: MergeOptions,
-    widths: Sequence[int],
-    whole: float,
-) -> list[Choice]:
-    count = len(updates)
-    core = core_of(updates, options)
-    left, right = core.left(None, 1 << 30), core.right(None, options.rank)
-    U, A = core.output @ left, (core.input @ right).T
-    kept = energies(core.projected(left, right))
-    step = max(1, options.rank // 4)
-    # Few ranks, so that the C's of several modules lie in equal pieces.
-    ranks = list(range(max(1, options.rank // 8), len(A) + 1, max(1, options.rank // 8)))
-    found = []
-    for bits in widths:
-        noise_a = (A - rounded(A, bits).double()).square().sum(1).cumsum(0)
-        noise_u = noise_by_columns(U[None], bits)[0]
-        for rank in ranks:
-            for width in range(step, U.shape[1] + 1, step):
-                held = float(kept[width - 1, rank - 1])
-                # U and A are orthonormal: noise of a basis scales with the energy it carries.
-                noise = held * float(noise_u[width - 1] / width + noise_a[rank - 1] / rank)
-                size = stored_bytes(rank, A.shape[1], bits) + stored_bytes(len(U), width, bits)
-                size += stored_bytes(count * rank, width, core_bits(bits))
-                found.append(Choice(size, whole - held + noise, count, rank, width, bits))
-    return found
-
-
-def lower_hull(found: Sequence[Choice]) -> list[Choice]:
-    """The choices on the lower convex hull of (bytes, error), cheapest first."""
-    hull: list[Choice] = []
-    for choice in sorted(found):
-        if hull and choice.error >= hull[-1].error:
-            continue
-        while len(hull) > 1 and _gain(hull[-2], choice) >= _gain(hull[-2], hull[-1]):
-            hull.pop()
-        if hull and choice.bytes == hull[-1].bytes:
-            hull.pop()
-        hull.append(choice)
-    return hull
-
-
-def _gain(old: Choice, new: Choice) -> float:
-    """Squared error saved a byte."""
-    return (old.error - new.error) / max(new.bytes - old.bytes, 1)
-
-
-def buy(hulls: dict[str, list[Choice]], room: int) -> dict[str, Choice] | None:
+def buy(
+    hulls: Mapping[str, list[Choice]], room: int, steps: Sequence[Step]
+) -> dict[str, Choice] | None:
     """Choices of at most ``room`` bytes in all; None if the cheapest take more.
 
     Steps are taken by gain a byte; one that no longer fits ends its module's climb.
@@ -246,13 +421,25 @@ def buy(hulls: dict[str, list[Choice]], room: int) -> dict[str, Choice] | None:
     room -= sum(hull[0].bytes for hull in hulls.values())
     if room < 0:
         return None
-    steps = [
-        (-_gain(hull[i], hull[i + 1]), name, i)
-        for name, hull in hulls.items()
-        for i in range(len(hull) - 1)
-    ]
-    for _, name, i in sorted(steps):
+    for _, name, i in steps:
         price = hulls[name][i + 1].bytes - hulls[name][i].bytes
         if at[name] == i and price <= room:
             at[name], room = i + 1, room - price
     return {name: hull[at[name]] for name, hull in hulls.items()}
+
+
+def climb(hulls: Mapping[str, list[Choice]], limits: Sequence[float]) -> dict[str, Choice] | None:
+    """The cheapest choices, by gain a byte, whose tasks' errors add up to at most ``limits``.
+
+    None where all steps together do not reach them.
+    """
+    now = {name: hull[0] for name, hull in hulls.items()}
+    left = [sum(parts) for parts in zip(*(c.errors for c in now.values()), strict=True)]
+    for _, name, i in steps_of(hulls):
+        if all(own <= limit for own, limit in zip(left, limits, strict=True)):
+            return now
+        old, now[name] = now[name], hulls[name][i + 1]
+        parts = zip(left, old.errors, now[name].errors, strict=True)
+        left = [total - before + after for total, before, after in parts]
+    reached = all(own <= limit for own, limit in zip(left, limits, strict=True))
+    return now if reached else None

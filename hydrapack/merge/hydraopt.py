@@ -8,8 +8,8 @@ d is mae (mean absolute error), fro (squared Frobenius norm, whose optimum the s
 in closed form), mse (its mean, which differs from fro only where modules of several sizes share
 coefficients) or cs (1 - cosine).
 
-The loss is relative: 1 is the distance of an adapter left out. Learning rates are relative too, to
-the root mean square of what they move, so that one default fits every scale of adapter.
+The loss is shown relative: 1 is the distance of an adapter left out. Learning rates are relative
+too, to the root mean square of what they move, so that one default fits every scale of adapter.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class _Module:
         self.squares = [float(((B.T @ B) * (A @ A.T)).sum()) for A, B in self.targets]
         self.values = updates[0].shape[0] * updates[0].shape[1]
         with torch.no_grad():
-            self.whole = sum(self._size(k, options.distance) for k in range(len(updates)))
+            self.whole = sum(
+                options.weight(k) * self._size(k, options.distance) for k in range(len(updates))
+            )
 
     def groups(self, rate: float) -> list[dict[str, object]]:
         """AdamW's parameter groups."""

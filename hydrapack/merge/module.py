@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,13 +16,17 @@ class MergedModule:
     """A shared A (rank, d_in), heads B (M, d_out, rank), and each task's head.
 
     The scaling is folded into the heads: task k's update is ``head(assignment[k]) @ A``. With a
-    common output basis ``U`` (d_out, Q) the heads are C (M, Q, rank), and B is U @ C.
+    common output basis ``U`` (d_out, Q) the heads are C (M, Q, rank), and B is U @ C. Where tasks
+    of unlike size share heads, ``scales`` holds a factor for each task and ``of`` its head; what a
+    task is assigned then is one of those pairs.
     """
 
     A: torch.Tensor
     heads: torch.Tensor
     assignment: tuple[int, ...]
     U: torch.Tensor | None = None
+    scales: torch.Tensor | None = None
+    of: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -42,9 +46,16 @@ class MergedModule:
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is stored, by the name it has in a bundle."""
+        own = {"A": self.A, "C": self.heads, "U": self.U}
         if self.U is None:
-            return {"A": self.A, "B": self.heads}
-        return {"A": self.A, "C": self.heads, "U": self.U}
+            own = {"A": self.A, "B": self.heads}
+        own["s"] = self.scales
+        return {name: tensor for name, tensor in own.items() if tensor is not None}
+
+    @property
+    def choices(self) -> int:
+        """How many heads, scaled ones apart, a route may name."""
+        return len(self.of) or len(self.heads)
 
     def shared(self) -> torch.Tensor:
         """A (rank, d_in) as a plain LoRA has it."""
@@ -52,18 +63,24 @@ class MergedModule:
 
     def head(self, index: int) -> torch.Tensor:
         """B (d_out, rank) as a plain LoRA has it."""
-        return self.heads[index] if self.U is None else self.U @ self.heads[index]
+        own = _scaled_head(self, index)
+        return own if self.U is None else self.U @ own
 
 
 @dataclass(frozen=True)
 class MergedVera:
-    """A shared d (rank,) and heads b (M, d_out) over VeRA's common frozen A and B."""
+    """A shared d (rank,) and heads b (M, d_out) over VeRA's common frozen A and B.
+
+    ``scales`` and ``of`` are as ``MergedModule``'s.
+    """
 
     d: torch.Tensor
     heads: torch.Tensor
     assignment: tuple[int, ...]
     A: torch.Tensor
     B: torch.Tensor
+    scales: torch.Tensor | None = None
+    of: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -78,7 +95,13 @@ class MergedVera:
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """What is stored for this module, by the name it has in a bundle."""
-        return {"d": self.d, "b": self.heads}
+        own = {"d": self.d, "b": self.heads, "s": self.scales}
+        return {name: tensor for name, tensor in own.items() if tensor is not None}
+
+    @property
+    def choices(self) -> int:
+        """How many heads, scaled ones apart, a route may name."""
+        return len(self.of) or len(self.heads)
 
     def shared(self) -> torch.Tensor:
         """A (rank, d_in) as a plain LoRA has it."""
@@ -86,15 +109,60 @@ class MergedVera:
 
     def head(self, index: int) -> torch.Tensor:
         """B (d_out, rank) as a plain LoRA has it."""
-        return self.heads[index][:, None] * self.B.to(self.heads)
+        return self.vector(index)[:, None] * self.B.to(self.heads)
+
+    def vector(self, index: int) -> torch.Tensor:
+        """b (d_out,) as a plain VeRA has it."""
+        return _scaled_head(self, index)
 
 
 Merged = MergedModule | MergedVera
 
 
+def _scaled_head(merged: Merged, index: int) -> torch.Tensor:
+    if merged.scales is None:
+        return merged.heads[index]
+    return merged.scales[index] * merged.heads[merged.of[index]]
+
+
+def with_sizes(merged: Merged, updates: Sequence[Update], sizes: Sequence[float]) -> Merged:
+    """A merge of updates that were divided by ``sizes``, as one of ``updates`` themselves.
+
+    Where every task has a head of its own, the heads are multiplied; else every task gets a factor,
+    its size times what brings its head nearest to its update (least squares).
+    """
+    count = len(sizes)
+    if merged.assignment == tuple(range(count)):
+        factors = torch.tensor(sizes, dtype=torch.float64)
+        heads = merged.heads * factors.view(-1, *[1] * (merged.heads.dim() - 1))
+        return replace(merged, heads=heads.float())
+    shared = merged.shared().double()
+    found = []
+    for update, head, size in zip(updates, merged.assignment, sizes, strict=True):
+        own_a, own_b = update.factors()
+        B = merged.head(head).double()
+        energy = float(((B.T @ B) * (shared @ shared.T)).sum())
+        cross = float(((own_b.T @ B) * (own_a @ shared.T)).sum())
+        found.append(cross / energy if energy > 0 else size)
+    return replace(
+        merged,
+        assignment=tuple(range(count)),
+        scales=torch.tensor(found, dtype=torch.float32),
+        of=merged.assignment,
+    )
+
+
 def stored_values(modules: Iterable[Merged]) -> int:
-    """Values that are stored for the modules (VeRA: the common frozen A and B apart)."""
-    return sum(t.numel() for module in modules for t in module.tensors.values())
+    """Values that are stored for the modules, as the paper counts them.
+
+    VeRA's common frozen A and B are left out, and so are tasks' factors: those count as bytes.
+    """
+    return sum(
+        tensor.numel()
+        for module in modules
+        for part, tensor in module.tensors.items()
+        if part != "s"
+    )
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,6 @@ def core_of(updates: Sequence[Update], options: MergeOptions) -> Core:
     return Core(basis_in, basis_out, [(root * s, r) for s, r, root in parts])
 
 
-def energies(core: torch.Tensor) -> torch.Tensor:
-    """Squared norm (Q, R) that the first q columns of U and r rows of A keep, of (N, Q, R)."""
-    return core.square().sum(0).cumsum(0).cumsum(1)
-
-
 def merge_two_sided(updates: Sequence[Update], options: MergeOptions) -> MergedModule:
     """A, U and a C for each task.
 

@@ -78,9 +78,12 @@ class RowBank(nn.Module):
         bits: int,
         group_size: int,
         pad_to: int = 0,
+        scaled: Sequence[Sequence[tuple[int, float]]] = (),
     ) -> None:
         """Args:
         matrices: a module each, float32 (choices, d_out, its rank).
+        scaled: a module each, where there are any: a choice is one of these pairs, a matrix and its
+            factor.
         rank: rows of the result, at least the largest rank.
         pad_to: columns of the result for each module, zeros past its d_out; d_out by default.
         """
@@ -140,6 +143,14 @@ class RowBank(nn.Module):
         self.register_buffer("owner", torch.tensor(owner, dtype=torch.int32))
         self.register_buffer("within", torch.tensor(within, dtype=torch.int32))
         self.register_buffer("rank", torch.arange(self.height).view(-1, 1))
+        self.scaled = bool(scaled)
+        if scaled:
+            pairs = [pair for own in scaled for pair in own]
+            starts = torch.tensor([0, *(len(own) for own in scaled)]).cumsum(0)[:-1]
+            self.register_buffer("pair_first", starts)
+            self.register_buffer("matrix", torch.tensor([m for m, _ in pairs], dtype=torch.int64))
+            factors = torch.tensor([f for _, f in pairs], dtype=torch.float32)
+            self.register_buffer("factor", factors)
         if bits < 16:
             self.register_buffer("scales", torch.cat(scales).contiguous())
             counts = torch.tensor(groups)
@@ -158,6 +169,12 @@ class RowBank(nn.Module):
     def forward(self, choice: torch.Tensor) -> torch.Tensor:
         """int64 (modules,), a choice for each -> float32 (rank, sum of d_out)."""
         owner, within = self._columns()
+        factor = None
+        if self.scaled:
+            pair = self.get_buffer("pair_first") + choice
+            choice = torch.index_select(self.get_buffer("matrix"), 0, pair)
+            factor = torch.index_select(self.get_buffer("factor"), 0, pair)
+            factor = torch.index_select(factor, 0, owner).view(-1, 1)
         start = self.get_buffer("first") + choice * self.get_buffer("stride")
         start = torch.index_select(start, 0, owner) + within
         step = torch.index_select(self.get_buffer("step"), 0, owner)
@@ -170,39 +187,23 @@ class RowBank(nn.Module):
         values = torch.index_select(self.get_buffer("rows"), 0, index.view(-1))
         values = self._widened(values.view(self.height, -1))
         if self.bits >= 16:
-            return values
+            if factor is None:
+                return values
+            blocks = values.view(self.height, -1, self.block) * factor
+            return blocks.view(self.height, -1)
         values = values[: self.ranks]
         count = self.groups
         parts = [
             (values[i * self.group : (i + 1) * self.group] if count > 1 else values)
-            * self.scale(choice, i)
+            * self.scale(choice, i, factor)
             for i in range(count)
         ]
         return torch.cat(parts) if count > 1 else parts[0]
 
-    def by_module(self, choice: torch.Tensor, group: int) -> torch.Tensor:
-        """The ranks of one group, without their scale, float32 (modules, ranks, d_out).
-
-        All modules have one d_out; at 4 bits an odd last rank comes with a row of zeros.
-        """
-        _, within = self._columns()
-        modules = len(self.get_buffer("first"))
-        first, last = group * self.group // self.pairs, self.height
-        if self.groups > 1:
-            last = min(last, (group + 1) * self.group // self.pairs)
-        rank = self.rank[first:last].view(1, -1, 1)
-        start = self.get_buffer("first") + choice * self.get_buffer("stride")
-        step = self.get_buffer("step").view(-1, 1, 1)
-        index = start.view(-1, 1, 1) + rank * step + within.view(modules, 1, -1)
-        if self.ragged:
-            heights = self.get_buffer("heights").view(-1, 1, 1)
-            index = torch.where(rank < heights, index, self._zeros(index))
-        values = torch.index_select(self.get_buffer("rows"), 0, index.view(-1))
-        values = self._widened(values.view(modules * (last - first), -1)).to(torch.float32)
-        return values.view(modules, (last - first) * self.pairs, -1)
-
-    def scale(self, choice: torch.Tensor, group: int) -> torch.Tensor:
-        """The scales of a group of ranks, float32 (1, sum of d_out)."""
+    def scale(
+        self, choice: torch.Tensor, group: int, factor: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The scales of a group of ranks times a factor for each block, (1, sum of d_out)."""
         owner, within = self._columns()
         at = self.get_buffer("scale_first") + choice * self.get_buffer("scale_stride")
         at = torch.index_select(at + self.get_buffer(f"offset_{group}"), 0, owner)
@@ -210,8 +211,10 @@ class RowBank(nn.Module):
             # Any scale will do for zeros.
             step = torch.index_select(self.get_buffer("step"), 0, owner)
             within = torch.where(within < step, within, torch.zeros_like(within))
-        scale = torch.index_select(self.get_buffer("scales"), 0, at + within)
-        return scale.view(1, -1).to(torch.float32)
+        scale = torch.index_select(self.get_buffer("scales"), 0, at + within).to(torch.float32)
+        if factor is not None:
+            scale = scale * factor
+        return scale.view(1, -1)
 
     def _zeros(self, index: torch.Tensor) -> torch.Tensor:
         return torch.full_like(index, self.zero_row)
@@ -224,20 +227,28 @@ class RowBank(nn.Module):
 
 
 class TwoSidedBank(nn.Module):
-    """Heads U C_k of modules of one d_out: a batched product with U's integers, then its scales."""
+    """Heads U C_k of modules of one d_out: U as A is stored, then a batched product with C."""
 
     def __init__(
         self, modules: Sequence[MergedModule], rank: int, block: int, bits: int, group_size: int
     ) -> None:
         super().__init__()
         bases = [module.U for module in modules if module.U is not None]
-        width = max(U.shape[1] for U in bases)
+        self.width = max(U.shape[1] for U in bases)
         self.count, self.ranks = len(modules), rank
-        self.U = RowBank([U[None] for U in bases], width, block, bits, group_size)
-        self.width = self.U.height * self.U.pairs
+        self.U = MatrixBank(torch.cat([U.T for U in bases]), bits, group_size)
         cores = [module.heads.mT for module in modules]
         pieces = math.gcd(rank, *(C.shape[1] for C in cores))
         self.core = RowBank(cores, self.width, pieces, core_bits(bits), group_size, pad_to=rank)
+        # Components that a module lacks name the row of zeros behind the last.
+        rows, at = [], 0
+        for U in bases:
+            own = U.shape[1]
+            rows += [*range(at, at + own), *[self.U.rows] * (self.width - own)]
+            at += own
+        self.ragged = len(rows) > at
+        if self.ragged:
+            self.register_buffer("components", torch.tensor(rows, dtype=torch.int32))
         # (modules, rank) rows to (rank, modules) rows.
         order = torch.arange(self.count * rank).view(self.count, rank).T.reshape(-1)
         self.register_buffer("order", order.to(torch.int32))
@@ -245,20 +256,28 @@ class TwoSidedBank(nn.Module):
     def forward(self, choice: torch.Tensor) -> torch.Tensor:
         """int64 (modules,), a head for each -> float32 (rank, sum of d_out)."""
         core = self.core(choice).view(self.width, self.count, -1).permute(1, 2, 0).contiguous()
-        order, none = self.get_buffer("order").to(torch.int64), torch.zeros_like(choice)
-        total = None
-        for group in range(self.U.groups):
-            U = self.U.by_module(none, group)
-            first = group * self.U.group
-            # (modules, rank, width) x (modules, width, d_out)
-            part = torch.bmm(core[:, :, first : first + U.shape[1]], U)
-            part = torch.index_select(part.view(self.count * self.ranks, -1), 0, order)
-            part = part.view(self.ranks, -1)
-            if self.U.bits < 16:
-                part = part * self.U.scale(none, group)
-            total = part if total is None else total + part
-        assert total is not None
-        return total
+        U = self.U()
+        if self.ragged:
+            rows = self.get_buffer("components").to(torch.int64)
+            U = torch.index_select(torch.cat([U, torch.zeros(1, U.shape[1])]), 0, rows)
+        # (modules, rank, width) x (modules, width, d_out)
+        heads = torch.bmm(core, U.view(self.count, self.width, -1))
+        order = self.get_buffer("order").to(torch.int64)
+        return torch.index_select(heads.view(self.count * self.ranks, -1), 0, order).view(
+            self.ranks, -1
+        )
+
+
+def _scaled(modules: Sequence[MergedModule]) -> list[list[tuple[int, float]]]:
+    """The pairs (head, factor) that routes may name; none where no module has factors."""
+    if all(module.scales is None for module in modules):
+        return []
+    return [
+        [(head, 1.0) for head in range(len(module.heads))]
+        if module.scales is None
+        else list(zip(module.of, module.scales.tolist(), strict=True))
+        for module in modules
+    ]
 
 
 class Head(nn.Module):
@@ -284,7 +303,9 @@ class Head(nn.Module):
             self.banks.append(
                 TwoSidedBank(chosen, rank, block, bits, group)
                 if d_out
-                else RowBank([m.heads for m in chosen], rank, block, bits, group)
+                else RowBank(
+                    [m.heads for m in chosen], rank, block, bits, group, scaled=_scaled(chosen)
+                )
             )
             self.register_buffer(f"members_{number}", torch.tensor(members))
             order += [(i, j) for i in members for j in range(modules[i].shape[0] // block)]

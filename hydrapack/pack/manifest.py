@@ -65,6 +65,9 @@ class ModuleInfo(Strict):
 
     name: Name
     heads: int = Field(ge=1, le=4096)
+    """Heads that a route may name."""
+    stored_heads: int | None = Field(default=None, ge=1, le=4096, exclude_if=lambda n: n is None)
+    """Heads that are stored, where those named are these times a factor each; left out else."""
     rank: int = Field(ge=1, le=65536)
     output_rank: Count
     """Q of a two-sided module; 0 for whole heads."""
@@ -140,6 +143,8 @@ class Manifest(Strict):
     """In packing order."""
     sources: list[SourceInfo] = Field(min_length=1)
     tasks: list[ManifestTask] = Field(min_length=1, max_length=65536)
+    lost_tasks: list[Name] = Field(default_factory=list)
+    """Tasks whose packed_relative_error is above 0.9; left out of the file where there are none."""
     fallback: str
     """What a name that is no task gets: ``error``, ``base`` for the bare model, or a task."""
     files: list[ManifestFile] = Field(min_length=1, max_length=65536)
@@ -209,6 +214,8 @@ def read_manifest(package: Path) -> Manifest:
         if any(head >= count for head, count in zip(task.route, heads, strict=True)):
             raise Invalid(f"{path}: task {task.name!r}: route names a head that is not there")
     names = [task.name for task in manifest.tasks]
+    if not set(manifest.lost_tasks) <= set(names):
+        raise Invalid(f"{path}: lost_tasks: names one that is no task")
     if len(set(names)) != len(names):
         raise Invalid(f"{path}: tasks: a name twice")
     check_fallback(manifest.fallback, names, f"{path}: fallback")
@@ -256,7 +263,7 @@ def sealed(manifest: Manifest, more: Sequence[ManifestFile] = ()) -> Manifest:
 
 def manifest_text(manifest: Manifest) -> str:
     """The content of manifest.json; the same manifest gives the same text."""
-    left_out = set() if manifest.metadata else {"metadata"}
+    left_out = {name for name in ("lost_tasks", "metadata") if not getattr(manifest, name)}
     fields = manifest.model_dump(exclude=left_out)
     content = json.dumps(fields, ensure_ascii=False, indent=2, sort_keys=True)
     return content + "\n"

@@ -18,6 +18,7 @@ from hydrapack.bundle import Bundle, BundleTask
 from hydrapack.errors import InputError, Mismatch
 from hydrapack.layout import Layout, layout_of
 from hydrapack.merge.module import MergedModule, difference_norm
+from hydrapack.merge.objective import LOST
 from hydrapack.pack.card import CARD, model_card
 from hydrapack.pack.manifest import (
     ADAPTERS,
@@ -78,8 +79,8 @@ def write_package(
 
     Raises:
         InputError: bits not offered, modules no base program adapts, a VeRA bundle, or an
-            unwritable target; a model.pte or a key that does not fit; cyclonedx-python-lib or
-            cryptography not installed.
+            unwritable target; more bytes than the bundle was planned for; a model.pte or a key that
+            does not fit; cyclonedx-python-lib or cryptography not installed.
     """
     key = None if signing_key is None else read_private_key(signing_key)
     _roundings(bundle, bits, bits_a, bits_b, group_size)
@@ -98,6 +99,7 @@ def write_package(
     _check_range(bundle, roundings)
     with new_directory(target) as partial:
         packed = lower_adapters(bundle, layout, roundings, partial / ADAPTERS)
+        _check_budget(bundle, (partial / ADAPTERS).stat().st_size)
         try:
             manifest = _manifest(
                 bundle, layout, roundings, packed, partial / ADAPTERS, fallback, base
@@ -116,6 +118,15 @@ def write_package(
         if key is not None:
             sign_manifest(partial, key)
     return manifest
+
+
+def _check_budget(bundle: Bundle, size: int) -> None:
+    budget = bundle.info.budget_bytes
+    if budget is not None and size > budget:
+        raise InputError(
+            f"{ADAPTERS} takes {size:,} bytes, the bundle was planned for {budget:,}: pack with "
+            "the planned bits and group size, or merge with another --budget"
+        )
 
 
 def _base_of(model: Path, name: str, layout: Layout) -> tuple[BaseModelInfo, Layout]:
@@ -173,7 +184,7 @@ def _check_range(bundle: Bundle, roundings: dict[str, Rounding]) -> None:
     for name, module in bundle.modules.items():
         for part, tensor in module.tensors.items():
             own = roundings[name]
-            bits = {"A": own.bits_a, "C": core_bits(own.bits_b)}.get(part, own.bits_b)
+            bits = {"A": own.bits_a, "C": core_bits(own.bits_b), "s": 32}.get(part, own.bits_b)
             largest = float(tensor.abs().max())
             if largest > top.get(bits, math.inf):
                 raise InputError(
@@ -210,6 +221,7 @@ def _manifest(
 ) -> Manifest:
     file = describe_file(adapters)
     info = bundle.info
+    tasks = [_task(bundle, layout, task, packed) for task in info.tasks]
     modules = {n: m for n, m in bundle.modules.items() if isinstance(m, MergedModule)}
     return Manifest(
         schema_version=1,
@@ -218,14 +230,15 @@ def _manifest(
         base_model=base,
         layout_digest=layout.digest,
         rank=layout.rank,
-        heads=info.heads,
+        heads=max(module.choices for module in modules.values()),
         target_modules=list(layout.targets),
         target_shapes=[shape for _, shape in layout.shapes],
         group_size=roundings[info.modules[0]].group_size,
         modules=[
             ModuleInfo(
                 name=name,
-                heads=len(modules[name].heads),
+                heads=modules[name].choices,
+                stored_heads=len(modules[name].heads) if modules[name].of else None,
                 rank=modules[name].rank,
                 output_rank=modules[name].output_rank,
                 bits_a=roundings[name].bits_a,
@@ -242,7 +255,8 @@ def _manifest(
             )
             for task in info.tasks
         ],
-        tasks=[_task(bundle, layout, task, packed) for task in info.tasks],
+        tasks=tasks,
+        lost_tasks=[task.name for task in tasks if task.packed_relative_error > LOST],
         fallback=fallback,
         files=[file],
         storage=Storage(

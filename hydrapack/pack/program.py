@@ -101,7 +101,7 @@ def lower_adapters(
     metadata: dict[str, Any] = {
         "get_adapter_layout": layout.digest,
         "get_adapter_rank": layout.rank,
-        "get_heads": bundle.info.heads,
+        "get_heads": max(module.choices for module in modules.values()),
     }
     with torch.no_grad():
         edge = to_edge(

@@ -22,6 +22,7 @@ COLUMNS: tuple[str, ...] = (
     "parameters",
     "S %",
     "bytes",
+    "% of fp16",
 )
 COLUMNS = (*COLUMNS, "bytes a task", "one head more", "PEFT fp16 bytes")
 
@@ -74,11 +75,22 @@ def rows(reports: Sequence[Report]) -> list[list[str]]:
             f"{report.parameters:,}",
             f"{report.s_percent:.1f}",
             f"{report.bytes:,}",
+            f"{report.percent_of_fp16:.1f}",
             f"{report.bytes_per_task:,.0f}",
             f"{report.head_bytes:,}",
             f"{report.baseline_bytes:,}",
         ]
         for report in reports
+    ]
+
+
+def warnings(reports: Sequence[Report]) -> list[str]:
+    """A sentence for each report with lost tasks."""
+    return [
+        f"{report.name}: next to nothing is left of "
+        + ", ".join(f"{task} (relative error {report.task_errors[task]:.2f})" for task in lost)
+        for report in reports
+        if (lost := report.lost_tasks)
     ]
 
 
@@ -112,6 +124,7 @@ def budget_rows(judged: Sequence[Judged]) -> list[list[str]]:
 def markdown(reports: Sequence[Report], judged: Sequence[Judged], growth: Growth | None) -> str:
     """Tables for a pull-request comment."""
     parts = ["### Storage", "", _table(COLUMNS, rows(reports))]
+    parts += [line for warning in warnings(reports) for line in ("", f"**Lost**: {warning}")]
     if judged:
         parts += ["", "### Budgets", "", _table(BUDGET_COLUMNS, budget_rows(judged))]
     if growth:
@@ -141,7 +154,14 @@ def comma_separated(reports: Sequence[Report]) -> str:
         "s_percent",
         "bytes",
     )
-    names = (*names, "bytes_per_task", "head_bytes", "baseline_parameters", "baseline_bytes")
+    names = (
+        *names,
+        "percent_of_fp16",
+        "bytes_per_task",
+        "head_bytes",
+        "baseline_parameters",
+        "baseline_bytes",
+    )
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(names)
     for report in reports:
@@ -170,6 +190,7 @@ def html(reports: Sequence[Report], judged: Sequence[Judged], growth: Growth | N
     return page.render(
         columns=COLUMNS,
         rows=rows(reports),
+        warnings=warnings(reports),
         budget_columns=BUDGET_COLUMNS,
         budgets=budget_rows(judged),
         growth=growth.lines() if growth else [],
@@ -199,6 +220,7 @@ svg { max-width: 100%; height: auto }
 {% endfor %}</table>
 {% endmacro %}
 {{ table(columns, rows) }}
+{% for line in warnings %}<p><strong>Lost</strong>: {{ line }}</p>{% endfor %}
 {% if budgets %}<h2>Budgets</h2>{{ table(budget_columns, budgets) }}{% endif %}
 {% if growth %}<h2>Since the last release</h2>
 <ul>{% for line in growth %}<li>{{ line }}</li>{% endfor %}</ul>{% endif %}

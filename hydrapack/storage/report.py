@@ -13,8 +13,9 @@ from hydrapack.bundle import DESCRIPTION, read_bundle
 from hydrapack.errors import InputError
 from hydrapack.layout import ORDER, parse_targets
 from hydrapack.merge.module import MergedModule
+from hydrapack.merge.objective import LOST
 from hydrapack.pack.manifest import MANIFEST, read_package
-from hydrapack.quantize import Rounding, check_bits, part_bytes, stored_bytes
+from hydrapack.quantize import SCALE_BYTES, Rounding, check_bits, part_bytes, stored_bytes
 from hydrapack.storage.shapes import model_shapes
 
 
@@ -46,6 +47,8 @@ class Report:
     head_bytes: int
     """One head, by arithmetic: what one head more would take."""
     task_names: tuple[str, ...] = ()
+    task_errors: dict[str, float] = field(default_factory=dict)
+    """By task: relative error, of a package as packed."""
     modules: dict[str, int] = field(default_factory=dict)
     """Bytes by target module."""
     files: dict[str, int] = field(default_factory=dict)
@@ -61,6 +64,16 @@ class Report:
         return 100.0 * self.parameters / self.baseline_parameters
 
     @property
+    def percent_of_fp16(self) -> float:
+        """Bytes over those of the adapters apart in half precision, as PEFT's files hold them."""
+        return 100.0 * self.bytes / self.baseline_bytes
+
+    @property
+    def lost_tasks(self) -> list[str]:
+        """Tasks of which next to nothing is left."""
+        return [task for task, error in self.task_errors.items() if error > LOST]
+
+    @property
     def bytes_per_task(self) -> float:
         """Bytes over tasks."""
         return self.bytes / self.tasks
@@ -69,6 +82,8 @@ class Report:
         """JSON form."""
         content = asdict(self)
         content["s_percent"] = self.s_percent
+        content["percent_of_fp16"] = self.percent_of_fp16
+        content["lost_tasks"] = self.lost_tasks
         content["bytes_per_task"] = self.bytes_per_task
         content["task_names"] = list(self.task_names)
         return content
@@ -113,6 +128,8 @@ def planned(
             if adapter_type == "lora"
             else _vera_bytes(rank, d_out, bits)
         )
+        if heads < tasks:
+            a, b = _with_factors(a, b, tasks, heads)
         a, b = shapes.layers * a, shapes.layers * b
         shared_bytes, head_bytes = shared_bytes + a, head_bytes + b
         modules[target] = a + heads * b
@@ -160,14 +177,18 @@ def _of_package(path: Path, model_bytes: int | None) -> Report:
     files = {file.name: file.bytes for file in manifest.files}
     files[MANIFEST] = (path / MANIFEST).stat().st_size
     shapes = dict(manifest.layout.shapes)
-    shared = head = 0
+    shared = head = most = 0
     modules: dict[str, int] = {}
     for module in manifest.modules:
         target = _target(module.name)
         rounding = Rounding(module.bits_a, module.bits_b, manifest.group_size)
         a, b = part_bytes(shapes[target], module.rank, module.output_rank, rounding)
+        if module.stored_heads:
+            a, b = _with_factors(a, b, module.heads, module.stored_heads)
         shared, head = shared + a, head + b
-        modules[target] = modules.get(target, 0) + a + module.heads * b
+        stored = module.stored_heads or module.heads
+        most = max(most, stored)
+        modules[target] = modules.get(target, 0) + a + stored * b
     zipped, zstd = download_bytes([path / name for name in files])
     storage = manifest.storage
     whole = storage.baseline_parameters // len(manifest.tasks)
@@ -175,7 +196,7 @@ def _of_package(path: Path, model_bytes: int | None) -> Report:
         name=str(path),
         kind="package",
         tasks=len(manifest.tasks),
-        heads=manifest.heads,
+        heads=most,
         rank=manifest.rank,
         bits=manifest.bits,
         parameters=storage.parameters,
@@ -185,6 +206,7 @@ def _of_package(path: Path, model_bytes: int | None) -> Report:
         shared_bytes=shared,
         head_bytes=head,
         task_names=tuple(task.name for task in manifest.tasks),
+        task_errors={task.name: task.packed_relative_error for task in manifest.tasks},
         modules=modules,
         files=files,
         baselines=_baselines(len(manifest.tasks), whole, 0, model_bytes),
@@ -207,6 +229,8 @@ def _of_bundle(path: Path, model_bytes: int | None) -> Report:
             if isinstance(module, MergedModule)
             else _vera_bytes(module.rank, len(module.B), bits)
         )
+        if module.of:
+            a, b = _with_factors(a, b, module.choices, len(module.heads))
         size = a + len(module.heads) * b
         shared, head, total = shared + a, head + b, total + size
         target = _target(name)
@@ -227,10 +251,16 @@ def _of_bundle(path: Path, model_bytes: int | None) -> Report:
         shared_bytes=shared,
         head_bytes=head,
         task_names=tuple(task.name for task in info.tasks),
+        task_errors={task.name: task.relative_error for task in info.tasks},
         modules=modules,
         baselines=_baselines(len(info.tasks), whole, 0, model_bytes),
         model_bytes=model_bytes,
     )
+
+
+def _with_factors(shared: int, head: int, choices: int, heads: int) -> tuple[int, int]:
+    """With the tasks' factors: one head more brings one, the others are shared."""
+    return shared + SCALE_BYTES * (choices - heads), head + SCALE_BYTES
 
 
 def _vera_bytes(rank: int, d_out: int, bits: int) -> tuple[int, int]:

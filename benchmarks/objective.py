@@ -1,0 +1,184 @@
+"""What a merge minimises, by what it costs the model: KL divergence from each task's own adapter.
+
+python benchmarks/objective.py [--set five|languages] [--rows 20]
+
+Next-token distributions of the base model with each task's own adapter against those with its
+merged head, on held-out rows (prompt and reference answer), float32, mean nats a token. Compared
+are the objectives, one norm for all modules of a task against one a module, shared heads with and
+without a factor for each task, and merges calibrated on text (the lines of this repository's docs)
+with plain ones. Nothing is chosen on these rows: they are the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.collect import read_adapters
+from hydrapack.base.moments import input_moments
+from hydrapack.base.source import resolve_model
+from hydrapack.evaluate.backends import PeftBackend
+from hydrapack.evaluate.config import read_rows
+from hydrapack.merge.adapters import (
+    Merge,
+    divided,
+    merge_adapters,
+    merge_modules,
+    module_names,
+    module_seed,
+    module_updates,
+)
+from hydrapack.merge.calibrated import merge_calibrated, spans
+from hydrapack.merge.module import MergeOptions, with_sizes
+from hydrapack.merge.spectral import merge_spectral
+from hydrapack.merge.two_sided import merge_two_sided
+from hydrapack.prompts import encode_prompt
+
+REPOSITORY = Path(__file__).parent.parent
+SETS = {
+    "five": ("adapters", ["grammar", "qa", "reply", "summary", "tone"]),
+    "languages": (
+        "adapters-r4",
+        [
+            f"{task}{language}"
+            for task in ("reply", "summary")
+            for language in ("", "-de", "-fr", "-it")
+        ],
+    ),
+}
+TEXT_LINES = 300
+
+
+def per_module(adapters: Sequence[Adapter], method: str, options: MergeOptions) -> Merge:
+    """The relative merge with a norm of its own for each module and task."""
+
+    def merge(name: str, updates):  # type: ignore[no-untyped-def]
+        norms = [
+            float(((B.T @ B) * (A @ A.T)).sum()) ** 0.5 or 1.0
+            for A, B in (u.factors() for u in updates)
+        ]
+        own = replace(options, seed=module_seed(0, name))
+        function = merge_two_sided if method == "two-sided" else merge_spectral
+        return with_sizes(function(divided(updates, norms), own), updates, norms)
+
+    return merge_modules(
+        adapters, merge, method, "relative", options.rank, 0, lambda done, total, note: None
+    )
+
+
+def without_factors(adapters: Sequence[Adapter], heads: int) -> Merge:
+    """The relative merge by weights alone: tasks that share a head have it at one size."""
+    sizes = {a.task: 0.0 for a in adapters}
+    for name in module_names(adapters):
+        for adapter, update in zip(adapters, module_updates(adapters, name), strict=True):
+            A, B = update.factors()
+            sizes[adapter.task] += float(((B.T @ B) * (A @ A.T)).sum())
+    weights = {task: max(sizes.values()) / size for task, size in sizes.items()}
+    return merge_adapters(adapters, heads=heads, objective="absolute", weights=weights)
+
+
+class Judge:
+    """The base model with one task's A and B, on that task's rows."""
+
+    def __init__(self, adapters: Sequence[Adapter], tasks: Sequence[str], rows: int) -> None:
+        self.backend = PeftBackend(resolve_model("demo:smollm2-135m-q4_1"), 1)
+        self.adapters = adapters
+        self.rows: dict[str, list[list[int]]] = {}
+        for adapter, task in zip(adapters, tasks, strict=True):
+            data = read_rows(REPOSITORY / f"examples/data/heldout/{task}.jsonl", rows)
+            self.rows[adapter.task] = [
+                encode_prompt(self.backend.tokenizer, adapter.card.prompt_template, row.input)
+                + self.backend.tokenizer.encode(row.outputs[0], add_special_tokens=False).ids
+                for row in data
+            ]
+        self.own = [
+            self._log_probabilities(a, {n: m.factors() for n, m in a.modules.items()})
+            for a in adapters
+        ]
+
+    def _log_probabilities(
+        self, adapter: Adapter, pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        narrow = {name: (A.float(), B.float()) for name, (A, B) in pairs.items()}
+        with self.backend._patched(narrow), torch.inference_mode():
+            return [
+                self.backend.model(torch.tensor([ids])).logits[0].log_softmax(-1)
+                for ids in self.rows[adapter.task]
+            ]
+
+    def kl(self, merge: Merge) -> list[float]:
+        """Nats a token from the task's own adapter, by task."""
+        found = []
+        for k, adapter in enumerate(self.adapters):
+            pairs = {
+                name: (module.shared(), module.head(module.assignment[k]))
+                for name, module in merge.modules.items()
+            }
+            total, tokens = 0.0, 0
+            for own, new in zip(self.own[k], self._log_probabilities(adapter, pairs), strict=True):
+                total += float((own.exp() * (own - new)).sum())
+                tokens += len(own)
+            found.append(total / tokens)
+        return found
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--set", choices=sorted(SETS), default="five")
+    parser.add_argument("--rows", type=int, default=20)
+    arguments = parser.parse_args()
+    folder, tasks = SETS[arguments.set]
+    adapters = read_adapters([str(REPOSITORY / "examples" / folder / task) for task in tasks])
+    judge, count = Judge(adapters, tasks, arguments.rows), len(adapters)
+    lines = [
+        line
+        for page in sorted((REPOSITORY / "docs").glob("*.md"))
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if len(line) > 40
+    ][:TEXT_LINES]
+    bases = spans(adapters)
+    moments = input_moments(resolve_model("demo:smollm2-135m-q4_1"), lines, bases)
+    ways: dict[str, Callable[[], Merge]] = {}
+    for size in (2, 3, 4, 6):
+        shape = {"rank": size, "output_rank": size}
+        label = f"two-sided R=Q={size}"
+        for objective in ("absolute", "relative", "minimax"):
+            ways[f"{label}, {objective}"] = lambda s=shape, o=objective: merge_adapters(
+                adapters, "two-sided", objective=o, **s
+            )
+        options = MergeOptions(count, size, output_rank=size)
+        ways[f"{label}, relative, a norm a module"] = lambda o=options: per_module(
+            adapters, "two-sided", o
+        )
+        ways[f"{label}, relative, calibrated"] = lambda s=shape: merge_calibrated(
+            adapters, bases, moments, "two-sided", **s
+        )
+    own = max(a.rank for a in adapters)
+    for heads in (1, 2, 3):
+        label = f"spectral M={heads}"
+        for objective in ("absolute", "relative", "minimax"):
+            ways[f"{label}, {objective}"] = lambda h=heads, o=objective: merge_adapters(
+                adapters, heads=h, objective=o
+            )
+        ways[f"{label}, relative, no factors"] = lambda h=heads: without_factors(adapters, h)
+        ways[f"{label}, relative, a norm a module"] = lambda h=heads: per_module(
+            adapters, "spectral", MergeOptions(h, own)
+        )
+    print(f"| merge | {' | '.join(a.task for a in adapters)} | mean KL | worst error |", flush=True)
+    print("|---" + "|---:" * (count + 2) + "|", flush=True)
+    for label, make in ways.items():
+        merge = make()
+        nats = judge.kl(merge)
+        cells = [f"{n:.3f}" for n in [*nats, sum(nats) / count]]
+        worst = max(merge.relative_errors.values())
+        print(f"| {label} | {' | '.join(cells)} | {worst:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

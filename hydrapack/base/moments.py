@@ -1,0 +1,74 @@
+"""Second moments of the inputs of a model's linears on text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hydrapack.errors import InputError
+from hydrapack.threads import one_thread
+
+MAX_TOKENS = 256
+"""Of a line; what follows is left out."""
+
+
+@one_thread()
+def input_moments(
+    model: Path,
+    texts: Sequence[str],
+    bases: Mapping[str, torch.Tensor],
+    progress: Callable[[float, int, str], None] = lambda done, total, note: None,
+) -> dict[str, torch.Tensor]:
+    """By module name: the mean of (x Q)^T (x Q) over the linear's inputs x, (P, P) float64.
+
+    Args:
+        model: a Hugging Face folder.
+        texts: a row each; the first 256 tokens of each count.
+        bases: by module name, Q (d_in, P) that the inputs are seen in.
+
+    Raises:
+        InputError: no such model, a module that it has not or of other width, or no tokens.
+    """
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM
+
+    try:
+        tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+        network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    except Exception as error:  # transformers raises whatever its readers do
+        raise InputError(f"{model}: cannot be loaded to calibrate with: {error}") from error
+    sums: dict[str, torch.Tensor] = {}
+    modules = dict(network.named_modules())
+    handles = []
+    for name, Q in bases.items():
+        linear = modules.get(name)
+        width = None if linear is None else getattr(linear, "in_features", None)
+        if linear is None or width != len(Q):
+            raise InputError(
+                f"{model}: has no linear {name} of {len(Q)} inputs: is it the adapters' base model?"
+            )
+        sums[name] = torch.zeros(Q.shape[1], Q.shape[1], dtype=torch.float64)
+        narrow = Q.float()
+
+        def add(module: Any, inputs: Any, name: str = name, Q: torch.Tensor = narrow) -> None:
+            x = inputs[0].flatten(0, -2) @ Q
+            sums[name] += (x.T @ x).double()
+
+        handles.append(linear.register_forward_pre_hook(add))
+    tokens = 0
+    network.eval()
+    with torch.inference_mode():
+        for done, text in enumerate(texts):
+            progress(done, len(texts), "calibrating")
+            ids = tokenizer.encode(text).ids[:MAX_TOKENS]
+            if ids:
+                network(input_ids=torch.tensor([ids]), use_cache=False)
+            tokens += len(ids)
+    for handle in handles:
+        handle.remove()
+    if not tokens:
+        raise InputError("--calibrate: the text has no tokens")
+    return {name: total / tokens for name, total in sums.items()}
