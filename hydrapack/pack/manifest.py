@@ -234,7 +234,8 @@ def _check_layout(manifest: Manifest, path: Path) -> None:
     if [module.name for module in manifest.modules] != manifest.layout.modules():
         raise Invalid(f"{path}: modules: are not those of the layout")
     for module in manifest.modules:
-        if module.rank > manifest.rank or module.heads > manifest.heads:
+        stored = module.stored_heads or module.heads
+        if module.rank > manifest.rank or not stored <= module.heads <= manifest.heads:
             raise Invalid(f"{path}: modules: {module.name} exceeds rank or heads")
 
 
