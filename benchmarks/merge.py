@@ -216,53 +216,48 @@ def two_sided() -> None:
 def budget() -> None:
     """The planner against the best single choice for all modules, at equal bytes.
 
-    Errors are of the rounded modules. The single choice is the best of every M, R, Q and width
-    whose bytes are at most the plan's.
+    Errors are root mean squares of the tasks' relative errors, of the rounded modules. The single
+    choice is the best of every M, R, Q and width whose bytes are at most the plan's.
     """
-    from hydrapack.merge.adapters import module_names, module_seed, module_updates
-    from hydrapack.merge.budget import candidates, merge_budget
-    from hydrapack.merge.module import MergeOptions, difference_norm
-    from hydrapack.quantize import Rounding, module_bytes, round_module
+    from hydrapack.merge.budget import PLANNED_BITS, Planner, merge_plan, rounded_errors
+    from hydrapack.merge.objective import task_sizes
 
     adapters = example_adapters()
-    names = module_names(adapters)
-    every = {}
-    for name in names:
-        options = MergeOptions(len(adapters), 16, module_seed(0, name))
-        found = candidates(module_updates(adapters, name), options, (4, 8, 16))
-        every[name] = {(c.heads, c.rank, c.output_rank, c.bits): c for c in found}
-    shared = set.intersection(*(set(found) for found in every.values()))
+    count, sizes = len(adapters), task_sizes(adapters)
+    weights = (1.0,) * count
+    planner = Planner(adapters, 16, PLANNED_BITS, 0, weights, sizes, lambda share: None)
+    every = [
+        {(c.heads, c.rank, c.output_rank, c.bits): c for c in found}
+        for found in planner.found.values()
+    ]
+    shared = set.intersection(*(set(found) for found in every))
     uniform = {
-        key: (sum(f[key].bytes for f in every.values()), sum(f[key].error for f in every.values()))
-        for key in shared
+        key: (sum(f[key].bytes for f in every), sum(f[key].error for f in every)) for key in shared
     }
-    whole = sum(
-        difference_norm(u, u.A * 0, u.B * 0)[1] ** 2
-        for name in names
-        for u in module_updates(adapters, name)
-    )
-    print(
-        "| MB | planned: error | of it foretold | modules U C | bits 4 / 8 / 16 | single choice |",
-        end="",
-    )
-    print(" foretold error |")
-    print("|---|---|---|---|---|---|---|")
-    for limit in (0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0):
-        merged, plan = merge_budget(adapters, int(limit * 1e6))
-        size = lost = 0.0
-        for name, module in merged.modules.items():
-            rounding = Rounding(plan[name].bits, plan[name].bits)
-            size += module_bytes(module, rounding)
-            lost += square(module_updates(adapters, name), round_module(module, rounding))
-        fits = [(error, key) for key, (held, error) in uniform.items() if held <= size]
-        error, (heads, rank, width, bits) = min(fits)
-        foretold = sum(c.error for c in plan.values())
-        kinds = [sum(c.bits == b for c in plan.values()) for b in (4, 8, 16)]
-        single = f"R {rank}, Q {width}" if width else f"M {heads}, R {rank}"
+    print("| MB | adapters.pte | R | planned: error | foretold | worst task |", end="")
+    print(" modules U C | bits 4 / 8 / 16 | single choice | foretold error |")
+    print("|---" * 10 + "|")
+    for limit in (0.12, 0.25, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0):
+        plan = planner.within(int(limit * 1e6))
+        merged = merge_plan(adapters, plan, weights, sizes)
+        errors = rounded_errors(adapters, merged, plan)
+        chosen = list(plan.choices.values())
+        held = sum(c.bytes for c in chosen)
+        fits = [(error, key) for key, (size, error) in uniform.items() if size <= held]
+        cells = [f"{math.sqrt(min(fits)[0] / count):.4f}"] if fits else [""]
+        if fits:
+            heads, rank, width, bits = min(fits)[1]
+            kind = f"R {rank}, Q {width}" if width else f"M {heads}, R {rank}"
+            cells = [f"{kind}, {bits} bits", *cells]
+        else:
+            cells = ["", *cells]
+        kinds = [sum(c.bits == b for c in chosen) for b in PLANNED_BITS]
         print(
-            f"| {limit} | {math.sqrt(lost / whole):.4f} | {math.sqrt(foretold / whole):.4f} | "
-            f"{sum(c.output_rank > 0 for c in plan.values())} | {' / '.join(map(str, kinds))} | "
-            f"{single}, {bits} bits | {math.sqrt(error / whole):.4f} |",
+            f"| {limit} | {plan.bytes:,} | {plan.rank} | "
+            f"{math.sqrt(sum(e**2 for e in errors) / count):.4f} | "
+            f"{math.sqrt(plan.error / count):.4f} | {max(errors):.4f} | "
+            f"{sum(c.output_rank > 0 for c in chosen)} | {' / '.join(map(str, kinds))} | "
+            f"{cells[0]} | {cells[1]} |",
             flush=True,
         )
 

@@ -51,7 +51,7 @@ SETS = {
         ],
     ),
 }
-TEXT_LINES = 300
+TEXT_LINES = 200
 
 
 def per_module(adapters: Sequence[Adapter], method: str, options: MergeOptions) -> Merge:

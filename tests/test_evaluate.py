@@ -265,8 +265,8 @@ def test_a_budgets_plan_is_kept(setting, tmp_path, monkeypatch):
         ((four, packed_four), 4, taken[3], folders[1]),
     ):
         merge, plan = merge_budget(list(evaluation.adapters.values()), 64_000, bits=bits)
-        widths = {name: choice.bits for name, choice in plan.items()}
-        assert len(set(widths.values())) > 1 if bits is None else set(widths.values()) == {4}
+        widths = plan.bits
+        assert (set(widths.values()) == {4}) == (bits == 4)
         stored = 0
         for name, module in merge.modules.items():
             rounding = Rounding(widths[name], widths[name])

@@ -44,6 +44,8 @@ class Result:
     merge_seconds: float = 0.0
     merge_peak_bytes: int = 0
     """Resident memory above what was there before the merge, at its peak."""
+    objective: str | None = None
+    """As asked for; None for the method's own."""
     answer_seconds: float = 0.0
     """Of all tasks' answers, when they were made."""
 

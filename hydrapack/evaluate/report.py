@@ -1,4 +1,4 @@
-"""The tables as Markdown, and S % against the average as a plot."""
+"""The tables as Markdown, and stored bytes against the average as a plot."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _table(results: Sequence[Result]) -> str:
 
 
 def plot(results: Sequence[Result], target: Path) -> None:
-    """S % against the average, a panel for each group (the HydraOpt paper's Fig. 1 and 4)."""
+    """MB against the average, a panel a group (the HydraOpt paper has S % in Fig. 1 and 4)."""
     require_matplotlib()
     import matplotlib
 
@@ -71,10 +71,14 @@ def plot(results: Sequence[Result], target: Path) -> None:
     legend: dict[str, Any] = {}
     for panel, (group, members) in zip(panels.flat, groups, strict=False):
         for name, points in _lines(members).items():
-            x, y = [r.s_percent for r in points], [r.average for r in points]
+            x, y = [r.stored_bytes / 1e6 for r in points], [r.average for r in points]
+            if not any(x):
+                legend[name] = panel.axhline(y[0], linestyle=":", color=styles[name]["color"])
+                continue
             (legend[name],) = panel.plot(x, y, label=name, **styles[name])
         panel.set_title(group)
-        panel.set_xlabel("S, % of all adapters' parameters")
+        panel.set_xscale("log")
+        panel.set_xlabel("MB stored (values at their bits)")
         panel.set_ylabel("average score")
         panel.grid(alpha=0.3)
     figure.legend(legend.values(), legend.keys(), loc="outside right upper", fontsize="small")
@@ -86,12 +90,12 @@ _MARKERS = "osD^v<>PX*"
 
 
 def _line(result: Result) -> str:
-    # A method's rows for several M, or Q, are one line.
-    return re.sub(r" [MQ]=\d+", "", result.label)
+    # A method's rows for several M, Q, R or budgets are one line.
+    return re.sub(r" ([MQR]=\d+|[\d.]+[KMG]?B)", "", result.label)
 
 
 def _lines(results: Sequence[Result]) -> dict[str, list[Result]]:
     lines: dict[str, list[Result]] = {}
-    for r in sorted(results, key=lambda r: r.s_percent):
+    for r in sorted(results, key=lambda r: r.stored_bytes):
         lines.setdefault(_line(r), []).append(r)
     return lines

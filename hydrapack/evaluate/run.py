@@ -125,6 +125,7 @@ class Evaluation:
             heads=case.heads,
             bits="planned" if case.planned else method.bits,
             s_percent=0.0,
+            objective=method.objective,
         )
         merge: _Merged | None = None
         if method.method == "own":

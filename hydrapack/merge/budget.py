@@ -51,8 +51,11 @@ NEGLIGIBLE = 0.005
 """Relative error that is not worth a higher R."""
 ROUNDS = 4
 """Of reweighting, for minimax and for a target."""
-BISECTIONS = 16
+GRID = 8
+"""Sizes of the integers that are tried before the best is refined."""
 Progress = Callable[[float, int, str], None]
+Step = tuple[float, str, int]
+"""Minus the gain a byte, module, place on its hull."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class Planner:
             lambda c: True,
             lambda c: c.bits == 4,
             lambda c: c.bits == 4 and c.output_rank > 0,
+            lambda c: c.bits == 8 and not c.output_rank,
         )
         for rank in self.ranks:
             for kind in kinds:
@@ -162,19 +166,31 @@ class Planner:
         return next(best[r] for r in sorted(best) if best[r].error <= enough)
 
     def _within(self, hulls: dict[str, list[Choice]], budget: int) -> Plan | None:
-        # The program around the integers depends on the plan: the room for integers is searched.
-        low, high, best, steps = 0, budget, None, steps_of(hulls)
-        for _ in range(BISECTIONS):
+        # The program around the integers depends on the plan, up and down: all sizes of the
+        # integers are tried, then the best is refined.
+        steps, best = steps_of(hulls), None
+        least = sum(hull[0].bytes for hull in hulls.values())
+        low = least
+        for room in [least + (budget - least) * i // GRID for i in range(GRID + 1)]:
+            plan = self._in_room(hulls, room, steps, budget)
+            if plan is not None and (best is None or plan.error < best.error):
+                best, low = plan, room
+        high = low + (budget - least) // GRID
+        while best is not None and high - low > max(16, budget // 10_000):
             room = (low + high) // 2
-            choices = buy(hulls, room, steps)
-            plan = None if choices is None else self.plan(choices)
-            if plan is None or plan.bytes <= budget:
-                low = room
-                if plan is not None and (best is None or plan.error < best.error):
-                    best = plan
-            else:
+            plan = self._in_room(hulls, room, steps, budget)
+            if plan is None:
                 high = room
+                continue
+            low, best = room, min(plan, best, key=lambda p: p.error)
         return best
+
+    def _in_room(
+        self, hulls: dict[str, list[Choice]], room: int, steps: Sequence[Step], budget: int
+    ) -> Plan | None:
+        choices = buy(hulls, room, steps)
+        plan = None if choices is None else self.plan(choices)
+        return plan if plan is not None and plan.bytes <= budget else None
 
     def reaching(self, limits: Sequence[float]) -> Plan | None:
         """The plan of fewest bytes whose tasks' squared errors are at most ``limits``, if any."""
@@ -396,9 +412,6 @@ def rounded_errors(adapters: Sequence[Adapter], merge: Merge, plan: Plan) -> lis
             for i, norm in enumerate(difference_norm(update, stored.shared(), head)):
                 squares[k][i] += norm**2
     return [math.sqrt(lost / own) if own else 0.0 for lost, own in squares]
-
-
-Step = tuple[float, str, int]
 
 
 def steps_of(hulls: Mapping[str, list[Choice]]) -> list[Step]:
