@@ -19,7 +19,9 @@ from hydrapack.device import Session
 from hydrapack.errors import Busy, ContextFull, InputError, Invalid, Io, Mismatch, NotFound
 from hydrapack.layout import layout_of, pack_a, pack_b
 from hydrapack.merge.adapters import merge_adapters
-from hydrapack.merge.budget import Choice, merge_budget, merge_planned
+from hydrapack.merge.budget import Plan, merge_budget, merge_plan
+from hydrapack.merge.candidates import Choice
+from hydrapack.merge.objective import task_sizes
 from hydrapack.pack.manifest import (
     MANIFEST,
     BaseModelInfo,
@@ -224,20 +226,22 @@ def test_program_gives_the_rounded_bundle(tiny, tmp_path, bits, heads):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_two_sided_and_planned_packages(tiny, tmp_path, bits):
-    """Ragged ranks, several widths and U C: the runtime gives what the rounded modules are."""
+    """Ragged ranks, several widths, U C, factors: the runtime gives the rounded modules."""
     adapters = read_adapters([str(tiny[2] / task) for task in TASKS])
     merges = [(merge_adapters(adapters, "two-sided", output_rank=5), None)]
     merged, plan = merge_budget(adapters, 60_000)
-    merges.append((merged, {name: c.bits for name, c in plan.items()}))
-    plan = {
+    merges.append((replace(merged, rank=4), plan.bits))
+    choices = {
         name: Choice(
             0, 0.0, 3 if i % 2 else 1 + i % 3, 1 + i % 4, 2 * (i % 2) + i // 6, (4, 8, 16)[i % 3]
         )
         for i, name in enumerate(sorted(merged.modules))
     }
-    plan = {n: replace(c, heads=3) if c.output_rank else c for n, c in plan.items()}
-    planned = merge_planned(adapters, plan, 4)
-    merges.append((planned, {name: c.bits for name, c in plan.items()}))
+    choices = {n: replace(c, heads=3) if c.output_rank else c for n, c in choices.items()}
+    plan = Plan(choices, 4, 1, 0.0)
+    planned = merge_plan(adapters, plan, (1.0, 1.0, 1.0), task_sizes(adapters))
+    assert {bool(module.of) for module in planned.modules.values()} == {False, True}
+    merges.append((planned, plan.bits))
     for number, (merge, widths) in enumerate(merges):
         write_bundle(merge, adapters, tmp_path / f"b{number}", widths)
         bundle = read_bundle(tmp_path / f"b{number}")

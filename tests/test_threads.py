@@ -71,7 +71,7 @@ for name, options in {
     write_bundle(merge_adapters(read, **options), read, out / name)
     files(name, out / name)
 merge, plan = merge_budget(read, 150_000)
-write_bundle(merge, read, out / "budget", {n: c.bits for n, c in plan.items()})
+write_bundle(merge, read, out / "budget", plan.bits)
 files("budget", out / "budget")
 write_package(read_bundle(out / "budget"), out / "package")
 files("package", out / "package")
