@@ -454,3 +454,23 @@ def test_options_that_do_not_fit(tiny_model, tmp_path, options, words):
     done = hydrapack("export-base", tiny_model, "-o", tmp_path / "m.pte", "--rank", 4, *options)
     assert done.returncode == 2 and words in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_a_base_for_a_bundle(tiny_model, adapters, tmp_path):
+    """Rank and target modules come from what merge wrote, so that pack finds them."""
+    bundle, model = tmp_path / "bundle", tmp_path / "model.pte"
+    done = hydrapack("merge", *adapters, "-o", bundle, "--rank", "3")
+    assert done.returncode == 0, done.stderr
+    run = ("export-base", tiny_model, "-o", model, "--max-context", "64", "--quant", "fp32")
+    for arguments, words in [
+        ((), "--rank: give it, or --bundle"),
+        (("--bundle", bundle, "--rank", "4"), "--bundle: gives the rank"),
+        (("--bundle", tmp_path), "bundle.json: cannot be read"),
+    ]:
+        done = hydrapack(*run, *arguments)
+        assert done.returncode == 2 and words in done.stderr and not model.exists()
+    done = hydrapack(*run, "--bundle", bundle)
+    assert done.returncode == 0, done.stderr
+    done = hydrapack("pack", bundle, "-o", tmp_path / "package", "--model", model, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rank"] == 3
