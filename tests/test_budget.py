@@ -208,7 +208,8 @@ def test_budget_options(uneven, tmp_path):
     _, plan = merge_budget(adapters, 90_000, bits=8)
     assert set(plan.bits.values()) == {8}
     merged, plan = merge_budget(adapters, 90_000, rank=4)
-    assert merged.rank == plan.rank == max(c.rank for c in plan.choices.values()) <= 4
+    # A rank that is asked for is the base program's, whatever the modules need.
+    assert merged.rank == plan.rank == 4 >= max(c.rank for c in plan.choices.values())
     out = tmp_path / "bundle"
     done = hydrapack("merge", *uneven, "-o", out, "--budget", "90kB", "--json")
     assert done.returncode == 0, done.stderr

@@ -30,7 +30,10 @@ def merge(
     ] = None,
     rank: Annotated[
         int | None,
-        typer.Option(help="The most R, rank of a module's shared A; its adapters' by default."),
+        typer.Option(
+            help="The most R, rank of a module's shared A, and the base program's; its adapters' "
+            "by default, and with a plan the smallest that is nearly as good."
+        ),
     ] = None,
     method: Annotated[
         str,

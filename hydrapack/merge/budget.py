@@ -64,17 +64,11 @@ class Plan:
 
     choices: dict[str, Choice]
     rank: int
-    """R of the base program: the largest rank of the choices."""
+    """R of the base program: the one asked for, or the largest of the choices."""
     bytes: int
     """Of ``adapters.pte``, at most."""
     error: float
     """Estimate of the weighted squared error."""
-
-    def errors(self) -> list[float]:
-        """Estimate of each task's squared error."""
-        return [
-            sum(parts) for parts in zip(*(c.errors for c in self.choices.values()), strict=True)
-        ]
 
     @property
     def bits(self) -> dict[str, int]:
@@ -97,7 +91,11 @@ class Planner:
         weights: tuple[float, ...],
         sizes: Sequence[float] | None,
         progress: Callable[[float], None],
+        free_rank: bool = True,
     ) -> None:
+        """Args:
+        rank: R of the base program, or with ``free_rank`` the largest it may be.
+        """
         self.shapes: dict[str, tuple[int, int]] = {}
         self.found: dict[str, list[Choice]] = {}
         self.whole = 0.0
@@ -113,12 +111,14 @@ class Planner:
             for weight, update in zip(weights, sized, strict=True):
                 A, B = update.factors()
                 self.whole += weight * float(((B.T @ B) * (A @ A.T)).sum())
-        self.ranks = steps_to(max(c.rank for found in self.found.values() for c in found))
+        self.rank = None if free_rank else rank
+        largest = max(c.rank for found in self.found.values() for c in found)
+        self.ranks = steps_to(largest) if free_rank else [largest]
         self.zeros, self.tasks = _missing(self.shapes), len(adapters)
 
     def plan(self, choices: dict[str, Choice]) -> Plan:
         """Choices by module name, with what they come to."""
-        rank = max(choice.rank for choice in choices.values())
+        rank = self.rank or max(choice.rank for choice in choices.values())
         every, shapes = dict(choices), dict(self.shapes)
         for name, shape in self.zeros.items():
             every[name], shapes[name] = Choice(0, 0.0, 1, 1, 0, 8), shape  # as the packer's
@@ -234,7 +234,8 @@ def merge_budget(
     """The merge of least error whose ``adapters.pte`` takes at most ``budget`` bytes.
 
     Args:
-        rank: no module's R is above it; the largest rank of the adapters by default.
+        rank: R of the base program, which no module's is above; by default the smallest that is
+            nearly as good as the largest rank of the adapters.
         bits: 4, 8 or 16 for all modules; free by default.
         objective: relative, absolute or minimax.
 
@@ -329,7 +330,7 @@ class _Job:
         if rank is not None and rank < 1:
             raise InputError(f"--rank {rank}: must be 1 or more")
         self.adapters, self.seed, self.progress = adapters, seed, progress
-        self.rank = rank or max(a.rank for a in adapters)
+        self.rank, self.free_rank = rank or max(a.rank for a in adapters), rank is None
         self.bits = (bits,) if bits else PLANNED_BITS
         self.weights = task_weights(adapters, weights or {})
         self.objective = objective
@@ -342,7 +343,16 @@ class _Job:
         def report(share: float) -> None:
             self.progress((done + share / 2) * self.total / rounds, self.total, "planning")
 
-        return Planner(self.adapters, self.rank, self.bits, self.seed, weights, self.sizes, report)
+        return Planner(
+            self.adapters,
+            self.rank,
+            self.bits,
+            self.seed,
+            weights,
+            self.sizes,
+            report,
+            self.free_rank,
+        )
 
     def within(
         self,
