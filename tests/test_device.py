@@ -348,7 +348,7 @@ def test_damaged_files_are_refused(tiny, tmp_path):
         ('"group_size": 32', '"group_size": 31', "package_digest"),
         ('\n  "rank": 4', '\n  "rank": -1', "rank"),
         ('\n  "rank": 4', '\n  "rank": "x"', "rank"),
-        ('      "heads": 2', '      "heads": 1', "head that is not there"),
+        ('      "heads": 3', '      "heads": 1', "head that is not there"),
         ('"adapters.pte"', '"../adapters.pte"', r"files\.0\.name"),
         ('"schema_version": 1', '"schema_version": 9', "schema_version"),
         ("{input}", "input", "exactly once"),

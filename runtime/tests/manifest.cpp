@@ -221,7 +221,7 @@ TEST_F(ManifestText, Faults) {
       {"/rank", 65537, "rank: must be an integer from 1 to 65536"},
       {"/rank", 4.0, "rank: must be an integer"},
       {"/heads", 4097, "heads: must be an integer from 1 to 4096"},
-      {"/modules/0/heads", 9, "modules.0.heads: must be an integer from 1 to 2"},
+      {"/modules/0/heads", 9, "modules.0.heads: must be an integer from 1 to 3"},
       {"/tasks/0/route/0", 9, "tasks.0.route.0"},
       {"/tasks/0/route", json::array({0}), "must have an entry for each module"},
       {"/tasks/0/prompt_template", "no hole", "exactly once"},
