@@ -26,15 +26,13 @@ from hydrapack.evaluate.backends import PeftBackend
 from hydrapack.evaluate.config import read_rows
 from hydrapack.merge.adapters import (
     Merge,
-    divided,
     merge_adapters,
     merge_modules,
-    module_names,
     module_seed,
-    module_updates,
 )
 from hydrapack.merge.calibrated import merge_calibrated, spans
-from hydrapack.merge.module import MergeOptions, with_sizes
+from hydrapack.merge.module import MergeOptions, divided, inner_product, with_sizes
+from hydrapack.merge.objective import task_sizes
 from hydrapack.merge.spectral import merge_spectral
 from hydrapack.merge.two_sided import merge_two_sided
 from hydrapack.prompts import encode_prompt
@@ -59,7 +57,7 @@ def per_module(adapters: Sequence[Adapter], method: str, options: MergeOptions) 
 
     def merge(name: str, updates):  # type: ignore[no-untyped-def]
         norms = [
-            float(((B.T @ B) * (A @ A.T)).sum()) ** 0.5 or 1.0
+            float(inner_product(A, B, A, B)) ** 0.5 or 1.0
             for A, B in (u.factors() for u in updates)
         ]
         own = replace(options, seed=module_seed(0, name))
@@ -73,12 +71,8 @@ def per_module(adapters: Sequence[Adapter], method: str, options: MergeOptions) 
 
 def without_factors(adapters: Sequence[Adapter], heads: int) -> Merge:
     """The relative merge by weights alone: tasks that share a head have it at one size."""
-    sizes = {a.task: 0.0 for a in adapters}
-    for name in module_names(adapters):
-        for adapter, update in zip(adapters, module_updates(adapters, name), strict=True):
-            A, B = update.factors()
-            sizes[adapter.task] += float(((B.T @ B) * (A @ A.T)).sum())
-    weights = {task: max(sizes.values()) / size for task, size in sizes.items()}
+    sizes = task_sizes(adapters)
+    weights = {a.task: (max(sizes) / n) ** 2 for a, n in zip(adapters, sizes, strict=True)}
     return merge_adapters(adapters, heads=heads, objective="absolute", weights=weights)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -129,6 +129,15 @@ class Layout:
     def modules(self) -> list[str]:
         """Module names in packing order."""
         return [module_name(i, name) for i in range(self.layers) for name in self.targets]
+
+    def missing(self, present: Container[str]) -> dict[str, tuple[int, int]]:
+        """(d_out, d_in) of each module that is not ``present``, by name, in packing order."""
+        named = {
+            module_name(i, target): shape
+            for i in range(self.layers)
+            for target, shape in self.shapes
+        }
+        return {name: shape for name, shape in named.items() if name not in present}
 
 
 def layout_of(

@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 
+from hydrapack.base.quality import MAX_TOKENS
 from hydrapack.errors import InputError
 from hydrapack.threads import one_thread
-
-MAX_TOKENS = 256
-"""Of a line; what follows is left out."""
 
 
 @one_thread()

@@ -20,6 +20,7 @@ from hydrapack.merge.module import (
     MergeMethod,
     MergeOptions,
     difference_norm,
+    divided,
     stored_values,
     with_sizes,
 )
@@ -232,7 +233,7 @@ def _merge_once(
             report=report,
         )
         merged = method(divided(updates, sizes), own)
-        return merged if sizes is None else with_sizes(merged, updates, sizes)
+        return with_sizes(merged, updates, sizes)
 
     return merge_modules(adapters, merge, name, None, options.rank, seed, progress)
 
@@ -319,13 +320,6 @@ def module_rank(updates: Sequence[Update], asked: int | None = None) -> int:
         return asked or len(first.d)
     ranks = [u.rank for u in updates]
     return max(ranks) if asked is None else min(asked, sum(ranks), first.shape[1])
-
-
-def divided(updates: Sequence[Update], sizes: Sequence[float] | None) -> Sequence[Update]:
-    """Each task's update over its size."""
-    if sizes is None:
-        return updates
-    return [update.times(1 / size) for update, size in zip(updates, sizes, strict=True)]
 
 
 def _one_route(

@@ -22,7 +22,6 @@ from hydrapack.merge.adapters import (
     Merge,
     check_any,
     check_objective,
-    divided,
     merge_modules,
     module_names,
     module_seed,
@@ -35,6 +34,8 @@ from hydrapack.merge.module import (
     MergedModule,
     MergeOptions,
     difference_norm,
+    divided,
+    inner_product,
     with_sizes,
 )
 from hydrapack.merge.objective import Objective, reweigh, task_sizes
@@ -110,7 +111,7 @@ class Planner:
             self.found[name] = candidates(sized, options, bits)
             for weight, update in zip(weights, sized, strict=True):
                 A, B = update.factors()
-                self.whole += weight * float(((B.T @ B) * (A @ A.T)).sum())
+                self.whole += weight * float(inner_product(A, B, A, B))
         self.rank = None if free_rank else rank
         largest = max(c.rank for found in self.found.values() for c in found)
         self.ranks = steps_to(largest) if free_rank else [largest]
@@ -209,15 +210,9 @@ class Planner:
 def _missing(shapes: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
     """Modules that the packer adds, zeros, so that all layers are alike; shapes by name."""
     try:
-        layout = layout_of(shapes, 1)
+        return layout_of(shapes, 1).missing(shapes)
     except InputError:
         return {}  # No decoder's linears: the bundle cannot be packed anyway.
-    every = dict(layout.shapes)
-    return {
-        name: every[name.rsplit(".", 1)[-1].removesuffix("_proj")]
-        for name in layout.modules()
-        if name not in shapes
-    }
 
 
 @one_thread()
@@ -405,7 +400,7 @@ def merge_plan(
             merged = merge_two_sided(sized, options)
         else:
             merged = merge_spectral(sized, options)
-        return merged if sizes is None else with_sizes(merged, updates, sizes)
+        return with_sizes(merged, updates, sizes)
 
     return merge_modules(adapters, merge, "budget", objective, plan.rank, seed, progress)
 

@@ -19,7 +19,7 @@ from hydrapack.merge.two_sided import core_of
 from hydrapack.quantize import SCALE_BYTES, core_bits, noise_by_columns, rounded, stored_bytes
 
 FINE = (1, 2, 3, 4, 6, 8, 12, 16)
-"""Ranks offered; from there on in steps of a quarter of the largest."""
+"""Ranks offered; from there on in steps of an eighth of the largest."""
 
 
 @dataclass(frozen=True, order=True)

@@ -22,7 +22,13 @@ import torch
 
 from hydrapack.adapters.modules import Update, VeraModule
 from hydrapack.errors import InputError
-from hydrapack.merge.module import Merged, MergedVera, MergeOptions, merged_like
+from hydrapack.merge.module import (
+    Merged,
+    MergedVera,
+    MergeOptions,
+    inner_product,
+    merged_like,
+)
 from hydrapack.merge.spectral import merge_spectral
 from hydrapack.merge.vera import merge_vera
 
@@ -74,7 +80,7 @@ class _Module:
         shared, heads = _start(updates, options)
         self.shared = shared.to(device, dtype).requires_grad_()
         self.heads = heads.to(device, dtype).requires_grad_()
-        self.squares = [float(((B.T @ B) * (A @ A.T)).sum()) for A, B in self.targets]
+        self.squares = [float(inner_product(A, B, A, B)) for A, B in self.targets]
         self.values = updates[0].shape[0] * updates[0].shape[1]
         with torch.no_grad():
             self.whole = sum(
@@ -103,8 +109,8 @@ class _Module:
         if kind == "mae":
             apply = cast(Callable[..., torch.Tensor], _MeanAbsolute.apply)
             return apply(head, shared, B, A)
-        norm = ((head.T @ head) * (shared @ shared.T)).sum()
-        cross = ((B.T @ head) * (A @ shared.T)).sum()
+        norm = inner_product(shared, head, shared, head)
+        cross = inner_product(A, B, shared, head)
         if kind == "cs":
             if not self.squares[k]:
                 return norm * 0

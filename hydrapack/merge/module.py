@@ -125,12 +125,21 @@ def _scaled_head(merged: Merged, index: int) -> torch.Tensor:
     return merged.scales[index] * merged.heads[merged.of[index]]
 
 
-def with_sizes(merged: Merged, updates: Sequence[Update], sizes: Sequence[float]) -> Merged:
-    """A merge of updates that were divided by ``sizes``, as one of ``updates`` themselves.
+def divided(updates: Sequence[Update], sizes: Sequence[float] | None) -> Sequence[Update]:
+    """Each task's update over its size, where there are sizes."""
+    if sizes is None:
+        return updates
+    return [update.times(1 / size) for update, size in zip(updates, sizes, strict=True)]
+
+
+def with_sizes(merged: Merged, updates: Sequence[Update], sizes: Sequence[float] | None) -> Merged:
+    """A merge of ``divided(updates, sizes)`` as one of ``updates`` themselves.
 
     Where every task has a head of its own, the heads are multiplied; else every task gets a factor,
     its size times what brings its head nearest to its update (least squares).
     """
+    if sizes is None:
+        return merged
     count = len(sizes)
     if merged.assignment == tuple(range(count)):
         factors = torch.tensor(sizes, dtype=torch.float64)
@@ -141,8 +150,8 @@ def with_sizes(merged: Merged, updates: Sequence[Update], sizes: Sequence[float]
     for update, head, size in zip(updates, merged.assignment, sizes, strict=True):
         own_a, own_b = update.factors()
         B = merged.head(head).double()
-        energy = float(((B.T @ B) * (shared @ shared.T)).sum())
-        cross = float(((own_b.T @ B) * (own_a @ shared.T)).sum())
+        energy = float(inner_product(shared, B, shared, B))
+        cross = float(inner_product(own_a, own_b, shared, B))
         found.append(cross / energy if energy > 0 else size)
     return replace(
         merged,
@@ -213,6 +222,13 @@ def merged_like(
     return MergedModule(shared.float(), heads.float(), assignment)
 
 
+def inner_product(
+    A: torch.Tensor, B: torch.Tensor, other_a: torch.Tensor, other_b: torch.Tensor
+) -> torch.Tensor:
+    """Sum of (B @ A) * (other_b @ other_a), by Gram matrices: no d_out x d_in product."""
+    return ((B.T @ other_b) * (A @ other_a.T)).sum()
+
+
 def difference_norm(update: Update, A: torch.Tensor, B: torch.Tensor) -> tuple[float, float]:
     """Frobenius norms of (update - B @ A) and of the update.
 
@@ -221,9 +237,8 @@ def difference_norm(update: Update, A: torch.Tensor, B: torch.Tensor) -> tuple[f
     """
     own_a, own_b = update.factors()
     A, B = A.double(), B.double()
-    own = ((own_b.T @ own_b) * (own_a @ own_a.T)).sum()
-    cross = ((own_b.T @ B) * (own_a @ A.T)).sum()
-    rest = own - 2 * cross + ((B.T @ B) * (A @ A.T)).sum()
+    own = inner_product(own_a, own_b, own_a, own_b)
+    rest = own - 2 * inner_product(own_a, own_b, A, B) + inner_product(A, B, A, B)
     return math.sqrt(max(float(rest), 0.0)), math.sqrt(max(float(own), 0.0))
 
 

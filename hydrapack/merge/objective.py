@@ -17,6 +17,7 @@ from typing import Literal, TypeVar, get_args
 import torch
 
 from hydrapack.adapters.adapter import Adapter
+from hydrapack.merge.module import inner_product
 
 Objective = Literal["relative", "absolute", "minimax"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
@@ -48,7 +49,7 @@ def _distance(A: torch.Tensor, B: torch.Tensor, distance: str) -> float:
     """From nothing, of one module."""
     if distance == "mae":
         return float((B.float() @ A.float()).abs().mean())
-    square = float(((B.T @ B) * (A @ A.T)).sum())
+    square = float(inner_product(A, B, A, B))
     return square / (len(B) * A.shape[1]) if distance == "mse" else square
 
 

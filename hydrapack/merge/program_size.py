@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from hydrapack.layout import GROUPS
 from hydrapack.quantize import GROUP_SIZE, SCALE_BYTES, core_bits, group_columns, stored_bytes
 
 ALIGNMENT = 16
@@ -22,10 +23,10 @@ WHOLE_BANK, WHOLE_GROUP = 7_000, 3_500
 SCALED_BANK = 3_000
 """Bytes of the operators that give each task its factor."""
 BASIS_BANK = 10_000
-"""The same of a bank of heads on a common output basis."""
+"""Bytes of the operators of a bank of heads on a common output basis."""
 SHARED_BANK = 3_000
 """Bytes of the operators of one bank of A's."""
-INPUTS = {"q": "q", "k": "q", "v": "q", "o": "o", "gate": "gate", "up": "gate", "down": "down"}
+INPUTS = {target: group[0] for group in GROUPS for target in group}
 """The linears that read one input have their A's in one bank."""
 
 

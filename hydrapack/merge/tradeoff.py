@@ -16,7 +16,6 @@ from hydrapack.adapters.modules import Update
 from hydrapack.errors import InputError
 from hydrapack.merge.adapters import (
     check_any,
-    divided,
     merge_adapters,
     module_names,
     module_seed,
@@ -27,6 +26,7 @@ from hydrapack.merge.module import (
     MergedModule,
     MergeOptions,
     difference_norm,
+    divided,
     stored_values,
     with_sizes,
 )
@@ -125,9 +125,8 @@ def trade_off(
         raise InputError(f"--objective {objective}: choose relative or absolute")
     names = module_names(adapters)
     sums: dict[tuple[str, int, int, int, int], _Sum] = {}
-    count, relative = len(adapters), objective == "relative"
-    norms = task_sizes(adapters)
-    sizes = norms if relative else None
+    count, norms = len(adapters), task_sizes(adapters)
+    sizes = norms if objective == "relative" else None
     values = 0
     for done, name in enumerate(names):
         progress(done, len(names), "")
@@ -140,17 +139,14 @@ def trade_off(
             assignment = assign([problem], options)
             A, found = fit(problem, sized, assignment, replace(options, rank=max(ranks)))
             for rank in ranks:
-                part: Merged = MergedModule(
-                    A[:rank].float(), found[:, :, :rank].float(), assignment
-                )
-                part = with_sizes(part, updates, norms) if relative else part
-                _add_points(sums, "spectral", (heads, rank, 0), updates, part, bits)
+                part = MergedModule(A[:rank].float(), found[:, :, :rank].float(), assignment)
+                stored = with_sizes(part, updates, sizes)
+                _add_points(sums, "spectral", (heads, rank, 0), updates, stored, bits)
         for rank in sorted({own, *(r for r in ranks if r < own)}):
             factors = OUTPUT_RANKS if rank == own else OUTPUT_RANKS[:2]
             for width in sorted({min(f, count) * rank for f in factors}):
                 wanted = MergeOptions(count, rank, output_rank=width)
-                merged: Merged = merge_two_sided(sized, wanted)
-                merged = with_sizes(merged, updates, norms) if relative else merged
+                merged = with_sizes(merge_two_sided(sized, wanted), updates, sizes)
                 _add_points(sums, "two-sided", (count, rank, width), updates, merged, bits)
     progress(len(names), len(names), "")
     whole = _Apart([norm**2 for norm in norms], sum(a.parameters for a in adapters), values)

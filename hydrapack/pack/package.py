@@ -160,17 +160,15 @@ def _base_of(model: Path, name: str, layout: Layout) -> tuple[BaseModelInfo, Lay
 
 def with_all_modules(bundle: Bundle, layout: Layout) -> Bundle:
     """The bundle with a module of zeros, rank 1 and one head, wherever the layout has one more."""
-    missing = [name for name in layout.modules() if name not in bundle.modules]
+    missing = layout.missing(bundle.modules)
     if not missing:
         return bundle
-    shapes = dict(layout.shapes)
     tasks = [
         task.model_copy(update={"route": [*task.route, *[0] * len(missing)]})
         for task in bundle.info.tasks
     ]
     modules = dict(bundle.modules)
-    for name in missing:
-        d_out, d_in = shapes[name.rsplit(".", 1)[-1].removesuffix("_proj")]
+    for name, (d_out, d_in) in missing.items():
         modules[name] = MergedModule(
             torch.zeros(1, d_in), torch.zeros(1, d_out, 1), (0,) * len(tasks)
         )
