@@ -1,11 +1,10 @@
-"""Which linears are adapted, at which rank, and where each one lies in the packed vectors.
+"""Which linears are adapted, at which rank, and in which matrices a program takes them.
 
-The base program takes the adapter as two flat float vectors. ``a`` holds every A and ``b`` every B:
-layer by layer, in each layer q, k, v, o, gate, up, down, only those the layout names. Matrices lie
-transposed, so that the program multiplies them as they are. Modules that read the same input
-(q, k, v; gate, up) share one matrix in ``a``, (d_in, modules * rank), for one product. ``b`` is one
-matrix (rank, sum of all d_out): a column for each output row of each module, so that scales by
-output row dequantize a whole head in one product.
+The base program takes the adapter as two lists of float matrices, each an input of its own, which
+it reads where the runtime has them. ``a`` holds every A and ``b`` every B: layer by layer, in each
+layer q, k, v, o, gate, up, down, only those the layout names. Matrices lie transposed, so that the
+program multiplies them as they are. Modules that read the same input (q, k, v; gate, up) share one
+matrix of ``a``, (d_in, modules * rank), for one product; each has its own of ``b``, (rank, d_out).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,21 +70,23 @@ class Layout:
         return tuple(name for name, _ in self.shapes)
 
     @property
-    def a_size(self) -> int:
-        """Values in the packed vector ``a``."""
-        return self.layers * sum(self.rank * d_in for _, (_, d_in) in self.shapes)
+    def a_shapes(self) -> list[tuple[int, int]]:
+        """(d_in, modules * rank) of each matrix of ``a``: layer by layer, group by group."""
+        own = dict(self.shapes)
+        groups = [(own[group[0]][1], len(group) * self.rank) for group in self.groups()]
+        return groups * self.layers
 
     @property
-    def b_size(self) -> int:
-        """Values in the packed vector ``b``."""
-        return self.layers * sum(d_out * self.rank for _, (d_out, _) in self.shapes)
+    def b_shapes(self) -> list[tuple[int, int]]:
+        """(rank, d_out) of each matrix of ``b``: layer by layer, target by target."""
+        return [(self.rank, d_out) for _, (d_out, _) in self.shapes] * self.layers
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of everything that decides the meaning of ``a`` and ``b``."""
+        """SHA-256 (hex) of everything that decides what ``a`` and ``b`` mean to a program."""
         text = json.dumps(
             {
-                "packing": 1,
+                "packing": 2,
                 "layers": self.layers,
                 "rank": self.rank,
                 "shapes": [[name, *shape] for name, shape in self.shapes],
@@ -99,32 +100,15 @@ class Layout:
         present = [tuple(n for n in group if n in self.targets) for group in GROUPS]
         return [group for group in present if group]
 
-    def shared_a(self, a: torch.Tensor, layer: int, group: tuple[str, ...]) -> torch.Tensor:
-        """The matrix (d_in, len(group) * rank) of one of ``groups()`` in the packed ``a``."""
-        before = self.targets[: self.targets.index(group[0])]
-        shapes = dict(self.shapes)
-        start = layer * (self.a_size // self.layers)
-        start += self.rank * sum(shapes[name][1] for name in before)
-        d_in, width = shapes[group[0]][1], len(group) * self.rank
-        return a[start : start + d_in * width].view(d_in, width)
-
-    def head_b(self, b: torch.Tensor, layer: int, target: str) -> torch.Tensor:
-        """The matrix (rank, d_out) of one module in the packed ``b``."""
-        before = self.targets[: self.targets.index(target)]
-        shapes = dict(self.shapes)
-        column = layer * (self.b_size // self.layers // self.rank)
-        column += sum(shapes[name][0] for name in before)
-        return b.view(self.rank, -1)[:, column : column + shapes[target][0]]
-
     def unpack(
-        self, a: torch.Tensor, b: torch.Tensor
+        self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(A (rank, d_in), B (d_out, rank)) of each module, in packing order."""
-        for layer in range(self.layers):
+        heads, shared = iter(b), iter(a)
+        for _ in range(self.layers):
             for group in self.groups():
-                parts = self.shared_a(a, layer, group).T.chunk(len(group))
-                for name, part in zip(group, parts, strict=True):
-                    yield part, self.head_b(b, layer, name).T
+                for part in next(shared).T.chunk(len(group)):
+                    yield part, next(heads).T
 
     def modules(self) -> list[str]:
         """Module names in packing order."""
@@ -183,16 +167,15 @@ def _cannot_hold(name: str) -> str:
     )
 
 
-def pack_a(layout: Layout, matrices: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """A by module name, each (rank, d_in), as the packed vector ``a`` (a_size,)."""
-    parts: list[torch.Tensor] = []
-    for layer in range(layout.layers):
-        for group in layout.groups():
-            stack = torch.cat([matrices[module_name(layer, name)] for name in group])
-            parts.append(stack.T.reshape(-1))
-    return torch.cat(parts)
+def pack_a(layout: Layout, matrices: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """A by module name, each (rank, d_in), as the matrices ``a`` of a program."""
+    return [
+        torch.cat([matrices[module_name(layer, name)] for name in group]).T.contiguous()
+        for layer in range(layout.layers)
+        for group in layout.groups()
+    ]
 
 
-def pack_b(layout: Layout, matrices: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """B by module name, each (d_out, rank), as the packed vector ``b`` (b_size,)."""
-    return torch.cat([matrices[name] for name in layout.modules()]).T.reshape(-1)
+def pack_b(layout: Layout, matrices: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """B by module name, each (d_out, rank), as the matrices ``b`` of a program."""
+    return [matrices[name].T.contiguous() for name in layout.modules()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from hydrapack.adapters.adapter import Adapter
@@ -19,8 +21,10 @@ TEXTS = (
 TOKENS = 8
 
 
-def packed_adapter(layout: Layout, adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
-    """The adapter itself as the vectors ``a`` and ``b`` of a program with ``layout``.
+def packed_adapter(
+    layout: Layout, adapter: Adapter
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The adapter itself as the matrices ``a`` and ``b`` of a program with ``layout``.
 
     Raises:
         Mismatch: a rank above the layout's, or modules it does not have.
@@ -43,7 +47,9 @@ def packed_adapter(layout: Layout, adapter: Adapter) -> tuple[torch.Tensor, torc
     return pack_a(layout, A), pack_b(layout, B)
 
 
-def drift(session: Session, task: str, a: torch.Tensor, b: torch.Tensor) -> float:
+def drift(
+    session: Session, task: str, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]
+) -> float:
     """Mean KL divergence (nats a token) of the head's distributions from those under (a, b).
 
     Over the tokens the adapter (a, b) greedily answers to each of ``TEXTS`` in the task's prompt.
@@ -51,7 +57,7 @@ def drift(session: Session, task: str, a: torch.Tensor, b: torch.Tensor) -> floa
     total, count = 0.0, 0
     for text in TEXTS:
         ids = session.use(task).encode(text)
-        session.set_vectors(a, b)
+        session.set_matrices(a, b)
         own, step = [], ids
         answer: list[int] = []
         for _ in range(TOKENS):

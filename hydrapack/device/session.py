@@ -20,10 +20,10 @@ from hydrapack.device.answer import Answer, Stats, Turns
 from hydrapack.device.manifest import Task
 from hydrapack.device.opening import open_files
 from hydrapack.device.options import Options, resolve
+from hydrapack.device.programs import Programs
 from hydrapack.device.sampler import Sampler
 from hydrapack.device.text import Pieces, check_prompt, prompt_ids, stop_ids
-from hydrapack.errors import Invalid, Mismatch
-from hydrapack.pte import constant, constants, execute, load_method
+from hydrapack.pte import constant
 
 
 class Session:
@@ -59,17 +59,8 @@ class Session:
         opened = open_files(model, Path(package), beside, check_digests, public_key)
         self.manifest, self.tokenizer = opened.manifest, opened.tokenizer
         self._model = opened.model
-        self.max_context = int(constant(self._model, "get_max_context_len"))
-        self._vocabulary = int(constant(self._model, "get_vocab_size"))
-        self._eos_ids = {int(i) for i in constants(self._model, "get_eos_ids")}
-        self._forward = load_method(self._model, "forward")
-        self._head = load_method(opened.adapters, "head")
-        shared = load_method(opened.adapters, "shared")
-        self._shared = self._a = execute(shared, [], "shared")[0]
-        self._b = torch.zeros(_input_size(self._forward, 3))
-        sizes = _input_size(self._forward, 2), _input_size(self._head, 0)
-        if sizes != (len(self._shared), len(self.manifest.modules)):
-            raise Mismatch(f"{model} and {package} differ in their adapter's size")
+        self._programs = Programs(opened.model, opened.adapters, len(self.manifest.modules))
+        self.max_context = self._programs.max_context
         self.stats = Stats(load_ms=_ms_since(started))
         self.position = 0
         self._task: Task | None = None
@@ -100,30 +91,24 @@ class Session:
         with self._turns.hold():
             self._start_over()
             started = time.perf_counter()
-            # A zero b makes every update zero, whatever a is.
-            self._a, self._b, self._task = self._shared, torch.zeros_like(self._b), None
+            self._programs.unbind()
+            self._task = None
             chosen = None if task is None else self.manifest.find(task)
             if chosen is not None:
-                b = execute(self._head, [torch.tensor(chosen.route)], "head")[0]
-                if b.shape != self._b.shape:
-                    raise Mismatch("the head has another size than the program takes")
-                self._b, self._task = b, chosen
+                self._programs.bind(chosen.route)
+                self._task = chosen
             self.stats.swap_ms = _ms_since(started)
         return self
 
-    def set_vectors(self, a: torch.Tensor, b: torch.Tensor) -> None:
-        """Run under any packed adapter until the next ``use``; resets the position.
+    def set_matrices(self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> None:
+        """Run under any adapter (``Layout``) until the next ``use``; resets the position.
 
         Raises:
-            Invalid: vectors of another size or type than the program takes.
+            Mismatch: matrices of another size or type than the program takes.
         """
-        if a.shape != self._shared.shape or b.shape != self._b.shape:
-            raise Invalid("the vectors a and b have another size than the program takes")
-        if a.dtype != torch.float32 or b.dtype != torch.float32:
-            raise Invalid("the vectors a and b must be float32")
         with self._turns.hold():
             self._start_over()
-            self._a, self._b = a.contiguous(), b.contiguous()
+            self._programs.bind_matrices(a, b)
 
     def model_constant(self, method: str) -> Any:
         """The value of a constant method of model.pte.
@@ -206,7 +191,7 @@ class Session:
 
     def _tokens(self, ids: Sequence[int], options: Options) -> Generator[int, None, str]:
         """Token ids after ``ids``; returns why no more come."""
-        ends = self._eos_ids | stop_ids(self.tokenizer, options.stop)
+        ends = self._programs.eos_ids | stop_ids(self.tokenizer, options.stop)
         sampler, stats = Sampler(options.seed), self.stats
         started = time.perf_counter()
         logits = self._append(ids)
@@ -229,22 +214,9 @@ class Session:
 
     def _append(self, ids: Sequence[int]) -> torch.Tensor:
         check_prompt(len(ids), self.position, self.max_context)
-        if not all(0 <= i < self._vocabulary for i in ids):
-            raise Invalid(f"a token is not in the vocabulary of {self._vocabulary}")
-        logits = None
-        # The program takes at most context - 1 positions a call.
-        for start in range(0, len(ids), self.max_context - 1):
-            part = list(ids[start : start + self.max_context - 1])
-            positions = torch.arange(self.position, self.position + len(part))
-            inputs = [torch.tensor([part]), positions, self._a, self._b]
-            logits = execute(self._forward, inputs, "forward")[0]
-            self.position += len(part)
-        assert logits is not None
-        return logits[0, 0]
-
-
-def _input_size(method: Any, index: int) -> int:
-    return int(method.metadata.input_tensor_meta(index).sizes()[0])
+        logits = self._programs.run(ids, self.position)
+        self.position += len(ids)
+        return logits[0]
 
 
 def _ms_since(started: float) -> float:

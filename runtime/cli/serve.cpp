@@ -180,7 +180,7 @@ Json stats_json(const hydrapack::Stats& s) {
       {"decode_ms", s.decode_ms},
       {"decode_tokens", s.decode_tokens},
       {"model_bytes", s.model_bytes},
-      {"vector_bytes", s.vector_bytes},
+      {"adapter_bytes", s.adapter_bytes},
       {"resident_bytes", s.resident_bytes}};
 }
 

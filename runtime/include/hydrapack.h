@@ -78,7 +78,7 @@ typedef struct {
 typedef struct {
   double load_ms, swap_ms, prefill_ms, decode_ms;
   int64_t prefill_tokens, decode_tokens;
-  int64_t model_bytes, vector_bytes, resident_bytes;
+  int64_t model_bytes, adapter_bytes, resident_bytes;
 } hydrapack_stats;
 
 /* The message of the last failure on this thread; never null, valid until its next call. */

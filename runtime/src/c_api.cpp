@@ -257,5 +257,5 @@ void hydrapack_get_stats(const hydrapack_session* session, hydrapack_stats* stat
   if (session == nullptr || stats == nullptr) return;
   const hydrapack::Stats s = session->held->stats();
   *stats = {s.load_ms,        s.swap_ms,     s.prefill_ms,   s.decode_ms,     s.prefill_tokens,
-            s.decode_tokens,  s.model_bytes, s.vector_bytes, s.resident_bytes};
+            s.decode_tokens,  s.model_bytes, s.adapter_bytes, s.resident_bytes};
 }

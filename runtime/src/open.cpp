@@ -1,4 +1,6 @@
 // Opening: every file checked against what describes it, both programs against each other.
+#include <algorithm>
+
 #include "files.h"
 #include "programs.h"
 #include "signature.h"
@@ -90,15 +92,23 @@ Error check_base(const Paths& paths, Module& model, const Manifest& manifest) {
   return {};
 }
 
-Error read_constants(const std::string& path, Module& model, int64_t& context, int64_t& vocab,
-                     std::vector<int64_t>& eos_ids) {
-  const auto contexts = integer_constant(model, path, "get_max_context_len");
-  if (!contexts.ok()) return contexts.error();
-  const auto vocabs = integer_constant(model, path, "get_vocab_size");
-  if (!vocabs.ok()) return vocabs.error();
-  context = contexts.value(), vocab = vocabs.value();
-  if (context < 2 || vocab < 1 || vocab > (1 << 28)) {
-    return {Code::Invalid, path + ": context or vocabulary is out of range"};
+struct Limits {
+  int64_t context = 0, seq = 0, rows = 0, vocab = 0;
+};
+
+Error read_constants(
+    const std::string& path, Module& model, Limits& limits, std::vector<int64_t>& eos_ids) {
+  for (const auto& [name, limit] :
+       {std::pair{"get_max_context_len", &limits.context},
+        std::pair{"get_max_seq_len", &limits.seq},
+        std::pair{"get_max_rows", &limits.rows},
+        std::pair{"get_vocab_size", &limits.vocab}}) {
+    const auto value = integer_constant(model, path, name);
+    if (!value.ok()) return value.error();
+    *limit = value.value();
+    if (*limit < 1 || *limit > (1 << 28)) {
+      return {Code::Invalid, path + ": " + name + " is out of range"};
+    }
   }
   auto eos = model.execute("get_eos_ids");
   if (!eos.ok()) return {Code::Invalid, path + ": has no method get_eos_ids"};
@@ -109,6 +119,33 @@ Error read_constants(const std::string& path, Module& model, int64_t& context, i
 }
 
 }  // namespace
+
+// The matrices that the model takes must be those that shared() and head() give, in this order.
+Error Session::State::match_programs(const std::string& model_path, const std::string& adapters_path) {
+  const auto forward = model->method_meta("forward");
+  const auto head = adapters->method_meta("head");
+  const auto shared = adapters->method_meta("shared");
+  if (!forward.ok() || !head.ok() || !shared.ok() || head->num_inputs() != 1) {
+    return {Code::Invalid, model_path + " or " + adapters_path + " is no program of hydrapack"};
+  }
+  for (size_t i = 0; i < shared->num_outputs(); i++) {
+    a_sizes.push_back(matrix_sizes(shared->output_tensor_meta(i)));
+  }
+  for (size_t i = 0; i < head->num_outputs(); i++) {
+    b_sizes.push_back(matrix_sizes(head->output_tensor_meta(i)));
+  }
+  const auto route = head->input_tensor_meta(0);
+  bool same = route.ok() && route->scalar_type() == ScalarType::Long && route->sizes().size() == 1 &&
+      route->sizes()[0] == static_cast<int64_t>(manifest.modules.size()) &&
+      forward->num_inputs() == kAdapter + a_sizes.size() + b_sizes.size();
+  for (size_t i = kAdapter; same && i < forward->num_inputs(); i++) {
+    const size_t at = i - kAdapter;
+    const Sizes& given = at < a_sizes.size() ? a_sizes[at] : b_sizes[at - a_sizes.size()];
+    same = !given.empty() && given == matrix_sizes(forward->input_tensor_meta(i));
+  }
+  if (same) return {};
+  return {Code::Mismatch, model_path + " and " + adapters_path + " differ in their adapter's size"};
+}
 
 Result<std::unique_ptr<Session>> Session::open(
     const std::string& model, const std::string& package, const OpenOptions& options) {
@@ -129,8 +166,10 @@ Result<std::unique_ptr<Session>> Session::open(
   Error error = check_layout(paths, *state->model, *state->adapters, read);
   if (error.ok()) error = check_base(paths, *state->model, read);
   if (error.ok()) {
-    error =
-        read_constants(model, *state->model, state->max_context, state->vocab, state->eos_ids);
+    Limits limits;
+    error = read_constants(model, *state->model, limits, state->eos_ids);
+    state->max_context = limits.context, state->vocab = limits.vocab;
+    state->max_seq = limits.seq, state->max_rows = limits.rows;
   }
   if (!error.ok()) return error;
 
@@ -139,35 +178,27 @@ Result<std::unique_ptr<Session>> Session::open(
       state->adapters->load_method("head") != executorch::runtime::Error::Ok) {
     return Error{Code::Invalid, both + " is damaged: it cannot be loaded"};
   }
-  const auto forward = state->model->method_meta("forward");
-  const auto head = state->adapters->method_meta("head");
-  const auto shared = state->adapters->method_meta("shared");
-  if (!forward.ok() || !head.ok() || !shared.ok() || forward->num_inputs() != 4 ||
-      head->num_inputs() != 1 || head->num_outputs() != 1 || shared->num_outputs() != 1) {
-    return Error{Code::Invalid, both + " is no program of hydrapack"};
-  }
-  const int64_t a_size = vector_size(forward->input_tensor_meta(2));
-  const int64_t b_size = vector_size(forward->input_tensor_meta(3));
-  const auto route = head->input_tensor_meta(0);
-  if (a_size < 1 || b_size < 1 || vector_size(head->output_tensor_meta(0)) != b_size ||
-      vector_size(shared->output_tensor_meta(0)) != a_size || !route.ok() ||
-      route->scalar_type() != ScalarType::Long || route->sizes().size() != 1 ||
-      route->sizes()[0] != static_cast<int64_t>(read.modules.size())) {
-    return Error{
-        Code::Mismatch, model + " and " + paths.adapters + " differ in their adapter's size"};
-  }
+  error = state->match_programs(model, paths.adapters);
+  if (!error.ok()) return error;
+  int64_t largest = 0;
+  for (const Sizes& sizes : state->b_sizes) largest = std::max(largest, values(sizes));
+  state->no_head.assign(static_cast<size_t>(largest), 0.0f);
   auto a = state->adapters->execute("shared");
   if (!a.ok()) return runtime_error(paths.adapters + ": shared failed", a.error());
-  const float* values = a->at(0).toTensor().const_data_ptr<float>();
-  state->a.assign(values, values + a_size);
+  for (const EValue& matrix : *a) {
+    const auto tensor = matrix.toTensor();
+    const float* data = tensor.const_data_ptr<float>();
+    state->a.insert(state->a.end(), data, data + tensor.numel());
+  }
   // Three times a's size is freed with the method.
   state->adapters->unload_method("shared");
-  state->no_head.assign(static_cast<size_t>(b_size), 0.0f);
   for (const ManifestTask& task : read.tasks) state->tasks.push_back(task.shown);
-  error = state->bind(state->no_head.data());
+  error = state->bind_shared();
+  if (error.ok()) error = state->bind_nothing();
   if (!error.ok()) return error;
   state->stats.model_bytes = file_bytes(model).ok() ? file_bytes(model).value() : 0;
-  state->stats.vector_bytes = 4 * (a_size + 2 * b_size);
+  state->stats.adapter_bytes = 4 * static_cast<int64_t>(state->a.size());
+  for (const Sizes& sizes : state->b_sizes) state->stats.adapter_bytes += 4 * values(sizes);
   state->stats.load_ms = ms_since(started);
   return std::unique_ptr<Session>(new Session(std::move(state)));
 }

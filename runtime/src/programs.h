@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <executorch/extension/module/module.h>
 #include <hydrapack/result.h>
@@ -20,8 +21,12 @@ Result<int64_t> integer_constant(
 Result<std::string> text_constant(
     executorch::extension::Module& module, const std::string& path, const char* name);
 
-// Values of a float vector input or output, -1 if it is none.
-int64_t vector_size(
-    const executorch::runtime::Result<executorch::runtime::TensorInfo>& info);
+using Sizes = std::vector<executorch::aten::SizesType>;
+
+// Rows and columns of a float matrix input or output; empty if it is none.
+Sizes matrix_sizes(const executorch::runtime::Result<executorch::runtime::TensorInfo>& info);
+
+// How many values a matrix of these sizes has.
+int64_t values(const Sizes& sizes);
 
 }  // namespace hydrapack

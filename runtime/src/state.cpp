@@ -11,7 +11,6 @@ namespace {
 using executorch::aten::ScalarType;
 using executorch::extension::from_blob;
 using executorch::runtime::EValue;
-using Sizes = std::vector<executorch::aten::SizesType>;
 
 }  // namespace
 
@@ -19,27 +18,46 @@ Error runtime_error(const std::string& what, executorch::runtime::Error error) {
   return {Code::Runtime, what + " (ExecuTorch error " + std::to_string(static_cast<int>(error)) + ")"};
 }
 
-Error Session::State::bind(float* b) {
-  auto a_tensor = from_blob(a.data(), Sizes{static_cast<int32_t>(a.size())}, ScalarType::Float);
-  auto b_tensor = from_blob(b, Sizes{static_cast<int32_t>(no_head.size())}, ScalarType::Float);
-  for (const auto& [tensor, index] : {std::pair{a_tensor, 2}, std::pair{b_tensor, 3}}) {
-    const auto error = model->set_input("forward", EValue(tensor), index);
-    if (error != executorch::runtime::Error::Ok) {
-      return runtime_error("the adapter cannot be bound to the model", error);
-    }
+Error Session::State::bind(size_t input, void* data, const Sizes& sizes, ScalarType type) {
+  const auto error = model->set_input("forward", EValue(from_blob(data, sizes, type)), input);
+  if (error == executorch::runtime::Error::Ok) return {};
+  return runtime_error("the adapter cannot be bound to the model", error);
+}
+
+Error Session::State::bind_shared() {
+  float* data = a.data();
+  for (size_t i = 0; i < a_sizes.size(); i++) {
+    const Error error = bind(kAdapter + i, data, a_sizes[i], ScalarType::Float);
+    if (!error.ok()) return error;
+    data += values(a_sizes[i]);
   }
   return {};
 }
 
+Error Session::State::bind_nothing() {
+  on = false;
+  Error error = bind(kOn, &on, {}, ScalarType::Bool);
+  for (size_t i = 0; i < b_sizes.size() && error.ok(); i++) {
+    error = bind(kAdapter + a_sizes.size() + i, no_head.data(), b_sizes[i], ScalarType::Float);
+  }
+  return error;
+}
+
 Error Session::State::bind_head(const ManifestTask* chosen) {
-  if (chosen == nullptr) return bind(no_head.data());
+  if (chosen == nullptr) return bind_nothing();
   auto route = from_blob(
       const_cast<int64_t*>(chosen->route.data()),
       Sizes{static_cast<int32_t>(chosen->route.size())},
       ScalarType::Long);
   auto outputs = adapters->execute("head", EValue(route));
   if (!outputs.ok()) return runtime_error("head failed", outputs.error());
-  return bind(outputs->at(0).toTensor().mutable_data_ptr<float>());
+  for (size_t i = 0; i < b_sizes.size(); i++) {
+    float* b = outputs->at(i).toTensor().mutable_data_ptr<float>();
+    const Error error = bind(kAdapter + a_sizes.size() + i, b, b_sizes[i], ScalarType::Float);
+    if (!error.ok()) return error;
+  }
+  on = true;
+  return bind(kOn, &on, {}, ScalarType::Bool);
 }
 
 Error Session::State::use(const std::optional<std::string>& name, int64_t keep_prefix) {
@@ -49,7 +67,7 @@ Error Session::State::use(const std::optional<std::string>& name, int64_t keep_p
   // that is bound.
   task = nullptr;
   reset();
-  const Error bare = bind(no_head.data());
+  const Error bare = bind_nothing();
   return bare.ok() ? error : bare;
 }
 
@@ -99,11 +117,15 @@ Error Session::State::run(const int64_t* ids, int64_t count) {
   tokens.assign(ids, ids + count);
   positions.resize(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; i++) positions[i] = position + i;
+  rows.assign(1, count - 1);
   auto token_tensor =
       from_blob(tokens.data(), Sizes{1, static_cast<int32_t>(count)}, ScalarType::Long);
   auto position_tensor =
       from_blob(positions.data(), Sizes{static_cast<int32_t>(count)}, ScalarType::Long);
-  auto outputs = model->execute("forward", {EValue(token_tensor), EValue(position_tensor)});
+  auto row_tensor =
+      from_blob(rows.data(), Sizes{static_cast<int32_t>(rows.size())}, ScalarType::Long);
+  auto outputs = model->execute(
+      "forward", {EValue(token_tensor), EValue(position_tensor), EValue(row_tensor)});
   if (!outputs.ok()) return runtime_error("forward failed", outputs.error());
   if (outputs->empty() || !outputs->at(0).isTensor()) {
     return {Code::Runtime, "forward gives no tensor"};
@@ -120,9 +142,8 @@ Error Session::State::run(const int64_t* ids, int64_t count) {
 Error Session::State::append(const int64_t* ids, int64_t count) {
   Error error = check_ids(ids, count, position);
   if (!error.ok()) return error;
-  // The program takes at most context - 1 positions a call.
-  for (int64_t start = 0; start < count; start += max_context - 1) {
-    error = run(ids + start, std::min(max_context - 1, count - start));
+  for (int64_t start = 0; start < count; start += max_seq) {
+    error = run(ids + start, std::min(max_seq, count - start));
     if (!error.ok()) {
       // What the cache holds now is not known.
       reset();

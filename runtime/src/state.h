@@ -9,6 +9,7 @@
 #include <hydrapack/session.h>
 
 #include "manifest.h"
+#include "programs.h"
 #include "sampler.h"
 
 namespace hydrapack {
@@ -31,6 +32,10 @@ struct Plan {
   std::function<std::string(int64_t)> token_text;
 };
 
+// The inputs of forward: tokens, their positions, the rows whose logits are wanted, whether the
+// adapter counts, and its matrices.
+constexpr size_t kOn = 3, kAdapter = 4;
+
 struct Session::State {
   // Fixed once open.
   std::unique_ptr<executorch::extension::Module> model;
@@ -39,16 +44,22 @@ struct Session::State {
   std::vector<Task> tasks;
   std::vector<int64_t> eos_ids;
   int64_t max_context = 0;
+  int64_t max_seq = 0;   // tokens a call
+  int64_t max_rows = 0;  // logits a call
   int64_t vocab = 0;
 
-  // b lies in the memory of head() until its next call; both are bound to the model once a swap.
+  // The adapter's matrices, as the model takes them: all of a, then all of b. The values of a are
+  // ours; b lies in the memory of head() until its next call. All are bound to the model: a once, b
+  // and on once a swap. Without a head the model reads neither, but they must be there.
+  std::vector<Sizes> a_sizes, b_sizes;
   std::vector<float> a;
   std::vector<float> no_head;
+  bool on = false;
 
   // The text.
   const float* logits = nullptr;
   std::optional<int64_t> pending;
-  std::vector<int64_t> tokens, positions;
+  std::vector<int64_t> tokens, positions, rows;
   Sampler sampler;
 
   // What other threads may look at, or change, while one is inside.
@@ -66,8 +77,11 @@ struct Session::State {
     change(stats);
   }
 
-  Error bind(float* b);
+  Error match_programs(const std::string& model_path, const std::string& adapters_path);
+  Error bind(size_t input, void* data, const Sizes& sizes, executorch::aten::ScalarType type);
+  Error bind_shared();
   Error bind_head(const ManifestTask* chosen);
+  Error bind_nothing();
   Error swap(const std::optional<std::string>& name, int64_t keep_prefix);
   Error use(const std::optional<std::string>& name, int64_t keep_prefix);
 

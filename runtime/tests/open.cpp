@@ -34,7 +34,7 @@ TEST(Open, StatsAreFilled) {
   EXPECT_GT(stats.prefill_ms, 0);
   EXPECT_EQ(stats.prefill_tokens, static_cast<int64_t>(prompt().size()));
   EXPECT_EQ(stats.model_bytes, static_cast<int64_t>(fs::file_size(model())));
-  EXPECT_GT(stats.vector_bytes, 0);
+  EXPECT_GT(stats.adapter_bytes, 0);
   EXPECT_GT(stats.resident_bytes, 1 << 20);
 }
 

@@ -110,7 +110,7 @@ struct Stats {
   double decode_ms = 0;  // all steps of the last generation together
   int64_t decode_tokens = 0;
   int64_t model_bytes = 0;     // mapped, not copied
-  int64_t vector_bytes = 0;    // a, b and a zero b
+  int64_t adapter_bytes = 0;    // the matrices of a and b in use, dequantized
   int64_t resident_bytes = 0;  // of the whole process, when asked; 0 where unknown
 };
 
