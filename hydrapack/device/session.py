@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from hydrapack.device.answer import Answer, Stats, Turns
+from hydrapack.device.lookup import Lookup
 from hydrapack.device.manifest import Task
 from hydrapack.device.opening import open_files
 from hydrapack.device.options import Options, resolve
@@ -155,6 +156,7 @@ class Session:
         top_k: int | None = None,
         top_p: float | None = None,
         stop: Sequence[str] | None = None,
+        lookup: bool = False,
     ) -> Answer:
         """Answer ``text`` piece by piece, from a fresh position; None is the task's own.
 
@@ -170,6 +172,7 @@ class Session:
             top_k: tokens to draw among; 0 for all.
             top_p: least share of the weight of those to draw among.
             stop: strings that end the answer, in place of the task's own.
+            lookup: guess tokens from the text so far and check several a call (``Lookup``).
 
         Raises:
             Invalid: an option out of range, or an empty prompt.
@@ -181,22 +184,25 @@ class Session:
             ids = prompt_ids(self.tokenizer, task, text, prompt_template)
             check_prompt(len(ids), 0, self.max_context)
             self._start_over()
+            guesses = Lookup(ids) if lookup else None
             return self._turns.begin(
-                self._tokens(ids, options), Pieces(self.tokenizer, options.stop)
+                self._tokens(ids, options, guesses), Pieces(self.tokenizer, options.stop)
             )
 
     def _start_over(self) -> None:
         self._turns.end()
         self.position = 0
 
-    def _tokens(self, ids: Sequence[int], options: Options) -> Generator[int, None, str]:
+    def _tokens(
+        self, ids: Sequence[int], options: Options, guesses: Lookup | None
+    ) -> Generator[int, None, str]:
         """Token ids after ``ids``; returns why no more come."""
         ends = self._programs.eos_ids | stop_ids(self.tokenizer, options.stop)
         sampler, stats = Sampler(options.seed), self.stats
         started = time.perf_counter()
         logits = self._append(ids)
         stats.prefill_ms, stats.prefill_tokens = _ms_since(started), len(ids)
-        stats.decode_ms, stats.decode_tokens = 0.0, 0
+        stats.decode_ms, stats.decode_tokens, stats.decode_calls = 0.0, 0, 0
         for made in count(1):
             token = sampler.pick(logits.numpy(), options.temperature, options.top_k, options.top_p)
             if token in ends:
@@ -207,10 +213,27 @@ class Session:
             if self.position >= self.max_context:
                 return "context"
             started = time.perf_counter()
-            logits = self._append([token])
+            logits = self._next(token, guesses, options.max_new_tokens - made - 1)
             stats.decode_ms += _ms_since(started)
             stats.decode_tokens += 1
         raise AssertionError("count() has no end")
+
+    def _next(self, token: int, guesses: Lookup | None, useful: int) -> torch.Tensor:
+        """Logits (V,) after ``token``; at most ``useful`` guesses can be of use."""
+        known = None if guesses is None else guesses.known(token)
+        if known is not None:
+            self.position += 1
+            return known
+        self.stats.decode_calls += 1
+        if guesses is None:
+            return self._append([token])
+        room = self.max_context - self.position - 1
+        guessed = guesses.guess(token, min(useful, room, self._programs.max_rows - 1))
+        ids = [token, *guessed]
+        logits = self._programs.run(ids, self.position, len(ids))
+        # What was guessed wrong is in the cache, behind the position, where nothing reads it.
+        self.position += 1
+        return guesses.found(guessed, logits)
 
     def _append(self, ids: Sequence[int]) -> torch.Tensor:
         check_prompt(len(ids), self.position, self.max_context)

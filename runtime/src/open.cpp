@@ -40,9 +40,21 @@ Result<Manifest> read_package(const Paths& paths, const OpenOptions& options) {
   const Manifest& read = manifest.value();
   error = check_file(
       paths.adapters, read.adapters_bytes, read.adapters_sha256, options.check_digests);
-  if (error.ok()) error = check_model_file(paths.model, options.check_digests);
   if (!error.ok()) return error;
   return manifest;
+}
+
+// The folder's cache of this model's packed weights, if one was given.
+Result<std::optional<WeightCache>> weight_cache(
+    const Paths& paths, const std::string& model_sha256, const OpenOptions& options) {
+  if (options.weight_cache.empty()) return std::optional<WeightCache>();
+  if (model_sha256.empty()) {
+    return Error{
+        Code::NotFound, paths.model + ".json: missing; the weight cache needs its SHA-256"};
+  }
+  auto cache = WeightCache::in(options.weight_cache, model_sha256, options.check_digests);
+  if (!cache.ok()) return cache.error();
+  return std::optional<WeightCache>(std::move(cache.value()));
 }
 
 Error check_layout(
@@ -153,11 +165,16 @@ Result<std::unique_ptr<Session>> Session::open(
   const Paths paths{model, package};
   auto manifest = read_package(paths, options);
   if (!manifest.ok()) return manifest.error();
+  const auto model_sha256 = check_model_file(model, options.check_digests);
+  if (!model_sha256.ok()) return model_sha256.error();
+  const auto weights = weight_cache(paths, model_sha256.value(), options);
+  if (!weights.ok()) return weights.error();
   auto state = std::make_unique<State>();
   state->manifest = std::move(manifest.value());
   const Manifest& read = state->manifest;
 
-  auto loaded = load_module(model, "forward");
+  auto loaded =
+      load_module(model, "forward", weights.value() ? &*weights.value() : nullptr);
   if (!loaded.ok()) return loaded.error();
   state->model = std::move(loaded.value());
   loaded = load_module(paths.adapters, "head");
@@ -178,6 +195,7 @@ Result<std::unique_ptr<Session>> Session::open(
       state->adapters->load_method("head") != executorch::runtime::Error::Ok) {
     return Error{Code::Invalid, both + " is damaged: it cannot be loaded"};
   }
+  if (weights.value()) weights.value()->keep();
   error = state->match_programs(model, paths.adapters);
   if (!error.ok()) return error;
   int64_t largest = 0;

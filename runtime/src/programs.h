@@ -9,11 +9,13 @@
 #include <executorch/extension/module/module.h>
 #include <hydrapack/result.h>
 
+#include "weight_cache.h"
+
 namespace hydrapack {
 
 // A mapped program whose flatbuffer has been checked and that has the method.
 Result<std::unique_ptr<executorch::extension::Module>> load_module(
-    const std::string& path, const char* method);
+    const std::string& path, const char* method, const WeightCache* weights = nullptr);
 
 // What a constant method gives; path names the program in messages.
 Result<int64_t> integer_constant(

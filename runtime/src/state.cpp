@@ -113,11 +113,13 @@ Error Session::State::check_ids(const int64_t* ids, int64_t count, int64_t start
   return {};
 }
 
-Error Session::State::run(const int64_t* ids, int64_t count) {
+// Runs ids at the position, which stays; logits are then those after the first of the last `wanted`.
+Error Session::State::run(const int64_t* ids, int64_t count, int64_t wanted) {
   tokens.assign(ids, ids + count);
   positions.resize(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; i++) positions[i] = position + i;
-  rows.assign(1, count - 1);
+  rows.resize(static_cast<size_t>(wanted));
+  for (int64_t i = 0; i < wanted; i++) rows[i] = count - wanted + i;
   auto token_tensor =
       from_blob(tokens.data(), Sizes{1, static_cast<int32_t>(count)}, ScalarType::Long);
   auto position_tensor =
@@ -131,11 +133,10 @@ Error Session::State::run(const int64_t* ids, int64_t count) {
     return {Code::Runtime, "forward gives no tensor"};
   }
   const auto tensor = outputs->at(0).toTensor();
-  if (tensor.scalar_type() != ScalarType::Float || tensor.numel() != vocab) {
+  if (tensor.scalar_type() != ScalarType::Float || tensor.numel() != wanted * vocab) {
     return {Code::Runtime, "forward gives logits of another size"};
   }
   logits = tensor.const_data_ptr<float>();
-  position += count;
   return {};
 }
 
@@ -143,13 +144,41 @@ Error Session::State::append(const int64_t* ids, int64_t count) {
   Error error = check_ids(ids, count, position);
   if (!error.ok()) return error;
   for (int64_t start = 0; start < count; start += max_seq) {
-    error = run(ids + start, std::min(max_seq, count - start));
+    const int64_t part = std::min(max_seq, count - start);
+    error = run(ids + start, part, 1);
     if (!error.ok()) {
       // What the cache holds now is not known.
       reset();
       return error;
     }
+    position += part;
   }
+  return {};
+}
+
+// One more token of an answer; of what is guessed after it, at most `useful` tokens can be of use.
+Error Session::State::advance(int64_t token, int64_t useful) {
+  if (lookup && lookup->known(token)) {
+    logits += vocab;
+    position += 1;
+    return {};
+  }
+  update_stats([](Stats& s) { s.decode_calls += 1; });
+  if (!lookup) return append(&token, 1);
+  Error error = check_ids(&token, 1, position);
+  if (!error.ok()) return error;
+  const int64_t room = std::min(max_rows, max_context - position) - 1;
+  std::vector<int64_t> ids = {token};
+  const auto guessed = lookup->guess(token, std::min(useful, room));
+  ids.insert(ids.end(), guessed.begin(), guessed.end());
+  const auto count = static_cast<int64_t>(ids.size());
+  error = run(ids.data(), count, count);
+  if (!error.ok()) {
+    reset();
+    return error;
+  }
+  // What was guessed wrong is in the cache, behind the position, where nothing reads it.
+  position += 1;
   return {};
 }
 
@@ -163,22 +192,24 @@ Error Session::State::prefill(const std::vector<int64_t>& ids) {
   const Error error = append(text.data(), static_cast<int64_t>(text.size()));
   if (!error.ok()) return error;
   pending.reset();
+  lookup.reset();
   update_stats([&](Stats& s) {
     s.prefill_ms = ms_since(started);
     s.prefill_tokens = static_cast<int64_t>(text.size());
     s.decode_ms = 0;
     s.decode_tokens = 0;
+    s.decode_calls = 0;
   });
   return {};
 }
 
-Result<int64_t> Session::State::step(const Sampling& sampling) {
+Result<int64_t> Session::State::step(const Sampling& sampling, int64_t useful) {
   if (logits == nullptr) return Error{Code::Invalid, "no text yet: prefill first"};
   Error error = Sampler::check(sampling);
   if (!error.ok()) return error;
   if (pending) {
     const auto started = Clock::now();
-    error = append(&*pending, 1);
+    error = advance(*pending, useful);
     if (!error.ok()) return error;
     // It is in the text now, even if nothing can be drawn after it.
     pending.reset();
@@ -196,6 +227,7 @@ void Session::State::reset() {
   position = 0;
   logits = nullptr;
   pending.reset();
+  lookup.reset();
 }
 
 }  // namespace hydrapack

@@ -8,6 +8,7 @@
 #include <executorch/extension/module/module.h>
 #include <hydrapack/session.h>
 
+#include "lookup.h"
 #include "manifest.h"
 #include "programs.h"
 #include "sampler.h"
@@ -27,6 +28,7 @@ struct Plan {
   int64_t max_new_tokens = 128;
   Sampling sampling;
   uint64_t seed = 0;
+  bool lookup = false;
   std::vector<int64_t> ends;
   std::vector<std::string> stop;
   std::function<std::string(int64_t)> token_text;
@@ -61,6 +63,8 @@ struct Session::State {
   std::optional<int64_t> pending;
   std::vector<int64_t> tokens, positions, rows;
   Sampler sampler;
+  // Of the answer being made, if it asked for it.
+  std::optional<Lookup> lookup;
 
   // What other threads may look at, or change, while one is inside.
   std::atomic<int64_t> position{0};
@@ -86,10 +90,11 @@ struct Session::State {
   Error use(const std::optional<std::string>& name, int64_t keep_prefix);
 
   Error check_ids(const int64_t* ids, int64_t count, int64_t start) const;
-  Error run(const int64_t* ids, int64_t count);
+  Error run(const int64_t* ids, int64_t count, int64_t wanted);
   Error append(const int64_t* ids, int64_t count);
+  Error advance(int64_t token, int64_t useful);
   Error prefill(const std::vector<int64_t>& ids);
-  Result<int64_t> step(const Sampling& sampling);
+  Result<int64_t> step(const Sampling& sampling, int64_t useful = 0);
   void reset();
 
   Result<Plan> plan(const GenerateOptions& options) const;
