@@ -1,16 +1,21 @@
-"""Which linears are adapted, at which rank, and in which matrices a program takes them.
+"""Which linears are adapted, at which rank, and where each one lies in the packed vectors.
 
-The base program takes the adapter as two lists of float matrices, each an input of its own, which
-it reads where the runtime has them. ``a`` holds every A and ``b`` every B: layer by layer, in each
-layer q, k, v, o, gate, up, down, only those the layout names. Matrices lie transposed, so that the
-program multiplies them as they are. Modules that read the same input (q, k, v; gate, up) share one
-matrix of ``a``, (d_in, modules * rank), for one product; each has its own of ``b``, (rank, d_out).
+A package gives the adapter as two flat float vectors. ``a`` holds every A and ``b`` every B: layer
+by layer, in each layer q, k, v, o, gate, up, down, only those the layout names. Matrices lie
+transposed, so that the base program multiplies them as they are. Modules that read the same input
+(q, k, v; gate, up) share one matrix in ``a``, (d_in, modules * rank), for one product. ``b`` is one
+matrix (rank, sum of all d_out): a column for each output row of each module, so that scales by
+output row dequantize a whole head in one product.
+
+The base program takes each of these matrices as an input of its own, the A's and then the B's, and
+reads them where the runtime has them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,23 +75,33 @@ class Layout:
         return tuple(name for name, _ in self.shapes)
 
     @property
+    def a_size(self) -> int:
+        """Values in the packed vector ``a``."""
+        return self.layers * sum(self.rank * d_in for _, (_, d_in) in self.shapes)
+
+    @property
+    def b_size(self) -> int:
+        """Values in the packed vector ``b``."""
+        return self.layers * sum(d_out * self.rank for _, (d_out, _) in self.shapes)
+
+    @property
     def a_shapes(self) -> list[tuple[int, int]]:
-        """(d_in, modules * rank) of each matrix of ``a``: layer by layer, group by group."""
+        """(d_in, modules * rank) of each matrix in ``a``: layer by layer, group by group."""
         own = dict(self.shapes)
         groups = [(own[group[0]][1], len(group) * self.rank) for group in self.groups()]
         return groups * self.layers
 
     @property
     def b_shapes(self) -> list[tuple[int, int]]:
-        """(rank, d_out) of each matrix of ``b``: layer by layer, target by target."""
+        """(rank, d_out) of each matrix in ``b``: layer by layer, target by target."""
         return [(self.rank, d_out) for _, (d_out, _) in self.shapes] * self.layers
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of everything that decides what ``a`` and ``b`` mean to a program."""
+        """SHA-256 (hex) of everything that decides the meaning of ``a`` and ``b``."""
         text = json.dumps(
             {
-                "packing": 2,
+                "packing": 1,
                 "layers": self.layers,
                 "rank": self.rank,
                 "shapes": [[name, *shape] for name, shape in self.shapes],
@@ -101,10 +116,10 @@ class Layout:
         return [group for group in present if group]
 
     def unpack(
-        self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]
+        self, a: torch.Tensor, b: torch.Tensor
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(A (rank, d_in), B (d_out, rank)) of each module, in packing order."""
-        heads, shared = iter(b), iter(a)
+        shared, heads = iter(a_matrices(a, self.a_shapes)), iter(b_matrices(b, self.b_shapes))
         for _ in range(self.layers):
             for group in self.groups():
                 for part in next(shared).T.chunk(len(group)):
@@ -167,15 +182,28 @@ def _cannot_hold(name: str) -> str:
     )
 
 
-def pack_a(layout: Layout, matrices: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """A by module name, each (rank, d_in), as the matrices ``a`` of a program."""
-    return [
-        torch.cat([matrices[module_name(layer, name)] for name in group]).T.contiguous()
-        for layer in range(layout.layers)
-        for group in layout.groups()
-    ]
+def a_matrices(a: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+    """The matrices in ``a``, without a copy; ``shapes`` as of ``Layout.a_shapes``."""
+    parts = torch.split(a, [math.prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def pack_b(layout: Layout, matrices: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """B by module name, each (d_out, rank), as the matrices ``b`` of a program."""
-    return [matrices[name].T.contiguous() for name in layout.modules()]
+def b_matrices(b: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+    """The matrices in ``b``, each copied into one piece; ``shapes`` as of ``Layout.b_shapes``."""
+    parts = torch.split(b.view(shapes[0][0], -1), [columns for _, columns in shapes], 1)
+    return [part.contiguous() for part in parts]
+
+
+def pack_a(layout: Layout, matrices: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """A by module name, each (rank, d_in), as the packed vector ``a`` (a_size,)."""
+    parts: list[torch.Tensor] = []
+    for layer in range(layout.layers):
+        for group in layout.groups():
+            stack = torch.cat([matrices[module_name(layer, name)] for name in group])
+            parts.append(stack.T.reshape(-1))
+    return torch.cat(parts)
+
+
+def pack_b(layout: Layout, matrices: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """B by module name, each (d_out, rank), as the packed vector ``b`` (b_size,)."""
+    return torch.cat([matrices[name] for name in layout.modules()]).T.reshape(-1)

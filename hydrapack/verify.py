@@ -151,8 +151,8 @@ class _Programs:
     def __init__(self, package: Path, manifest: Manifest) -> None:
         self.path, self.manifest = package / ADAPTERS, manifest
         self.layout: Layout = manifest.layout
-        self.a: list[torch.Tensor] = []
-        self.heads: dict[str, list[torch.Tensor]] = {}
+        self.a = torch.zeros(0)
+        self.heads: dict[str, torch.Tensor] = {}
         self._head: Any = None
 
     def load(self) -> str:
@@ -162,26 +162,21 @@ class _Programs:
         if int(constant(program, "get_heads")) != self.manifest.heads:
             raise InputError(f"{self.path}: has another number of heads than {MANIFEST}")
         self._head = load_method(program, "head")
-        shapes = self.layout.a_shapes, self.layout.b_shapes
-        self.a = self._run(load_method(program, "shared"), [], shapes[0], "shared")
-        sizes = [sum(rows * columns for rows, columns in part) for part in shapes]
-        return f"both methods run, {sizes[0]:,} values in a, {sizes[1]:,} in b"
+        self.a = self._run(load_method(program, "shared"), [], self.layout.a_size, "shared")
+        return f"both methods run, {self.layout.a_size:,} values in a, {self.layout.b_size:,} in b"
 
-    def _run(
-        self, method: Any, inputs: list[Any], shapes: list[tuple[int, int]], name: str
-    ) -> list[torch.Tensor]:
+    def _run(self, method: Any, inputs: list[Any], size: int, name: str) -> torch.Tensor:
         try:
-            found = list(method.execute(inputs))
+            (value,) = method.execute(inputs)
         except Exception as error:  # the binding raises bare RuntimeErrors
             raise InputError(f"{self.path}: {name} does not run") from error
-        whole = [tuple(value.shape) for value in found] == shapes
-        if not whole or not all(bool(torch.isfinite(value).all()) for value in found):
-            raise InputError(f"{self.path}: {name} gives other sizes than the layout's, or NaN")
-        return found
+        if value.shape != (size,) or not bool(torch.isfinite(value).all()):
+            raise InputError(f"{self.path}: {name} gives another size than the layout's, or NaN")
+        return value
 
     def head(self, task: ManifestTask) -> str:
-        b = self._run(self._head, [torch.tensor(task.route)], self.layout.b_shapes, "head")
-        self.heads[task.name] = b = [matrix.clone() for matrix in b]
+        b = self._run(self._head, [torch.tensor(task.route)], self.layout.b_size, "head")
+        self.heads[task.name] = b = b.clone()
         pairs = list(self.layout.unpack(self.a, b))
         norm = math.hypot(*(difference_norm(LoraModule(A, B), A * 0, B * 0)[1] for A, B in pairs))
         if norm == 0:
@@ -190,7 +185,7 @@ class _Programs:
             known = self.heads.get(other.name)
             if other.route == task.route or known is None:
                 continue
-            if all(map(torch.equal, known, b)):
+            if torch.equal(known, b):
                 raise InputError(
                     f"task {task.name!r}: its head is that of {other.name!r}, whose route differs"
                 )
@@ -270,8 +265,8 @@ def _changes_output(session: Session, task: str) -> str:
 
 
 def _drift(session: Session, layout: Layout, adapter: Adapter, limit: float | None) -> str:
-    a, b = packed_adapter(layout, adapter)
-    nats = drift(session, adapter.task, a, b)
+    vectors = packed_adapter(layout, adapter)
+    nats = drift(session, adapter.task, *vectors)
     if limit is not None and nats > limit:
         raise InputError(
             f"task {adapter.task!r}: {nats:.4f} nats a token from its adapter, at most {limit:g}"

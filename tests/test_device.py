@@ -75,20 +75,6 @@ def reference(model_folder, adapter_folder, ids, new_tokens):
     return logits, new[0, len(ids) :].tolist()
 
 
-def adapter_inputs(session):
-    """What the session's programs are given after tokens, positions and rows."""
-    programs = session._programs
-    return programs.on, *programs.a, *programs.b
-
-
-def assert_within(found, exact, limit):
-    """Each matrix within ``limit`` of the largest of its list."""
-    assert len(found) == len(exact) > 0
-    most = limit * max(float(matrix.abs().max()) for matrix in exact)
-    for one, other in zip(found, exact, strict=True):
-        assert one.shape == other.shape and float((one - other).abs().max()) <= most
-
-
 def greedy(session, ids, count):
     session.reset()
     logits = first = session.forward(ids)
@@ -188,7 +174,7 @@ def test_8da4w_is_the_quantized_decoder(tiny, tiny_model, tmp_path):
             ids = session.use(task).encode(TEXT)
             positions = torch.arange(len(ids))
             expected = decoder(
-                torch.tensor([ids]), positions, positions[-1:], *adapter_inputs(session)
+                torch.tensor([ids]), positions, positions[-1:], *session._programs._adapter
             )[0, 0]
             logits = session.forward(ids)
             assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
@@ -230,11 +216,11 @@ def test_program_gives_the_rounded_bundle(tiny, tmp_path, bits, heads):
     layout = layout_of(bundle.shapes, bundle.info.rank)
     limit = {4: 1 / 3, 8: 1 / 120, 16: 2**-10}[bits]
     exact = pack_a(layout, {n: m.A for n, m in bundle.modules.items()})
-    assert_within(session._programs.a, exact, limit)
+    assert (session._programs.a - exact).abs().max() <= limit * exact.abs().max()
     for task in bundle.info.tasks:
         session.use(task.name)
         exact = pack_b(layout, bundle.head(task))
-        assert_within(session._programs.b, exact, limit)
+        assert (session._programs.b - exact).abs().max() <= limit * exact.abs().max()
     for task in read_manifest(package).tasks:
         assert task.merge_relative_error <= task.packed_relative_error
         assert task.packed_relative_error < task.merge_relative_error + (0.2 if bits == 4 else 0.02)
@@ -271,7 +257,7 @@ def test_two_sided_and_planned_packages(tiny, tmp_path, bits):
         }
         pad = torch.nn.functional.pad
         expected = {n: pad(m.A, (0, 0, 0, 4 - m.rank)) for n, m in rounded.items()}
-        assert_within(session._programs.a, pack_a(layout, expected), 0)
+        assert torch.equal(session._programs.a, pack_a(layout, expected))
         for task in bundle.info.tasks:
             session.use(task.name)
             heads = {
@@ -659,7 +645,7 @@ def test_prompts_are_checked_when_called(tiny):
         lambda s: s.reset(),
         lambda s: s.generate("x"),
         lambda s: s.forward([5]),
-        lambda s: s.set_matrices(s._programs.a, s._programs.b),
+        lambda s: s.set_vectors(s._programs.a, s._programs.b),
     ],
 )
 def test_a_later_call_ends_the_answer(tiny, later):
@@ -757,7 +743,7 @@ def test_a_second_thread_is_told_that_it_is_busy(tiny):
         lambda: session.reset(),
         lambda: session.generate("x"),
         lambda: session.forward([5]),
-        lambda: session.set_matrices(session._programs.a, session._programs.b),
+        lambda: session.set_vectors(session._programs.a, session._programs.b),
         lambda: session.encode("x"),
         lambda: next(answer),
         lambda: answer.close(),

@@ -53,7 +53,7 @@ def test_guessing_turns_itself_off():
     for _ in range(20):
         text = [generator.randrange(9) for _ in range(200)]
         answer = [generator.randrange(9) for _ in range(400)]
-        wrong = [guessed for guessed in follow(Lookup(text), answer)]
+        wrong = follow(Lookup(text), answer)
         cost = 0.1 * sum(map(len, wrong)) - (len(answer) - len(wrong))
         assert cost <= CREDIT + 0.02 * len(answer) + 0.1 * max(GUESSES.values())
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from hydrapack.adapters.adapter import Adapter
@@ -21,10 +19,8 @@ TEXTS = (
 TOKENS = 8
 
 
-def packed_adapter(
-    layout: Layout, adapter: Adapter
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The adapter itself as the matrices ``a`` and ``b`` of a program with ``layout``.
+def packed_adapter(layout: Layout, adapter: Adapter) -> tuple[torch.Tensor, torch.Tensor]:
+    """The adapter itself as the vectors ``a`` and ``b`` of a program with ``layout``.
 
     Raises:
         Mismatch: a rank above the layout's, or modules it does not have.
@@ -47,9 +43,7 @@ def packed_adapter(
     return pack_a(layout, A), pack_b(layout, B)
 
 
-def drift(
-    session: Session, task: str, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]
-) -> float:
+def drift(session: Session, task: str, a: torch.Tensor, b: torch.Tensor) -> float:
     """Mean KL divergence (nats a token) of the head's distributions from those under (a, b).
 
     Over the tokens the adapter (a, b) greedily answers to each of ``TEXTS`` in the task's prompt.
@@ -57,7 +51,7 @@ def drift(
     total, count = 0.0, 0
     for text in TEXTS:
         ids = session.use(task).encode(text)
-        session.set_matrices(a, b)
+        session.set_vectors(a, b)
         own, step = [], ids
         answer: list[int] = []
         for _ in range(TOKENS):

@@ -1,9 +1,9 @@
 """The base program and the package's program together: heads bound, tokens run.
 
-    forward(tokens (1, S), input_pos (S,), rows (K,), on (), *a, *b) -> logits (1, K, V)
+    forward(tokens (1, S), input_pos (S,), rows (K,), on (), *A, *B) -> logits (1, K, V)
     shared() -> a        head(route (modules,)) -> b
 
-The head's outputs are the base program's inputs, as they are: nothing is copied but once a swap.
+The package's vectors hold the matrices that ``forward`` takes (``hydrapack.layout``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from hydrapack.errors import Invalid, Mismatch
+from hydrapack.layout import a_matrices, b_matrices
 from hydrapack.pack.manifest import ADAPTERS
 from hydrapack.pte import FIRST, constant, constants, execute, load_method
 
@@ -41,22 +42,24 @@ class Programs:
         self.eos_ids = {int(i) for i in constants(model, "get_eos_ids")}
         self._forward = load_method(model, "forward")
         self._head = load_method(adapters, "head")
-        self._shared = self.a = execute(load_method(adapters, "shared"), [], "shared")
-        wanted = _shapes(self._forward, FIRST + 1)
-        count = len(self._shared)
-        route = [tuple(self._head.metadata.input_tensor_meta(0).sizes())]
-        if [tuple(m.shape) for m in self._shared] != wanted[:count] or route != [(modules,)]:
+        self._shared = self.a = execute(load_method(adapters, "shared"), [], "shared")[0]
+        shapes = _shapes(self._forward, FIRST + 1)
+        # A head chooses for each module, and each has a matrix of its own in b.
+        self._a_shapes, self._b_shapes = shapes[:-modules], shapes[-modules:]
+        self.b = torch.zeros(sum(map(math.prod, self._b_shapes)))
+        meta = self._head.metadata
+        own = tuple(meta.input_tensor_meta(0).sizes()), tuple(meta.output_tensor_meta(0).sizes())
+        size = sum(map(math.prod, self._a_shapes))
+        if len(shapes) <= modules or own != ((modules,), self.b.shape) or len(self.a) != size:
             path: Path = model.hydrapack_path
             raise Mismatch(f"{path} and {ADAPTERS} differ in their adapter's size")
-        self._b_shapes = wanted[count:]
-        zeros = torch.zeros(max((math.prod(shape) for shape in self._b_shapes), default=0))
-        # Inputs must be there, though the bare base model reads none of them.
-        self._nothing = [zeros[: math.prod(s)].view(s) for s in self._b_shapes]
+        self.bind_vectors(self.a, self.b)
         self.unbind()
 
     def unbind(self) -> None:
         """Run the bare base model: the program leaves the head's products out."""
-        self.on, self.a, self.b = torch.tensor(False), self._shared, self._nothing
+        # The matrices must be there all the same; nothing reads them.
+        self._adapter[0] = torch.tensor(False)
 
     def bind(self, route: Sequence[int]) -> None:
         """Run under the head of a route.
@@ -65,21 +68,24 @@ class Programs:
             RuntimeFailure: the head does not run.
             Mismatch: it has another size than the base program takes.
         """
-        self.bind_matrices(self._shared, execute(self._head, [torch.tensor(route)], "head"))
+        b = execute(self._head, [torch.tensor(route)], "head")[0]
+        if b.shape != self.b.shape:
+            raise Mismatch("the head has another size than the program takes")
+        self.bind_vectors(self._shared, b)
 
-    def bind_matrices(self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> None:
-        """Run under any adapter, as ``Layout`` orders its matrices.
+    def bind_vectors(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Run under any packed adapter (``Layout``).
 
         Raises:
-            Mismatch: matrices of another size or type than the program takes.
+            Invalid: vectors of another size or type than the program takes.
         """
-        a_shapes = [tuple(m.shape) for m in self._shared]
-        if [tuple(m.shape) for m in a] != a_shapes or [tuple(m.shape) for m in b] != self._b_shapes:
-            raise Mismatch("the adapter has another size than the program takes")
-        if any(m.dtype != torch.float32 for m in [*a, *b]):
-            raise Mismatch("the adapter's matrices must be float32")
-        self.a, self.b = [m.contiguous() for m in a], [m.contiguous() for m in b]
-        self.on = torch.tensor(True)
+        if a.shape != self.a.shape or b.shape != self.b.shape:
+            raise Invalid("the vectors a and b have another size than the program takes")
+        if a.dtype != torch.float32 or b.dtype != torch.float32:
+            raise Invalid("the vectors a and b must be float32")
+        self.a, self.b = a.contiguous(), b.contiguous()
+        matrices = a_matrices(self.a, self._a_shapes) + b_matrices(self.b, self._b_shapes)
+        self._adapter = [torch.tensor(True), *matrices]
 
     def run(self, ids: Sequence[int], position: int, rows: int = 1) -> torch.Tensor:
         """Append ``ids`` at ``position``; float32 logits (rows, V) after the last ``rows`` of them.
@@ -98,7 +104,7 @@ class Programs:
             part = list(ids[start : start + self.max_seq])
             at = torch.arange(position + start, position + start + len(part))
             wanted = torch.arange(max(len(part) - rows, 0), len(part))
-            inputs = [torch.tensor([part]), at, wanted, self.on, *self.a, *self.b]
+            inputs = [torch.tensor([part]), at, wanted, *self._adapter]
             logits = execute(self._forward, inputs, "forward")[0]
         assert logits is not None
         return logits[0]

@@ -101,15 +101,15 @@ class Session:
             self.stats.swap_ms = _ms_since(started)
         return self
 
-    def set_matrices(self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> None:
-        """Run under any adapter (``Layout``) until the next ``use``; resets the position.
+    def set_vectors(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Run under any packed adapter until the next ``use``; resets the position.
 
         Raises:
-            Mismatch: matrices of another size or type than the program takes.
+            Invalid: vectors of another size or type than the program takes.
         """
         with self._turns.hold():
             self._start_over()
-            self._programs.bind_matrices(a, b)
+            self._programs.bind_vectors(a, b)
 
     def model_constant(self, method: str) -> Any:
         """The value of a constant method of model.pte.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import nn
@@ -282,7 +281,7 @@ def _scaled(modules: Sequence[MergedModule]) -> list[list[tuple[int, float]]]:
 
 
 class Head(nn.Module):
-    """``head``: the matrices ``b`` of a route."""
+    """``head``: the packed vector ``b`` of a route."""
 
     def __init__(
         self, modules: Sequence[MergedModule], rank: int, roundings: Sequence[Rounding]
@@ -292,8 +291,7 @@ class Head(nn.Module):
         roundings: of each.
         """
         super().__init__()
-        self.widths = [m.shape[0] for m in modules]
-        block = math.gcd(*self.widths)
+        block = math.gcd(*(m.shape[0] for m in modules))
         parts: dict[tuple[int, int], list[int]] = {}
         for index, (module, rounding) in enumerate(zip(modules, roundings, strict=True)):
             d_out = 0 if module.U is None else module.shape[0]
@@ -316,24 +314,14 @@ class Head(nn.Module):
             places = sorted(range(len(order)), key=order.__getitem__)
             self.register_buffer("places", torch.tensor(places, dtype=torch.int32))
 
-    def forward(self, route: torch.Tensor) -> list[torch.Tensor]:
-        """int64 (modules,) in packing order -> float32 (rank, d_out) each."""
-        at, found = 0, []
-        side_by_side = self._side_by_side(route)
-        for width in self.widths:
-            found.append(side_by_side[:, at : at + width].contiguous())
-            at += width
-        return found
-
-    def _side_by_side(self, route: torch.Tensor) -> torch.Tensor:
-        """float32 (rank, sum of d_out): scales by column dequantize all modules in one product."""
+    def forward(self, route: torch.Tensor) -> torch.Tensor:
+        """int64 (modules,) in packing order -> float32 (b_size,)."""
         if self.direct:
-            return cast(torch.Tensor, self.banks[0](route))
+            return self.banks[0](route).reshape(-1)
         parts = [
             bank(torch.index_select(route, 0, self.get_buffer(f"members_{number}")))
             for number, bank in enumerate(self.banks)
         ]
         b = torch.cat(parts, 1)
         b = b.view(b.shape[0], -1, self.block)
-        b = torch.index_select(b, 1, self.get_buffer("places").to(torch.int64))
-        return b.view(b.shape[0], -1)
+        return torch.index_select(b, 1, self.get_buffer("places").to(torch.int64)).reshape(-1)

@@ -212,7 +212,7 @@ def _manifest(
     bundle: Bundle,
     layout: Layout,
     roundings: dict[str, Rounding],
-    packed: dict[str, list[torch.Tensor]],
+    packed: dict[str, torch.Tensor],
     adapters: Path,
     fallback: str,
     base: BaseModelInfo,
@@ -270,7 +270,7 @@ def _manifest(
 
 
 def _task(
-    bundle: Bundle, layout: Layout, task: BundleTask, packed: dict[str, list[torch.Tensor]]
+    bundle: Bundle, layout: Layout, task: BundleTask, packed: dict[str, torch.Tensor]
 ) -> ManifestTask:
     rounding = _rounding_error(bundle, layout, task, packed)
     return ManifestTask(
@@ -286,7 +286,7 @@ def _task(
 
 
 def _rounding_error(
-    bundle: Bundle, layout: Layout, task: BundleTask, packed: dict[str, list[torch.Tensor]]
+    bundle: Bundle, layout: Layout, task: BundleTask, packed: dict[str, torch.Tensor]
 ) -> float:
     """Norm of (merged update - quantized update) over norm of the merged update."""
     heads = bundle.head(task)

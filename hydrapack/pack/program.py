@@ -1,8 +1,7 @@
 """``adapters.pte``: ``shared() -> a`` and ``head(route) -> b`` over the stored integers.
 
-Each matrix is an output of its own, as the base program takes it. Both dequantize in the program
-with kernels that every stock ExecuTorch runtime has, so that a swap is one ``execute("head",
-route)``.
+Both dequantize in the program with kernels that every stock ExecuTorch runtime has, so that a swap
+is one ``execute("head", route)``.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from hydrapack.threads import one_thread
 
 
 class Shared(nn.Module):
-    """``shared``: every A, dequantized to the matrices ``a`` of a program."""
+    """``shared``: every A, dequantized to the packed vector ``a``."""
 
     def __init__(
         self,
@@ -59,8 +58,8 @@ class Shared(nn.Module):
                 self.register_buffer(f"rows_{number}", torch.tensor(wanted, dtype=torch.int32))
         self.ordered = {name for name, _ in self.named_buffers(recurse=False)}
 
-    def forward(self) -> list[torch.Tensor]:
-        """float32, of ``Layout.a_shapes``."""
+    def forward(self) -> torch.Tensor:
+        """float32 (a_size,)."""
         parts = []
         for number, (banks, count) in enumerate(zip(self.banks, self.counts, strict=True)):
             found = [bank() for bank in banks]
@@ -72,14 +71,14 @@ class Shared(nn.Module):
             else:
                 A = found[0]
             A = A.reshape(self.layers, count * self.rank, -1)
-            parts.append(A.permute(0, 2, 1).contiguous())
-        return [part[layer] for layer in range(self.layers) for part in parts]
+            parts.append(A.permute(0, 2, 1).reshape(self.layers, -1))
+        return torch.cat(parts, 1).reshape(-1)
 
 
 @one_thread()
 def lower_adapters(
     bundle: Bundle, layout: Layout, roundings: Mapping[str, Rounding], target: Path
-) -> dict[str, list[torch.Tensor]]:
+) -> dict[str, torch.Tensor]:
     """Write ``adapters.pte``.
 
     Args:
@@ -87,8 +86,8 @@ def lower_adapters(
         roundings: by module name.
 
     Returns:
-        what the program gives for each task, by name: the matrices ``b`` after quantization, and
-        ``""`` -> ``a``.
+        what the program gives for each task, by name: the packed vector ``b`` after quantization,
+        and ``""`` -> ``a``.
     """
     from executorch.exir import EdgeCompileConfig, to_edge
 

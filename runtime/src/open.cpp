@@ -1,6 +1,4 @@
 // Opening: every file checked against what describes it, both programs against each other.
-#include <algorithm>
-
 #include "files.h"
 #include "programs.h"
 #include "signature.h"
@@ -132,31 +130,39 @@ Error read_constants(
 
 }  // namespace
 
-// The matrices that the model takes must be those that shared() and head() give, in this order.
+// The matrices that the model takes must be those in the vectors of shared() and head().
 Error Session::State::match_programs(const std::string& model_path, const std::string& adapters_path) {
   const auto forward = model->method_meta("forward");
   const auto head = adapters->method_meta("head");
   const auto shared = adapters->method_meta("shared");
-  if (!forward.ok() || !head.ok() || !shared.ok() || head->num_inputs() != 1) {
+  if (!forward.ok() || !head.ok() || !shared.ok() || head->num_inputs() != 1 ||
+      head->num_outputs() != 1 || shared->num_outputs() != 1) {
     return {Code::Invalid, model_path + " or " + adapters_path + " is no program of hydrapack"};
   }
-  for (size_t i = 0; i < shared->num_outputs(); i++) {
-    a_sizes.push_back(matrix_sizes(shared->output_tensor_meta(i)));
-  }
-  for (size_t i = 0; i < head->num_outputs(); i++) {
-    b_sizes.push_back(matrix_sizes(head->output_tensor_meta(i)));
-  }
+  const Error differ{
+      Code::Mismatch, model_path + " and " + adapters_path + " differ in their adapter's size"};
+  // A head chooses for each module, and each has a matrix of its own in b.
+  const size_t modules = manifest.modules.size(), inputs = forward->num_inputs();
   const auto route = head->input_tensor_meta(0);
-  bool same = route.ok() && route->scalar_type() == ScalarType::Long && route->sizes().size() == 1 &&
-      route->sizes()[0] == static_cast<int64_t>(manifest.modules.size()) &&
-      forward->num_inputs() == kAdapter + a_sizes.size() + b_sizes.size();
-  for (size_t i = kAdapter; same && i < forward->num_inputs(); i++) {
-    const size_t at = i - kAdapter;
-    const Sizes& given = at < a_sizes.size() ? a_sizes[at] : b_sizes[at - a_sizes.size()];
-    same = !given.empty() && given == matrix_sizes(forward->input_tensor_meta(i));
+  if (!route.ok() || route->scalar_type() != ScalarType::Long || route->sizes().size() != 1 ||
+      route->sizes()[0] != static_cast<int64_t>(modules) || inputs <= kAdapter + modules) {
+    return differ;
   }
-  if (same) return {};
-  return {Code::Mismatch, model_path + " and " + adapters_path + " differ in their adapter's size"};
+  int64_t a_values = 0, b_values = 0;
+  for (size_t i = kAdapter; i < inputs; i++) {
+    const Sizes sizes = matrix_sizes(forward->input_tensor_meta(i));
+    if (sizes.empty()) return differ;
+    const bool of_a = i < inputs - modules;
+    (of_a ? a_sizes : b_sizes).push_back(sizes);
+    (of_a ? a_values : b_values) += values(sizes);
+    if (!of_a && sizes[0] != b_sizes[0][0]) return differ;
+  }
+  if (vector_size(shared->output_tensor_meta(0)) != a_values ||
+      vector_size(head->output_tensor_meta(0)) != b_values) {
+    return differ;
+  }
+  b.assign(static_cast<size_t>(b_values), 0.0f);
+  return {};
 }
 
 Result<std::unique_ptr<Session>> Session::open(
@@ -198,25 +204,18 @@ Result<std::unique_ptr<Session>> Session::open(
   if (weights.value()) weights.value()->keep();
   error = state->match_programs(model, paths.adapters);
   if (!error.ok()) return error;
-  int64_t largest = 0;
-  for (const Sizes& sizes : state->b_sizes) largest = std::max(largest, values(sizes));
-  state->no_head.assign(static_cast<size_t>(largest), 0.0f);
   auto a = state->adapters->execute("shared");
   if (!a.ok()) return runtime_error(paths.adapters + ": shared failed", a.error());
-  for (const EValue& matrix : *a) {
-    const auto tensor = matrix.toTensor();
-    const float* data = tensor.const_data_ptr<float>();
-    state->a.insert(state->a.end(), data, data + tensor.numel());
-  }
+  const auto tensor = a->at(0).toTensor();
+  state->a.assign(
+      tensor.const_data_ptr<float>(), tensor.const_data_ptr<float>() + tensor.numel());
   // Three times a's size is freed with the method.
   state->adapters->unload_method("shared");
   for (const ManifestTask& task : read.tasks) state->tasks.push_back(task.shown);
-  error = state->bind_shared();
-  if (error.ok()) error = state->bind_nothing();
+  error = state->bind_all();
   if (!error.ok()) return error;
   state->stats.model_bytes = file_bytes(model).ok() ? file_bytes(model).value() : 0;
-  state->stats.adapter_bytes = 4 * static_cast<int64_t>(state->a.size());
-  for (const Sizes& sizes : state->b_sizes) state->stats.adapter_bytes += 4 * values(sizes);
+  state->stats.adapter_bytes = 4 * static_cast<int64_t>(state->a.size() + state->b.size());
   state->stats.load_ms = ms_since(started);
   return std::unique_ptr<Session>(new Session(std::move(state)));
 }

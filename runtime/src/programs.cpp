@@ -59,6 +59,13 @@ Result<std::string> text_constant(Module& module, const std::string& path, const
   return std::string(text.data(), text.size());
 }
 
+int64_t vector_size(const executorch::runtime::Result<executorch::runtime::TensorInfo>& info) {
+  if (!info.ok() || info->scalar_type() != ScalarType::Float || info->sizes().size() != 1) {
+    return -1;
+  }
+  return info->sizes()[0];
+}
+
 Sizes matrix_sizes(const executorch::runtime::Result<executorch::runtime::TensorInfo>& info) {
   if (!info.ok() || info->scalar_type() != ScalarType::Float || info->sizes().size() != 2) return {};
   return {info->sizes().begin(), info->sizes().end()};

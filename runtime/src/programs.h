@@ -25,7 +25,10 @@ Result<std::string> text_constant(
 
 using Sizes = std::vector<executorch::aten::SizesType>;
 
-// Rows and columns of a float matrix input or output; empty if it is none.
+// Values of a float vector output, -1 if it is none.
+int64_t vector_size(const executorch::runtime::Result<executorch::runtime::TensorInfo>& info);
+
+// Rows and columns of a float matrix input; empty if it is none.
 Sizes matrix_sizes(const executorch::runtime::Result<executorch::runtime::TensorInfo>& info);
 
 // How many values a matrix of these sizes has.

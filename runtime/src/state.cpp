@@ -2,6 +2,7 @@
 #include "state.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include <executorch/extension/tensor/tensor.h>
 
@@ -24,51 +25,50 @@ Error Session::State::bind(size_t input, void* data, const Sizes& sizes, ScalarT
   return runtime_error("the adapter cannot be bound to the model", error);
 }
 
-Error Session::State::bind_shared() {
-  float* data = a.data();
-  for (size_t i = 0; i < a_sizes.size(); i++) {
-    const Error error = bind(kAdapter + i, data, a_sizes[i], ScalarType::Float);
-    if (!error.ok()) return error;
-    data += values(a_sizes[i]);
-  }
-  return {};
-}
-
-Error Session::State::bind_nothing() {
-  on = false;
+Error Session::State::bind_all() {
   Error error = bind(kOn, &on, {}, ScalarType::Bool);
-  for (size_t i = 0; i < b_sizes.size() && error.ok(); i++) {
-    error = bind(kAdapter + a_sizes.size() + i, no_head.data(), b_sizes[i], ScalarType::Float);
+  size_t input = kAdapter;
+  for (const auto& [data, all] : {std::pair{&a, &a_sizes}, std::pair{&b, &b_sizes}}) {
+    float* at = data->data();
+    for (const Sizes& sizes : *all) {
+      if (error.ok()) error = bind(input++, at, sizes, ScalarType::Float);
+      at += values(sizes);
+    }
   }
   return error;
 }
 
-Error Session::State::bind_head(const ManifestTask* chosen) {
-  if (chosen == nullptr) return bind_nothing();
+Error Session::State::take_head(const ManifestTask* chosen) {
+  on = false;
+  if (chosen == nullptr) return {};
   auto route = from_blob(
       const_cast<int64_t*>(chosen->route.data()),
       Sizes{static_cast<int32_t>(chosen->route.size())},
       ScalarType::Long);
   auto outputs = adapters->execute("head", EValue(route));
   if (!outputs.ok()) return runtime_error("head failed", outputs.error());
-  for (size_t i = 0; i < b_sizes.size(); i++) {
-    float* b = outputs->at(i).toTensor().mutable_data_ptr<float>();
-    const Error error = bind(kAdapter + a_sizes.size() + i, b, b_sizes[i], ScalarType::Float);
-    if (!error.ok()) return error;
+  // The vector is one matrix with all modules side by side; the model takes each in one piece.
+  const float* given = outputs->at(0).toTensor().const_data_ptr<float>();
+  const size_t width = b.size() / b_sizes[0][0];
+  float* target = b.data();
+  for (const Sizes& sizes : b_sizes) {
+    for (int32_t row = 0; row < sizes[0]; row++, target += sizes[1]) {
+      std::memcpy(target, given + row * width, sizes[1] * sizeof(float));
+    }
+    given += sizes[1];
   }
   on = true;
-  return bind(kOn, &on, {}, ScalarType::Bool);
+  return {};
 }
 
 Error Session::State::use(const std::optional<std::string>& name, int64_t keep_prefix) {
   const Error error = swap(name, keep_prefix);
   if (error.ok()) return {};
-  // Whatever failed, what is used then is known. A head that failed may have half written the memory
-  // that is bound.
+  // Whatever failed, what is used then is known.
+  on = false;
   task = nullptr;
   reset();
-  const Error bare = bind_nothing();
-  return bare.ok() ? error : bare;
+  return error;
 }
 
 Error Session::State::swap(const std::optional<std::string>& name, int64_t keep_prefix) {
@@ -88,7 +88,7 @@ Error Session::State::swap(const std::optional<std::string>& name, int64_t keep_
     return {Code::Invalid, "keep_prefix: the cache was filled under another head and would be wrong"};
   }
   if (!same) {
-    const Error error = bind_head(chosen);
+    const Error error = take_head(chosen);
     if (!error.ok()) return error;
   }
   task = chosen;

@@ -50,12 +50,10 @@ struct Session::State {
   int64_t max_rows = 0;  // logits a call
   int64_t vocab = 0;
 
-  // The adapter's matrices, as the model takes them: all of a, then all of b. The values of a are
-  // ours; b lies in the memory of head() until its next call. All are bound to the model: a once, b
-  // and on once a swap. Without a head the model reads neither, but they must be there.
+  // The adapter's matrices, one after the other, as the model takes them: it reads them here. Where
+  // `on` is false it reads none.
   std::vector<Sizes> a_sizes, b_sizes;
-  std::vector<float> a;
-  std::vector<float> no_head;
+  std::vector<float> a, b;
   bool on = false;
 
   // The text.
@@ -83,9 +81,8 @@ struct Session::State {
 
   Error match_programs(const std::string& model_path, const std::string& adapters_path);
   Error bind(size_t input, void* data, const Sizes& sizes, executorch::aten::ScalarType type);
-  Error bind_shared();
-  Error bind_head(const ManifestTask* chosen);
-  Error bind_nothing();
+  Error bind_all();
+  Error take_head(const ManifestTask* chosen);
   Error swap(const std::optional<std::string>& name, int64_t keep_prefix);
   Error use(const std::optional<std::string>& name, int64_t keep_prefix);
 
