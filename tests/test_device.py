@@ -108,6 +108,17 @@ def test_same_as_peft(tiny, tiny_model, tmp_path):
     assert_same_as_peft(session, tiny[1], tiny_model, tmp_path, TEXT)
 
 
+def test_a_prompt_of_several_calls(tiny, tiny_model, tmp_path):
+    """A call takes 128 tokens at most."""
+    path = tmp_path / "m.pte"
+    export_base(str(tiny_model), path, 4, quant="fp32", max_context=256)
+    session = Session(path, tiny[1])
+    assert session.model_constant("get_max_seq_len") == 128
+    text = "a long text of many words " * 8
+    assert 128 + 32 < len(session.use("one").encode(text)) < 256 - 32
+    assert_same_as_peft(session, tiny[1], tiny_model, tmp_path, text)
+
+
 def test_long_text_in_steps_of_the_cache(tiny, tiny_model):
     """Past a multiple of 64 positions the attended part of the cache grows."""
     session = Session(tiny[0], tiny[1])
