@@ -9,12 +9,20 @@ import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json, stages
-from hydrapack.sizes import megabytes
+from hydrapack.sizes import megabytes, parse_size
 
 
 def demo(
-    heads: Annotated[int | None, typer.Option(help="M, heads to keep; 5 by default.")] = None,
-    bits: Annotated[int, typer.Option(help="Bits a value in the package: 8, 16 or 32.")] = 8,
+    budget: Annotated[
+        str, typer.Option(metavar="SIZE", help="Plan a package of so many bytes.")
+    ] = "400KB",
+    heads: Annotated[
+        int | None, typer.Option(help="No plan: whole heads, so many; 5 with --bits alone.")
+    ] = None,
+    bits: Annotated[
+        int | None,
+        typer.Option(help="No plan: bits a value, 4, 8, 16 or 32; 8 with --heads alone."),
+    ] = None,
     row: Annotated[int, typer.Option(min=0, help="Which held-out row to run.")] = 0,
     out: Annotated[
         Path | None, typer.Option("--output", "-o", help="Keep bundle and package here.")
@@ -29,12 +37,12 @@ def demo(
 
         hydrapack demo
 
-        hydrapack demo --heads 2 --row 7
+        hydrapack demo --heads 5 --bits 8 --row 7
     """
     from hydrapack.demo.job import run_demo
 
     with stages("demo") as stage:
-        result = run_demo(heads, bits, row, out, stage)
+        result = run_demo(parse_size("--budget", budget), heads, bits, row, out, stage)
     if as_json:
         print_json(result.as_json())
         return

@@ -21,7 +21,8 @@ from hydrapack.bundle import read_bundle, write_bundle
 from hydrapack.device.session import Session
 from hydrapack.errors import InputError
 from hydrapack.merge.adapters import merge_adapters
-from hydrapack.pack.package import write_package
+from hydrapack.merge.budget import merge_budget
+from hydrapack.pack.package import DEFAULT_BITS, write_package
 from hydrapack.prompts import encode_prompt
 from hydrapack.sizes import megabytes
 
@@ -99,8 +100,9 @@ def _embedded(what: str) -> Path:
 
 
 def run_demo(
+    budget: int,
     heads: int | None,
-    bits: int,
+    bits: int | None,
     row: int,
     out: Path | None,
     stage: Callable[[str], None] = lambda name: None,
@@ -108,8 +110,9 @@ def run_demo(
     """The main job, whole.
 
     Args:
-        heads: M; as many as adapters when None.
-        bits: of the package.
+        budget: bytes of the package, planned; not where heads or bits are given.
+        heads: M; as many as adapters where only bits are given.
+        bits: of the package; 8 where only heads are given.
         row: which held-out row of each task to run.
         out: where bundle and package are kept; the cache when None.
         stage: called with the name of each step.
@@ -124,7 +127,15 @@ def run_demo(
     stage("merging")
     adapters = read_adapters(example_adapters())
     inputs = {adapter.task: heldout_input(adapter.task, row) for adapter in adapters}
-    write_bundle(merge_adapters(adapters, heads=heads), adapters, folder / "bundle")
+    if heads is None and bits is None:
+        merged, plan = merge_budget(adapters, budget)
+        write_bundle(merged, adapters, folder / "bundle", plan.bits, budget)
+        package_name = f"one package, planned for {megabytes(budget)}"
+    else:
+        merged = merge_adapters(adapters, heads=heads)
+        write_bundle(merged, adapters, folder / "bundle")
+        bits = bits or DEFAULT_BITS
+        package_name = f"one package, {merged.heads} heads, {bits} bit"
     stage("packing")
     bundle = read_bundle(folder / "bundle")
     manifest = write_package(bundle, folder / "package", bits)
@@ -144,7 +155,6 @@ def run_demo(
         rates.append(session.stats.decode_rate)
     stage("running the adapters on PyTorch")
     own_answers = _peft_answers(base, adapters, inputs, session)
-    package_name = f"one package, {manifest.heads} heads, {bits} bit"
     apart = sum((a.folder / WEIGHTS).stat().st_size for a in adapters)
     return DemoResult(
         answers=[
