@@ -38,8 +38,7 @@ internal object Decoders {
     private fun byteLevel(tokens: List<String>): List<String> {
         val bytes = ByteArrayOutputStream()
         for (token in tokens) ByteLevel.decode(token).let { bytes.write(it, 0, it.size) }
-        // What is no UTF-8 becomes U+FFFD.
-        return listOf(String(bytes.toByteArray(), Charsets.UTF_8))
+        return listOf(Utf8.decode(bytes.toByteArray()))
     }
 
     private fun byteFallback(tokens: List<String>): List<String> {
