@@ -53,6 +53,13 @@ object Files {
         return reading(file) { file.readBytes() }
     }
 
+    /** The first [count] bytes of a file, zeros where it has fewer. */
+    fun start(file: File, count: Int): ByteArray {
+        val start = ByteArray(count)
+        reading(file) { file.inputStream().use { it.read(start) } }
+        return start
+    }
+
     /** Refuses a file of another size than [bytes] or, with [digest], of another SHA-256. */
     fun check(file: File, bytes: Long, sha256: String, digest: Boolean, source: String) {
         val size = size(file)

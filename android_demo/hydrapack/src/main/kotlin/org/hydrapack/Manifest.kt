@@ -1,5 +1,7 @@
 package org.hydrapack
 
+import java.io.File
+
 /** How an answer is generated where the caller does not say. */
 data class Generation(
     val maxNewTokens: Int = 128,
@@ -47,6 +49,12 @@ class Manifest private constructor(
     }
 
     companion object {
+        /** The manifest of the package in [folder]. */
+        fun read(folder: File): Manifest {
+            val file = File(folder, MANIFEST)
+            return parse(Files.readJsonBytes(file, "; is it a package?"), file.path)
+        }
+
         const val ADAPTERS = "adapters.pte"
         const val MANIFEST = "manifest.json"
 

@@ -64,12 +64,10 @@ internal class Opening(
     /** model.pte.json may be missing where digests are not checked. */
     private fun checkModelFile() {
         Files.size(model)
-        val file = File(model.path + ".json")
+        val file = ModelDescription.fileBeside(model)
         if (!digests && !file.exists()) return
-        val bytes = Files.readJsonBytes(file, "; export-base writes it beside the model")
-        val json = JsonReader(Json.parseObject(bytes, file.path), "$file:")
-        val size = json.at("bytes").integer(0, MAX_BYTES)
-        Files.check(model, size, json.at("sha256").digest(), digests, file.name)
+        val stated = ModelDescription.read(file)
+        Files.check(model, stated.bytes, stated.sha256, digests, file.name)
     }
 
     private fun checkLayout(program: Program, heads: Program, manifest: Manifest) {
@@ -109,9 +107,5 @@ internal class Opening(
                 )
             }
         }
-    }
-
-    private companion object {
-        const val MAX_BYTES = (1L shl 40) - 1
     }
 }

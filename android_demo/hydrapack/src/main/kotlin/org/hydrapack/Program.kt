@@ -60,10 +60,9 @@ internal class Program private constructor(private val file: File, private val m
         /** The program in [file], which must have [method]. */
         fun open(file: File, method: String, threads: Int): Program {
             Files.size(file)
-            val start = ByteArray(MAGIC_END)
-            file.inputStream().use { it.read(start) }
+            val start = Files.start(file, MAGIC_END)
             // ExecuTorch for Java checks little of a file: what is plainly none never gets there.
-            if (String(start, Charsets.ISO_8859_1).substring(4, 6) != "ET") throw damaged(file, null)
+            if (!String(start, Charsets.ISO_8859_1).startsWith("ET", 4)) throw damaged(file, null)
             val program = try {
                 Program(file, Module.load(file.path, Module.LOAD_MODE_MMAP, threads))
             } catch (error: RuntimeException) {
