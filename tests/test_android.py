@@ -4,10 +4,14 @@ Skipped, with the reason, where a JDK, Maven, what Maven downloads, or a C++ com
 Debian: openjdk-17-jdk-headless, maven, g++).
 """
 
+import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import android_vectors as vectors
@@ -113,3 +117,127 @@ def test_the_library_is_like_the_other_runtimes(built):
         expected = 1 if name == "SmolLm2Test" and os.environ.get("HYDRAPACK_OFFLINE") else 0
         assert f"Skipped: {expected}," in line and "Tests run: 0" not in line, line
     print("\n".join(ran.values()))
+
+
+def stand_in_aar(folder):
+    """An AAR in the form of executorch-android's: our classes, and libraries that only load."""
+    (jar,) = (DEMO / "desktop" / "target").glob("executorch-desktop-*.jar")
+    source = folder / "stub.cpp"
+    source.write_text('extern "C" int JNI_OnLoad(void*, void*) { return 0x00010006; }\n')
+    aar = folder / "executorch.aar"
+    with zipfile.ZipFile(aar, "w") as archive:
+        archive.write(jar, "classes.jar")
+        archive.writestr("proguard.txt", "-keepattributes *Annotation*\n")
+        for abi, compiler in (("arm64-v8a", "aarch64-linux-gnu-g++"), ("x86_64", "g++")):
+            made = folder / f"{abi}.so"
+            options = ["-shared", "-fPIC", "-nostdlib", "-Wl,-z,max-page-size=16384"]
+            subprocess.run([compiler, *options, source, "-o", made], check=True)
+            archive.write(made, f"jni/{abi}/libexecutorch.so")
+    return aar
+
+
+def build_apk(*arguments):
+    """tools/build_apk.py as the Makefile calls it."""
+    return subprocess.run(
+        [sys.executable, DEMO / "tools" / "build_apk.py", *arguments], capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def apk(built, tmp_path_factory):
+    """(APK, AAR, folder) with what stands in for executorch-android; it would not run on a phone."""
+    need("aapt", "apksigner", "zipalign", "dexdump", "keytool", "g++", "aarch64-linux-gnu-g++")
+    folder = tmp_path_factory.mktemp("apk")
+    aar = stand_in_aar(folder)
+    arguments = ("--aar", aar, "--any-aar", "--keystore", folder / "debug.p12")
+    digests = set()
+    for name in ("first.apk", "second.apk"):
+        done = build_apk(*arguments, "--out", folder / name)
+        assert done.returncode == 0, done.stderr
+        digests.add(hashlib.sha256((folder / name).read_bytes()).hexdigest())
+    assert len(digests) == 1, "the same sources made two APKs"
+    print(done.stdout)
+    return folder / "first.apk", aar, folder
+
+
+@pytest.fixture
+def tools(monkeypatch):
+    """tools/ as modules."""
+    monkeypatch.syspath_prepend(str(DEMO / "tools"))
+    import build_apk
+    import check_apk
+
+    return build_apk, check_apk
+
+
+def test_the_checks_find_what_is_wrong(apk, tools, tmp_path):
+    build, check = tools
+    good, aar, folder = apk
+    wanted = build.versions()
+    assert check.check(good, wanted, aar) == []
+    assert list(check.check_badging(good, {**wanted, "minSdk": "21"})) == [
+        "badging has no sdkVersion:'21'"
+    ]
+    with pytest.raises(SystemExit, match="apksigner"):
+        list(check.check_signature(DEMO / "app" / "target" / "unsigned.apk"))
+    loose = tmp_path / "loose.apk"
+    with zipfile.ZipFile(good) as old, zipfile.ZipFile(loose, "w") as new:
+        for entry in old.infolist():
+            if "arm64" not in entry.filename:
+                new.writestr(entry.filename, old.read(entry), zipfile.ZIP_DEFLATED)
+            elif "fbjni" not in entry.filename:
+                new.writestr(entry.filename, old.read(entry))
+    said = " ".join(check.check_alignment(loose))
+    assert "lib/arm64-v8a/libfbjni.so is missing" in said
+    assert "x86_64/libexecutorch.so is compressed" in said
+    assert "arm64-v8a/libexecutorch.so does not begin at a page" in said
+    assert min(check.load_alignments((folder / "arm64-v8a.so").read_bytes())) == 16384
+    # A class whose methods a library registers, and which the app does not call.
+    (tmp_path / "Other.java").write_text("class Other { native void run(); }")
+    subprocess.run(["javac", "-d", tmp_path / "classes", tmp_path / "Other.java"], check=True)
+    with zipfile.ZipFile(tmp_path / "classes.jar", "w") as jar:
+        jar.write(tmp_path / "classes" / "Other.class", "Other.class")
+    with zipfile.ZipFile(tmp_path / "other.aar", "w") as archive:
+        archive.write(tmp_path / "classes.jar", "classes.jar")
+    assert list(check.check_dex(good, tmp_path / "other.aar")) == [
+        "classes.dex lacks LOther;, which the native library looks up"
+    ]
+
+
+def test_other_bytes_than_those_pinned_are_refused(apk):
+    done = build_apk("--aar", apk[1])
+    assert done.returncode != 0 and "is not the one in tools/pins.json" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["shrunk jar", "dex"])
+def test_what_ships_has_pythons_tokens(apk, fixtures, library, tmp_path, kind):
+    """The library as it is in the APK: shrunk, and as the DEX turned back into a jar."""
+    shrunk = jar = DEMO / "app" / "target" / "shrunk.jar"
+    if kind == "dex":
+        need("enjarify")
+        jar = tmp_path / "dex.jar"
+        subprocess.run(
+            [shutil.which("enjarify"), DEMO / "app" / "target" / "classes.dex", "-o", jar],
+            env={**os.environ, "PATH": "/usr/bin:/bin"},
+            check=True,
+            capture_output=True,
+        )
+    source = DEMO / "tools" / "RunSession.java"
+    subprocess.run(["javac", "-cp", shrunk, "-d", tmp_path, source], check=True)
+    for name in ("tiny", "smollm2"):
+        if not (fixtures / name).exists():
+            continue
+        expected = json.loads((fixtures / name / "session.json").read_text())
+        inputs = list(dict.fromkeys(row["text"] for row in expected["rows"]))
+        command = ["java", "-cp", f"{jar}:{tmp_path}", "RunSession", library, fixtures / name]
+        done = subprocess.run(
+            [*command, str(expected["count"]), *inputs], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        rows = [line.split("\t") for line in done.stdout.splitlines()]
+        assert len(rows) == len(expected["rows"]) > 5
+        for (task, finish, prompt, greedy, ids), row in zip(rows, expected["rows"], strict=True):
+            assert task == (row["task"] or "null")
+            assert (json.loads(prompt), json.loads(greedy)) == (row["prompt"], row["greedy"])
+            if name == "tiny":
+                assert (json.loads(ids), finish) == (row["ids"], row["finish"])
