@@ -35,8 +35,32 @@ WORDS = (
     "x=1 foo_bar() {}[]; <b>bold</b> https://example.org/a?b=c#d 3.14 1234567890 ½ ² Ⅻ ٣٤٥ १२३ "
     "e\u0301 A\u030a \u1100\u1161 ﬁ ſ 'ſ K 🤖 👩‍👩‍👧 🇩🇪 … — “quoted” ▁ <0x41> Ġ"
 ).split(" ")
-SPACES = (" ", " ", " ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", "\u00a0", "\u2003", "\u3000", "\x85", "")
-SPECIAL = ("<|im_start|>", "<|im_end|>", "<|end|>", "<s>", "</s>", "<start_of_turn>", "<unk>", "[KEY]")
+SPACES = (
+    " ",
+    " ",
+    " ",
+    "  ",
+    "   ",
+    "\n",
+    "\n\n",
+    "\r\n",
+    "\t",
+    "\u00a0",
+    "\u2003",
+    "\u3000",
+    "\x85",
+    "",
+)
+SPECIAL = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<s>",
+    "</s>",
+    "<start_of_turn>",
+    "<unk>",
+    "[KEY]",
+)
 
 
 def known_ranges(java: str) -> list[tuple[int, int]]:
@@ -226,7 +250,9 @@ def write_manifests(folder: Path) -> None:
     """The shared corpus, what is too large to commit, and mutants; verdicts.json has Python's."""
     folder.mkdir(parents=True)
     verdicts = json.loads((FOLDER / "verdicts.json").read_text())
-    cases = [(name, kind, (FOLDER / f"{name}.json").read_bytes()) for name, kind in verdicts.items()]
+    cases = [
+        (name, kind, (FOLDER / f"{name}.json").read_bytes()) for name, kind in verdicts.items()
+    ]
     cases += more()
     cases += [(f"mutant-{i}", verdict(data)[0], data) for i, data in enumerate(mutants(2000, 2))]
     for name, _, data in cases:
@@ -260,5 +286,3 @@ def write_session(path: Path, model: Path, package: Path, inputs: list[str], cou
             row["drawn_text"], row["drawn"] = "".join(answer), answer.ids
             rows.append(row)
     path.write_text(json.dumps({"count": count, "rows": rows}))
-
-

@@ -139,7 +139,9 @@ def stand_in_aar(folder):
 def build_apk(*arguments):
     """tools/build_apk.py as the Makefile calls it."""
     return subprocess.run(
-        [sys.executable, DEMO / "tools" / "build_apk.py", *arguments], capture_output=True, text=True
+        [sys.executable, DEMO / "tools" / "build_apk.py", *arguments],
+        capture_output=True,
+        text=True,
     )
 
 

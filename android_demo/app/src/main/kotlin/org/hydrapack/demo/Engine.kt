@@ -108,23 +108,26 @@ class Engine(
         thread.execute {
             val status = try {
                 call()
-            } catch (error: HydrapackException) {
-                failed(error.kind, error.message)
-            } catch (error: IOException) {
-                failed("Io", error.message)
-            } catch (error: SecurityException) {
-                failed("Io", error.message)
+            } catch (error: Exception) {
+                // Whatever it is: the screen must not wait for ever.
+                failed(error)
+            } catch (error: LinkageError) {
+                failed(error)
             } catch (error: OutOfMemoryError) {
-                failed("Runtime", error.message)
-            } catch (error: UnsatisfiedLinkError) {
-                failed("Runtime", error.message)
+                failed(error)
             }
             update { it.copy(work = Work.NONE, status = status ?: it.status) }
         }
     }
 
-    private fun failed(kind: String, message: String?) =
-        text(R.string.state_failed, kind, message.orEmpty())
+    private fun failed(error: Throwable): String {
+        val kind = when (error) {
+            is HydrapackException -> error.kind
+            is IOException, is SecurityException -> "Io"
+            else -> "Runtime"
+        }
+        return text(R.string.state_failed, kind, error.message ?: error.javaClass.simpleName)
+    }
 
     private fun closeRunner() {
         val old = runner

@@ -1,6 +1,5 @@
 package org.hydrapack.demo
 
-import android.app.ActivityManager
 import android.content.ClipboardManager
 import android.content.Intent
 import android.os.Bundle
@@ -10,6 +9,7 @@ import org.junit.Assert.assertEquals
 import org.junit.Assert.assertFalse
 import org.junit.Assert.assertNotSame
 import org.junit.Assert.assertTrue
+import org.junit.Before
 import org.junit.Test
 import org.junit.runner.RunWith
 import org.robolectric.Robolectric
@@ -24,6 +24,9 @@ import org.robolectric.annotation.GraphicsMode
 @GraphicsMode(GraphicsMode.Mode.NATIVE)
 class MainActivityTest {
     private val app get() = Screen.app as FakeApplication
+
+    @Before
+    fun setMemory() = Screen.setFreeMemory(4_000_000_000)
 
     private fun putFiles() {
         val folder = File(app.filesDir, "imported/package").apply { mkdirs() }
@@ -153,9 +156,7 @@ class MainActivityTest {
     @Test
     fun shortMemoryIsSaidBeforeLoading() {
         putFiles()
-        val info = ActivityManager.MemoryInfo().apply { availMem = 10_000_000 }
-        val manager = app.getSystemService(ActivityManager::class.java)
-        shadowOf(manager).setMemoryInfo(info)
+        Screen.setFreeMemory(10_000_000)
         val screen = Screen.open()
         screen.press(R.id.load)
         screen.awaitIdle()

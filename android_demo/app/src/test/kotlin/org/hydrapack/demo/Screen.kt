@@ -1,6 +1,7 @@
 package org.hydrapack.demo
 
 import android.app.Activity
+import android.app.ActivityManager
 import android.graphics.Bitmap
 import android.graphics.Canvas
 import android.os.Looper
@@ -44,7 +45,7 @@ internal class Screen(val controller: ActivityController<MainActivity>) {
 
     /** Lets time pass on the main thread until the screen is as asked. */
     fun await(what: String, condition: () -> Boolean) {
-        val end = System.nanoTime() + 60_000_000_000
+        val end = System.nanoTime() + 120_000_000_000
         while (!condition()) {
             assertTrue("$what does not come; status: ${text(R.id.status)}", System.nanoTime() < end)
             shadowOf(Looper.getMainLooper()).idleFor(Duration.ofMillis(50))
@@ -79,6 +80,12 @@ internal class Screen(val controller: ActivityController<MainActivity>) {
     companion object {
         fun open(): Screen = Screen(Robolectric.buildActivity(MainActivity::class.java).setup())
             .also { it.awaitIdle() }
+
+        fun setFreeMemory(bytes: Long) {
+            val info = ActivityManager.MemoryInfo().apply { availMem = bytes }
+            val manager = app.getSystemService(ActivityManager::class.java)
+            shadowOf(manager).setMemoryInfo(info)
+        }
 
         val app: DemoApplication get() = RuntimeEnvironment.getApplication() as DemoApplication
     }
