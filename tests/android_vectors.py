@@ -16,8 +16,16 @@ from typing import Any
 from conftest import ROOT, greedy
 from make_manifests import FOLDER, more
 from test_contract import draws, mutants, sampling_requests, verdict
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from tokenizers import trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 from hydrapack.device.session import Session
 from hydrapack.device.text import Pieces
@@ -28,13 +36,14 @@ LLAMA3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-WORDS = (
+SCRIPTS = (
     "the model swaps heads on a phone and writes don't WON'T it's I'LL we've naïve café Straße "
     "Привет мир как дела Γειά σου Κόσμε שלום עולם مرحبا بالعالم नमस्ते दुनिया こんにちは世界 テスト "
     "안녕하세요 세계 你好世界 สวัสดีชาวโลก ქართული հայերեն ትግርኛ বাংলা தமிழ் ខ្មែរ བོད་ ᏣᎳᎩ "
     "x=1 foo_bar() {}[]; <b>bold</b> https://example.org/a?b=c#d 3.14 1234567890 ½ ² Ⅻ ٣٤٥ १२३ "
     "e\u0301 A\u030a \u1100\u1161 ﬁ ſ 'ſ K 🤖 👩‍👩‍👧 🇩🇪 … — “quoted” ▁ <0x41> Ġ"
-).split(" ")
+)
+WORDS = SCRIPTS.split(" ")
 SPACES = (
     " ",
     " ",

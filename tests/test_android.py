@@ -20,6 +20,7 @@ from conftest import ROOT, SITE, have, tool
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from hydrapack import __version__
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.base import smollm2
 from hydrapack.bundle import read_bundle, write_bundle
@@ -29,6 +30,7 @@ from hydrapack.pack.package import write_package
 from hydrapack.pack.signature import sign_manifest
 
 DEMO = ROOT / "android_demo"
+POM = (DEMO / "pom.xml").read_text()
 INPUTS = ["hello", "Grüße! what is this? 🤖", "x y\n\nz <|end|>"]
 
 
@@ -147,7 +149,7 @@ def build_apk(*arguments):
 
 @pytest.fixture(scope="module")
 def apk(built, tmp_path_factory):
-    """(APK, AAR, folder) with what stands in for executorch-android; it would not run on a phone."""
+    """(APK, AAR, folder); what stands in for executorch-android would not run on a phone."""
     need("aapt", "apksigner", "zipalign", "dexdump", "keytool", "g++", "aarch64-linux-gnu-g++")
     folder = tmp_path_factory.mktemp("apk")
     aar = stand_in_aar(folder)
@@ -243,3 +245,42 @@ def test_what_ships_has_pythons_tokens(apk, fixtures, library, tmp_path, kind):
             assert (json.loads(prompt), json.loads(greedy)) == (row["prompt"], row["greedy"])
             if name == "tiny":
                 assert (json.loads(ids), finish) == (row["ids"], row["finish"])
+
+
+def test_gradle_has_mavens_versions(tools):
+    catalog = (DEMO / "gradle" / "libs.versions.toml").read_text()
+    block = catalog.split("[versions]")[1].split("[libraries]")[0]
+    stated = dict(re.findall(r'^(\w+) = "(.*)"$', block, re.MULTILINE))
+    maven = tools[0].properties()
+    equal = {
+        "kotlin": "kotlin.version",
+        "executorch": "executorch.version",
+        "applicationId": "android.applicationId",
+        "minSdk": "android.minSdk",
+        "targetSdk": "android.targetSdk",
+        "versionCode": "android.versionCode",
+    }
+    assert {key: stated[key] for key in equal} == {key: maven[name] for key, name in equal.items()}
+    # What Maven compiles against is of the SDK that Gradle compiles against.
+    levels = {"35": "15"}
+    assert maven["android-all.version"].split("-")[0] == levels[stated["compileSdk"]]
+    version = re.search(r"<artifactId>android-demo</artifactId>\s*<version>(.*)</version>", POM)
+    assert version and version[1] == stated["versionName"] == __version__
+    settings = (DEMO / "settings.gradle.kts").read_text()
+    assert ["desktop", *re.findall('":([a-z]+)"', settings)] == re.findall(
+        "<module>(.*)</module>", POM
+    )
+
+
+def test_gradle_has_mavens_dependencies():
+    """What is in the APK by Maven is what Gradle names: executorch-android, and what it brings."""
+    catalog = (DEMO / "gradle" / "libs.versions.toml").read_text()
+    assert re.findall('module = "([^"]*)"', catalog) == ["org.pytorch:executorch-android"]
+    library = (DEMO / "hydrapack" / "build.gradle.kts").read_text()
+    app = (DEMO / "app" / "build.gradle.kts").read_text()
+    named = re.findall(r"^    (?:api|implementation)\(([^)]*\)?)\)", library + app, re.MULTILINE)
+    assert named == ["libs.executorch", 'project(":hydrapack")']
+    contents = (DEMO / "app" / "pom.xml").read_text().split("<id>contents</id>")[1]
+    items = re.findall("<artifactId>(.*)</artifactId>", contents.split("</artifactItems>")[0])
+    # executorch-android brings fbjni, nativeloader and kotlin-stdlib.
+    assert items == ["kotlin-stdlib", "fbjni", "nativeloader", "hydrapack"]

@@ -65,7 +65,7 @@ def fetched_aar(target: Path) -> Path:
             lines = [line for line in done.stdout.splitlines() if "ERROR" in line]
             why = lines[0] if lines else done.stdout
             raise SystemExit(
-                f"{artifact} cannot be had from Maven Central: give the file with --aar\n{why[:500]}"
+                f"{artifact} cannot be had from Maven Central: name the file by --aar\n{why[:500]}"
             )
     return pinned(path)
 
