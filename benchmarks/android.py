@@ -1,10 +1,10 @@
 """The Android library on this machine's Java, beside the Python and the C++ session, interleaved.
 
-    python benchmarks/android.py model.pte package --jars JAR:JAR… --library libhydrapack_desktop.so
+    python benchmarks/android.py model.pte package --jars JAR:JAR… --library SO
 
-Each round starts each of them anew; every figure is the median over the rounds. The jars are
-hydrapack, executorch-desktop, kotlin-stdlib, fbjni-java-only and nativeloader, which Maven has built
-and fetched; --library is android_demo/desktop/native, built.
+Each round starts each of them anew; every figure is the median over the rounds. The jars, which
+Maven has built and fetched: hydrapack, executorch-desktop, kotlin-stdlib, fbjni-java-only and
+nativeloader. SO is android_demo/desktop/native, built.
 """
 
 from __future__ import annotations
