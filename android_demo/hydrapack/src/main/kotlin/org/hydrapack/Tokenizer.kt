@@ -45,7 +45,8 @@ class Tokenizer private constructor(
             val bytes = Files.readJsonBytes(file, hint)
             if (sha256 != null && Files.sha256(bytes) != sha256) {
                 throw HydrapackException.Mismatch(
-                    "$file: is not the tokenizer that the model was exported with (SHA-256)",
+                    "$file: is not the tokenizer that the model was exported with (SHA-256); take the one " +
+                        "that export-base wrote beside it",
                 )
             }
             return parse(bytes, file.path)
