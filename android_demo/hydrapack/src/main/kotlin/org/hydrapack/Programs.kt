@@ -1,6 +1,7 @@
 package org.hydrapack
 
 import java.io.Closeable
+import java.nio.Buffer
 import java.nio.FloatBuffer
 import org.pytorch.executorch.EValue
 import org.pytorch.executorch.Tensor
@@ -80,7 +81,7 @@ internal class Programs(private val model: Program, private val adapters: Progra
         if (values == null || values.capacity() != vocabulary) {
             throw HydrapackException.Runtime("forward gives logits of another size")
         }
-        values.rewind()
+        values.toStart()
         values.get(logits)
         return logits
     }
@@ -88,7 +89,7 @@ internal class Programs(private val model: Program, private val adapters: Progra
     /** The values of the head that is bound. For tests. */
     fun head(): FloatArray {
         val values = b.toTensor().getRawDataBuffer() as FloatBuffer
-        values.rewind()
+        values.toStart()
         return FloatArray(values.capacity()).also { values.get(it) }
     }
 
@@ -103,6 +104,11 @@ internal class Programs(private val model: Program, private val adapters: Progra
         val input = Tensor.allocateLongBuffer(route.size)
         for (i in route.indices) input.put(i, route[i])
         return adapters.run("head", EValue.from(Tensor.fromBlob(input, shape)))[0]
+    }
+
+    /** By Buffer's own method: a FloatBuffer's gives another type back, and Android 8 lacks it. */
+    private fun Buffer.toStart() {
+        rewind()
     }
 
     private companion object {
