@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow lint runtime bench help clean
+.PHONY: setup demo test test-slow lint runtime android bench help clean
 
 help:
 	@echo "make setup   install hydrapack and its tools into $(VENV)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-slow  the long fuzzing of adapters"
 	@echo "make lint    ruff and mypy"
 	@echo "make runtime the C++ runtime and hydrapack-run, in build/runtime"
+	@echo "make android the Android app's APK, by Maven (JDK 17, aapt, apksigner, zipalign, dexdump)"
 	@echo "make bench   measure decode speed, swap and export"
 
 setup: $(VENV)/.installed
@@ -44,10 +45,15 @@ runtime: setup
 		-Dexecutorch_DIR=$$($(BIN)/python -c "import executorch; print(executorch.__path__[0])")/share/cmake
 	$(BIN)/cmake --build build/runtime
 
+# ExecuTorch's AAR comes from Maven Central, or is named: make android AAR=executorch.aar
+android:
+	mvn -q -B -f android_demo/pom.xml clean package -DskipTests
+	$(PYTHON) android_demo/tools/build_apk.py $(if $(AAR),--aar $(AAR))
+
 bench: setup
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/swap.py
 	$(BIN)/python benchmarks/runtime.py
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build android_demo/*/target

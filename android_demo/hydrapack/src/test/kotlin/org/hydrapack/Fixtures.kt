@@ -1,0 +1,129 @@
+package org.hydrapack
+
+import com.facebook.soloader.nativeloader.NativeLoader
+import com.facebook.soloader.nativeloader.NativeLoaderDelegate
+import java.io.File
+import org.junit.Assert.assertEquals
+import org.junit.Assert.assertTrue
+import org.junit.Assert.assertThrows
+import org.junit.Assume.assumeTrue
+
+/** What tests/test_android.py has written for these tests. */
+internal object Fixtures {
+    fun folder(name: String): File {
+        val root = System.getProperty("hydrapack.fixtures").orEmpty()
+        assumeTrue("no fixtures: run pytest tests/test_android.py", root.isNotEmpty())
+        val folder = File(root, name)
+        assumeTrue("the fixtures have no $name", folder.exists())
+        return folder
+    }
+
+    fun json(file: File): Map<*, *> = Json.parseObject(file.readBytes(), file.name)
+
+    fun lines(file: File): List<Map<*, *>> =
+        file.readLines().map { Json.parseObject(it.toByteArray(), file.name) }
+
+    /** Points ExecuTorch's classes to the desktop's library. */
+    fun loadNative() {
+        if (NativeLoader.isInitialized()) return
+        val library = System.getProperty("hydrapack.native")
+        NativeLoader.init(object : NativeLoaderDelegate {
+            override fun loadLibrary(name: String, flags: Int): Boolean {
+                System.load(library)
+                return true
+            }
+
+            override fun getLibraryPath(name: String): String = library
+
+            override fun getSoSourcesVersion(): Int = 0
+        })
+    }
+
+    /** The kind of the error that [call] raises; its message must hold [part]. */
+    fun kindOf(part: String, call: () -> Unit): String {
+        val error = assertThrows(HydrapackException::class.java) { call() }
+        val message = error.message.orEmpty()
+        assertTrue("'$message' does not say '$part'", part in message && '\n' !in message)
+        return error.kind
+    }
+
+    fun open(folder: File, options: OpenOptions = OpenOptions()): Session =
+        Session.open(File(folder, "model.pte"), File(folder, "package"), options)
+
+    /** Gives a copy of a model and its package to damage. */
+    fun copy(folder: File, use: (File) -> Unit) {
+        val copy = createTempDir(folder.parentFile)
+        try {
+            folder.copyRecursively(copy)
+            use(copy)
+        } finally {
+            copy.deleteRecursively()
+        }
+    }
+
+    /** Changes the manifest of [folder]'s package; its digest fits again. */
+    fun reseal(folder: File, change: (String) -> String) {
+        val file = File(folder, "package/manifest.json")
+        val before = file.readText()
+        val key = "\n  \"package_digest\": \""
+        val text = change(before)
+        check(text != before)
+        val start = text.indexOf(key) + key.length
+        val bare = text.removeRange(start, start + 64)
+        file.writeText(bare.substring(0, start) + Files.sha256(bare.toByteArray()) + bare.substring(start))
+    }
+
+    /** The ids, and with [answers] the texts, that Python's session has for each task and input. */
+    fun assertAsInPython(session: Session, folder: File, answers: Boolean) {
+        val expected = json(File(folder, "session.json"))
+        val count = (expected["count"] as Long).toInt()
+        val rows = (expected["rows"] as List<*>).map { it as Map<*, *> }
+        assertTrue(rows.size > session.tasks.size)
+        var tokens = 0
+        val outputs = HashSet<List<Int>>()
+        for (row in rows) {
+            val task = row["task"] as String?
+            val text = row["text"] as String
+            session.use(task)
+            val prompt = session.encode(text)
+            assertEquals(row["prompt"].ints(), prompt.toList())
+            val greedy = greedy(session, prompt, count)
+            assertEquals("$task: $text", row["greedy"].ints(), greedy)
+            tokens += greedy.size
+            outputs.add(greedy)
+            if (!answers) continue
+            val answer = session.generate(text, GenerateOptions(count, temperature = 0.0))
+            assertEquals(row["ids"].ints(), answer.ids)
+            assertEquals(row["answer"], answer.text)
+            assertEquals(row["finish"], answer.finish.name.lowercase())
+            val options = GenerateOptions(count, temperature = 0.8, seed = 7, topK = 50, topP = 0.95)
+            val drawn = session.generate(text, options)
+            assertEquals(row["drawn"].ints(), drawn.ids)
+            assertEquals(row["drawn_text"], drawn.text)
+        }
+        println("${folder.name}: ${rows.size} prompts, $tokens tokens as in Python")
+        assertTrue(tokens >= 10 * rows.size && outputs.size > 2)
+    }
+
+    /** The first of the largest logits, end tokens taken as any other; a prompt token a call. */
+    fun greedy(session: Session, prompt: IntArray, count: Int): List<Int> {
+        session.reset()
+        val made = ArrayList<Int>()
+        var logits = FloatArray(0)
+        for (id in prompt) logits = session.forward(intArrayOf(id))
+        while (true) {
+            made.add(logits.indices.maxByOrNull { logits[it] } ?: 0)
+            if (made.size == count) return made
+            logits = session.forward(intArrayOf(made.last()))
+        }
+    }
+
+    private fun createTempDir(parent: File): File =
+        java.nio.file.Files.createTempDirectory(parent.toPath(), "copy").toFile()
+
+    fun assertKind(kind: String, part: String, call: () -> Unit) = assertEquals(kind, kindOf(part, call))
+}
+
+internal fun Any?.ints(): List<Int> = (this as List<*>).map { (it as Long).toInt() }
+
+internal fun Any?.texts(): List<String> = (this as List<*>).map { it as String }
