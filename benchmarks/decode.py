@@ -267,31 +267,32 @@ def measure(programs: dict[str, Path], package: Path, context: int) -> dict[str,
         loads[name] = round(time.perf_counter() - started, 2)
         kept.append(program)
     adapters = runtime.load_program(package / "adapters.pte")
-    a = adapters.load_method("shared").execute([])[0]
+    a = adapters.load_method("shared").execute([])
     head = adapters.load_method("head")
     swaps = []
     tasks = read_manifest(package).tasks
     for k in range(40):
         route = torch.tensor(tasks[k % len(tasks)].route)
         started = time.perf_counter()
-        b = head.execute([route])[0]
+        b = head.execute([route])
         swaps.append(1e3 * (time.perf_counter() - started))
-    zeros = [torch.zeros_like(a), torch.zeros_like(b)]
     cases = {
         "no adapter in the program": (methods["plain"], []),
-        "zero adapter": (methods["adapted"], zeros),
-        "a head (A and B inputs)": (methods["adapted"], [a, b]),
+        "no head": (methods["adapted"], [torch.tensor(False), *a, *b]),
+        "a head (A and B inputs)": (methods["adapted"], [torch.tensor(True), *a, *b]),
     }
     prefill, times = {}, {name: [] for name in cases}
     for name, (method, extra) in cases.items():
         for _ in range(2):
             started = time.perf_counter()
-            method.execute([torch.arange(PREFILL)[None], torch.arange(PREFILL), *extra])
+            last = torch.tensor([PREFILL - 1])
+            method.execute([torch.arange(PREFILL)[None], torch.arange(PREFILL), last, *extra])
             prefill[name] = round(1e3 * (time.perf_counter() - started), 1)
     for _ in range(ROUNDS):
         for name, (method, extra) in cases.items():
             for step in range(STEPS):
-                inputs = [torch.tensor([[5]]), torch.tensor([PREFILL + step]), *extra]
+                at = torch.tensor([PREFILL + step])
+                inputs = [torch.tensor([[5]]), at, torch.tensor([0]), *extra]
                 started = time.perf_counter()
                 method.execute(inputs)
                 times[name].append(1e3 * (time.perf_counter() - started))

@@ -1,19 +1,23 @@
 """Which linears are adapted, at which rank, and where each one lies in the packed vectors.
 
-The base program takes the adapter as two flat float vectors. ``a`` holds every A and ``b`` every B:
-layer by layer, in each layer q, k, v, o, gate, up, down, only those the layout names. Matrices lie
-transposed, so that the program multiplies them as they are. Modules that read the same input
+A package gives the adapter as two flat float vectors. ``a`` holds every A and ``b`` every B: layer
+by layer, in each layer q, k, v, o, gate, up, down, only those the layout names. Matrices lie
+transposed, so that the base program multiplies them as they are. Modules that read the same input
 (q, k, v; gate, up) share one matrix in ``a``, (d_in, modules * rank), for one product. ``b`` is one
 matrix (rank, sum of all d_out): a column for each output row of each module, so that scales by
 output row dequantize a whole head in one product.
+
+The base program takes each of these matrices as an input of its own, the A's and then the B's, and
+reads them where the runtime has them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +85,18 @@ class Layout:
         return self.layers * sum(d_out * self.rank for _, (d_out, _) in self.shapes)
 
     @property
+    def a_shapes(self) -> list[tuple[int, int]]:
+        """(d_in, modules * rank) of each matrix in ``a``: layer by layer, group by group."""
+        own = dict(self.shapes)
+        groups = [(own[group[0]][1], len(group) * self.rank) for group in self.groups()]
+        return groups * self.layers
+
+    @property
+    def b_shapes(self) -> list[tuple[int, int]]:
+        """(rank, d_out) of each matrix in ``b``: layer by layer, target by target."""
+        return [(self.rank, d_out) for _, (d_out, _) in self.shapes] * self.layers
+
+    @property
     def digest(self) -> str:
         """SHA-256 (hex) of everything that decides the meaning of ``a`` and ``b``."""
         text = json.dumps(
@@ -99,32 +115,15 @@ class Layout:
         present = [tuple(n for n in group if n in self.targets) for group in GROUPS]
         return [group for group in present if group]
 
-    def shared_a(self, a: torch.Tensor, layer: int, group: tuple[str, ...]) -> torch.Tensor:
-        """The matrix (d_in, len(group) * rank) of one of ``groups()`` in the packed ``a``."""
-        before = self.targets[: self.targets.index(group[0])]
-        shapes = dict(self.shapes)
-        start = layer * (self.a_size // self.layers)
-        start += self.rank * sum(shapes[name][1] for name in before)
-        d_in, width = shapes[group[0]][1], len(group) * self.rank
-        return a[start : start + d_in * width].view(d_in, width)
-
-    def head_b(self, b: torch.Tensor, layer: int, target: str) -> torch.Tensor:
-        """The matrix (rank, d_out) of one module in the packed ``b``."""
-        before = self.targets[: self.targets.index(target)]
-        shapes = dict(self.shapes)
-        column = layer * (self.b_size // self.layers // self.rank)
-        column += sum(shapes[name][0] for name in before)
-        return b.view(self.rank, -1)[:, column : column + shapes[target][0]]
-
     def unpack(
         self, a: torch.Tensor, b: torch.Tensor
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(A (rank, d_in), B (d_out, rank)) of each module, in packing order."""
-        for layer in range(self.layers):
+        shared, heads = iter(a_matrices(a, self.a_shapes)), iter(b_matrices(b, self.b_shapes))
+        for _ in range(self.layers):
             for group in self.groups():
-                parts = self.shared_a(a, layer, group).T.chunk(len(group))
-                for name, part in zip(group, parts, strict=True):
-                    yield part, self.head_b(b, layer, name).T
+                for part in next(shared).T.chunk(len(group)):
+                    yield part, next(heads).T
 
     def modules(self) -> list[str]:
         """Module names in packing order."""
@@ -181,6 +180,18 @@ def _cannot_hold(name: str) -> str:
         f"modules that a packed adapter cannot hold: {name}; it holds {module_name(0, 'q')} and "
         f"its like ({', '.join(ORDER)}); write PEFT adapters with hydrapack unpack"
     )
+
+
+def a_matrices(a: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+    """The matrices in ``a``, without a copy; ``shapes`` as of ``Layout.a_shapes``."""
+    parts = torch.split(a, [math.prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def b_matrices(b: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+    """The matrices in ``b``, each copied into one piece; ``shapes`` as of ``Layout.b_shapes``."""
+    parts = torch.split(b.view(shapes[0][0], -1), [columns for _, columns in shapes], 1)
+    return [part.contiguous() for part in parts]
 
 
 def pack_a(layout: Layout, matrices: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 from hydrapack.errors import Invalid, NotFound, RuntimeFailure, unreadable
 
 _MAGIC = slice(4, 6)
+FIRST = 3
+"""Inputs of ``forward`` before the adapter's: tokens, positions, rows."""
 
 
 def load_program(path: Path, method: str | None = None) -> Any:
@@ -54,6 +56,17 @@ def load_method(program: Any, method: str) -> Any:
         return program.load_method(method)
     except Exception as error:  # the binding raises bare RuntimeErrors
         raise Invalid(f"{program.hydrapack_path}: damaged: {method!r} cannot be loaded") from error
+
+
+def no_adapter(forward: Any) -> list[Any]:
+    """What ``forward`` takes after tokens, positions and rows, for the bare base model."""
+    import torch
+
+    count = forward.metadata.num_inputs()
+    if count <= FIRST:
+        return []
+    shapes = [forward.metadata.input_tensor_meta(i).sizes() for i in range(FIRST + 1, count)]
+    return [torch.tensor(False), *(torch.zeros(*shape) for shape in shapes)]
 
 
 def execute(method: Any, inputs: Sequence[Any], name: str) -> list[Any]:

@@ -108,6 +108,17 @@ def test_same_as_peft(tiny, tiny_model, tmp_path):
     assert_same_as_peft(session, tiny[1], tiny_model, tmp_path, TEXT)
 
 
+def test_a_prompt_of_several_calls(tiny, tiny_model, tmp_path):
+    """A call takes 128 tokens at most."""
+    path = tmp_path / "m.pte"
+    export_base(str(tiny_model), path, 4, quant="fp32", max_context=256)
+    session = Session(path, tiny[1])
+    assert session.model_constant("get_max_seq_len") == 128
+    text = "a long text of many words " * 8
+    assert 128 + 32 < len(session.use("one").encode(text)) < 256 - 32
+    assert_same_as_peft(session, tiny[1], tiny_model, tmp_path, text)
+
+
 def test_long_text_in_steps_of_the_cache(tiny, tiny_model):
     """Past a multiple of 64 positions the attended part of the cache grows."""
     session = Session(tiny[0], tiny[1])
@@ -173,7 +184,9 @@ def test_8da4w_is_the_quantized_decoder(tiny, tiny_model, tmp_path):
         for task in TASKS:
             ids = session.use(task).encode(TEXT)
             positions = torch.arange(len(ids))
-            expected = decoder(torch.tensor([ids]), positions, session._a, session._b)[0, 0]
+            expected = decoder(
+                torch.tensor([ids]), positions, positions[-1:], *session._programs._adapter
+            )[0, 0]
             logits = session.forward(ids)
             assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
 
@@ -214,11 +227,11 @@ def test_program_gives_the_rounded_bundle(tiny, tmp_path, bits, heads):
     layout = layout_of(bundle.shapes, bundle.info.rank)
     limit = {4: 1 / 3, 8: 1 / 120, 16: 2**-10}[bits]
     exact = pack_a(layout, {n: m.A for n, m in bundle.modules.items()})
-    assert (session._a - exact).abs().max() <= limit * exact.abs().max()
+    assert (session._programs.a - exact).abs().max() <= limit * exact.abs().max()
     for task in bundle.info.tasks:
         session.use(task.name)
         exact = pack_b(layout, bundle.head(task))
-        assert (session._b - exact).abs().max() <= limit * exact.abs().max()
+        assert (session._programs.b - exact).abs().max() <= limit * exact.abs().max()
     for task in read_manifest(package).tasks:
         assert task.merge_relative_error <= task.packed_relative_error
         assert task.packed_relative_error < task.merge_relative_error + (0.2 if bits == 4 else 0.02)
@@ -255,14 +268,16 @@ def test_two_sided_and_planned_packages(tiny, tmp_path, bits):
         }
         pad = torch.nn.functional.pad
         expected = {n: pad(m.A, (0, 0, 0, 4 - m.rank)) for n, m in rounded.items()}
-        assert torch.equal(session._a, pack_a(layout, expected))
+        assert torch.equal(session._programs.a, pack_a(layout, expected))
         for task in bundle.info.tasks:
             session.use(task.name)
             heads = {
                 name: pad(rounded[name].head(head), (0, 4 - rounded[name].rank))
                 for name, head in zip(bundle.info.modules, task.route, strict=True)
             }
-            torch.testing.assert_close(session._b, pack_b(layout, heads), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(
+                session._programs.b, pack_b(layout, heads), rtol=1e-5, atol=1e-6
+            )
             session.forward(session.encode(TEXT))
 
 
@@ -641,7 +656,7 @@ def test_prompts_are_checked_when_called(tiny):
         lambda s: s.reset(),
         lambda s: s.generate("x"),
         lambda s: s.forward([5]),
-        lambda s: s.set_vectors(s._a, s._b),
+        lambda s: s.set_vectors(s._programs.a, s._programs.b),
     ],
 )
 def test_a_later_call_ends_the_answer(tiny, later):
@@ -739,7 +754,7 @@ def test_a_second_thread_is_told_that_it_is_busy(tiny):
         lambda: session.reset(),
         lambda: session.generate("x"),
         lambda: session.forward([5]),
-        lambda: session.set_vectors(session._a, session._b),
+        lambda: session.set_vectors(session._programs.a, session._programs.b),
         lambda: session.encode("x"),
         lambda: next(answer),
         lambda: answer.close(),

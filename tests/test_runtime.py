@@ -177,6 +177,35 @@ def test_same_ids_as_python(native, fixtures, tiny_model, tmp_path, quant):
     assert sum("token" in line for line in lines) == sum(len(a["ids"]) for a in done)
 
 
+def test_the_same_guesses(native, fixtures):
+    """With lookup: the answers of plain decoding, in as many calls as Python needs."""
+    model, package = fixtures / "model.pte", fixtures / "package"
+    session = Session(model, package)
+    asked = [
+        {"task": task, "temperature": temperature, "seed": 3, "max_new_tokens": COUNT}
+        for task in (*TASKS, None)
+        for temperature in (0.0, 0.05)
+    ]
+    saved, requests, python = 0, [], []
+    for request in asked:
+        session.use(request["task"])
+        text = TEXT + TEXT
+        options = {key: value for key, value in request.items() if key != "task"}
+        answer = session.generate(text, **options, stop=[], lookup=True)
+        "".join(answer)
+        python.append((answer.ids, session.stats.decode_tokens, session.stats.decode_calls))
+        saved += session.stats.decode_tokens - session.stats.decode_calls
+        ids = session.encode(text)
+        requests += [{**request, "ids": ids, "lookup": on, "stop_ids": []} for on in (False, True)]
+    assert saved > 10
+    done, _ = serve(native, model, package, requests)
+    for plain, guessed, want in zip(done[::2], done[1::2], python, strict=True):
+        assert (guessed["ids"], guessed["finish"]) == (plain["ids"], plain["finish"])
+        stats = guessed["stats"]
+        assert (guessed["ids"], stats["decode_tokens"], stats["decode_calls"]) == want
+        assert plain["stats"]["decode_calls"] == plain["stats"]["decode_tokens"]
+
+
 def test_swaps_leak_nothing(native, fixtures):
     done = subprocess.run(
         [
@@ -536,6 +565,11 @@ def test_smollm2(native, tmp_path, quant):
         requests = [{k: v for k, v in a.items() if k != "count"} | {"stop_ids": []} for a in asked]
         done, _ = serve(native, model, package, requests)
         check_answers(done, want, end_tokens(model), COUNT)
+        # Guessed tokens change nothing, and real answers repeat their input.
+        guessed, _ = serve(native, model, package, [r | {"lookup": True} for r in requests])
+        assert [answer["ids"] for answer in guessed] == [answer["ids"] for answer in done]
+        calls = [sum(a["stats"]["decode_calls"] for a in answers) for answers in (done, guessed)]
+        assert 0 < calls[1] < 0.8 * calls[0]
         return
     # A process of its own: one with Python's executorch loaded cannot hold the C++ kernels too.
     done = subprocess.run(

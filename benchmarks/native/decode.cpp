@@ -1,6 +1,8 @@
 // Decode, prefill, load and swap times of several programs in one interleaved run:
 //   decode PREFILL ROUNDS STEPS DIGESTS NAME=model.pte NAME=model.pte@package[@task] ...
-// DIGESTS 1 opens packages as by default, 0 without comparing the files' SHA-256. A plain program takes (tokens, positions); with a package the session of libhydrapack runs it.
+// DIGESTS 1 opens packages as by default, 0 without comparing the files' SHA-256, CACHE=folder without
+// that and with a weight cache. A plain program takes (tokens, positions, rows); with a package the
+// session of libhydrapack runs it.
 // Prints one JSON object.
 #include <algorithm>
 #include <chrono>
@@ -61,11 +63,12 @@ struct Program {
       return;
     }
     const auto count = static_cast<int32_t>(ids.size());
-    std::vector<int64_t> positions(ids.size());
+    std::vector<int64_t> positions(ids.size()), row{count - 1};
     for (auto& p : positions) p = position++;
     auto outputs = plain->forward(
         {EValue(from_blob(ids.data(), {1, count}, ScalarType::Long)),
-         EValue(from_blob(positions.data(), {count}, ScalarType::Long))});
+         EValue(from_blob(positions.data(), {count}, ScalarType::Long)),
+         EValue(from_blob(row.data(), {1}, ScalarType::Long))});
     if (!outputs.ok()) fail(name + ": forward failed");
   }
 
@@ -88,7 +91,9 @@ int main(int count, char** arguments) {
   const long prefill = std::atol(arguments[1]), rounds = std::atol(arguments[2]);
   const long steps = std::atol(arguments[3]);
   hydrapack::OpenOptions options;
-  if (std::string(arguments[4]) == "0") options.check_digests = false;
+  const std::string digests = arguments[4];
+  if (digests != "1") options.check_digests = false;
+  if (digests.rfind("CACHE=", 0) == 0) options.weight_cache = digests.substr(6);
   std::vector<Program> programs;
   for (int i = 5; i < count; i++) {
     const std::string text = arguments[i];

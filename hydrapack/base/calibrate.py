@@ -53,14 +53,11 @@ def generate_rows(decoder: Decoder, seed: int = 0) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     first = torch.randint(decoder.config.vocab_size, (SELF_ROWS,), generator=generator)
     length = min(SELF_TOKENS, decoder.context)
-    vectors = [] if decoder.layout is None else [
-        torch.zeros(decoder.layout.a_size), torch.zeros(decoder.layout.b_size)
-    ]  # fmt: skip
-    rows = []
+    only, rows = torch.tensor([0]), []
     for token in first.tolist():
         row = [token]
         while len(row) < length:
-            logits = decoder(torch.tensor([row[-1:]]), torch.tensor([len(row) - 1]), *vectors)
+            logits = decoder(torch.tensor([row[-1:]]), torch.tensor([len(row) - 1]), only)
             weights = logits[0, 0].softmax(-1)
             row.append(int(torch.multinomial(weights, 1, generator=generator)))
             if row[-1] in decoder.config.eos_ids:

@@ -1,6 +1,6 @@
-"""A plain Llama-family decoder whose LoRA weights arrive as two flat vectors.
+"""A plain Llama-family decoder whose LoRA weights arrive as inputs.
 
-    logits[1, 1, V] = Decoder(tokens[1, S], input_pos[S], a[K_A], b[K_B])
+    logits[1, K, V] = Decoder(tokens[1, S], input_pos[S], rows[K], on, *a, *b)
 
 Shaped for few XNNPACK delegates: the linears, norms and the SwiGLU between two attentions form one
 *stage chain* that lowers to one delegate. Only what XNNPACK does not take, or what must lie between
@@ -11,7 +11,8 @@ exporter a retrace of the whole graph, a third of its time.
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -119,8 +120,120 @@ class Cache(nn.Module):
         self.register_buffer("values", torch.zeros(heads, context, dim), persistent=False)
 
 
+def _sums(
+    base: Sequence[torch.Tensor], updates: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    return tuple(own + update for own, update in zip(base, updates, strict=True))
+
+
+def _copies(x: torch.Tensor, base: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    # A branch of a program may not give back what it was given.
+    return tuple(tensor.clone() for tensor in base)
+
+
+class Updates:
+    """The adapter of one call: what it adds to the linears of each layer."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        layout: Layout | None,
+        on: torch.Tensor | None,
+        adapter: Sequence[torch.Tensor],
+    ) -> None:
+        self.config, self.layout, self.on = config, layout, on
+        count = len(layout.a_shapes) if layout else 0
+        self.a, self.b = adapter[:count], adapter[count:]
+
+    def add_qkv(self, layer: int, x: torch.Tensor, fused: torch.Tensor) -> torch.Tensor:
+        """Normed stream x (S, dim) -> q, k, v side by side (S, width), updated."""
+        names = ("q", "k", "v")
+        adapted = self._adapted(names)
+        if not adapted:
+            return fused
+
+        def added(fused: torch.Tensor, *updates: torch.Tensor) -> torch.Tensor:
+            found = dict(zip(adapted, updates, strict=True))
+            parts = [
+                found[name]
+                if name in found
+                else fused.new_zeros(fused.shape[0], self.config.linear_shape(name)[0])
+                for name in names
+            ]
+            return fused + torch.cat(parts, -1)
+
+        return self._branch(layer, adapted, x, (fused,), lambda f, u: (added(f[0], *u),))[0]
+
+    def o(self, layer: int, y: torch.Tensor) -> torch.Tensor | None:
+        """Attention output y (S, heads * head_dim) -> its update (S, dim), or None."""
+        adapted = self._adapted(("o",))
+        if not adapted:
+            return None
+
+        def nothing(y: torch.Tensor, _: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+            return (y.new_zeros(y.shape[0], self.config.dim),)
+
+        return self._branch(layer, adapted, y, (), lambda _, u: u, nothing)[0]
+
+    def add_gate_up(
+        self, layer: int, x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normed stream x (S, dim) -> gate and up, each (S, intermediate), updated."""
+        base = {"gate": gate, "up": up}
+        adapted = self._adapted(tuple(base))
+        if adapted:
+            own = tuple(base[name] for name in adapted)
+            found = self._branch(layer, adapted, x, own, _sums)
+            base |= dict(zip(adapted, found, strict=True))
+        return base["gate"], base["up"]
+
+    def add_down(self, layer: int, x: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
+        """x (S, intermediate) -> the stream (S, dim), updated."""
+        adapted = self._adapted(("down",))
+        return self._branch(layer, adapted, x, (stream,), _sums)[0] if adapted else stream
+
+    def _adapted(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        if self.layout is None or self.on is None:
+            return ()
+        return tuple(name for name in names if name in self.layout.targets)
+
+    def _branch(
+        self,
+        layer: int,
+        names: tuple[str, ...],
+        x: torch.Tensor,
+        base: tuple[torch.Tensor, ...],
+        join: Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], Sequence[torch.Tensor]],
+        bare: Callable[[torch.Tensor, Sequence[torch.Tensor]], Sequence[torch.Tensor]] = _copies,
+    ) -> tuple[torch.Tensor, ...]:
+        """``join`` of the base's tensors and the updates B·(A·x) of ``names``; else ``bare``."""
+        assert self.layout is not None and self.on is not None
+        layout, rank, count = self.layout, self.layout.rank, len(base)
+        group = layer * len(layout.groups()) + layout.groups().index(names)
+        first = layer * len(layout.targets) + layout.targets.index(names[0])
+
+        def updated(x: torch.Tensor, A: torch.Tensor, *rest: torch.Tensor) -> Any:
+            z = torch.mm(x, A)
+            updates = [
+                torch.mm(z[:, j * rank : (j + 1) * rank], B) for j, B in enumerate(rest[count:])
+            ]
+            return tuple(join(rest[:count], updates))
+
+        def unchanged(x: torch.Tensor, A: torch.Tensor, *rest: torch.Tensor) -> Any:
+            return tuple(bare(x, rest[:count]))
+
+        inputs = (x, self.a[group], *base, *self.b[first : first + len(names)])
+        if torch.compiler.is_exporting():
+            return tuple(torch.cond(self.on, updated, unchanged, inputs))
+        return tuple((updated if bool(self.on) else unchanged)(*inputs))
+
+
 class Decoder(nn.Module):
-    """The base program's ``forward``. ``layout`` None gives a program without adapter inputs."""
+    """The base program's ``forward``. ``layout`` None gives a program without adapter inputs.
+
+    Layer by layer, a group of linears with one input at a time: the base's linears run in a chain,
+    the head's products beside them, in a branch that a program runs only where ``on`` is true.
+    """
 
     cos: torch.Tensor
     sin: torch.Tensor
@@ -131,7 +244,6 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig, layout: Layout | None, context: int) -> None:
         super().__init__()
         self.config, self.layout, self.context = config, layout, context
-        self.every_position = False
         self.embed: nn.Module = nn.Embedding(config.vocab_size, config.dim)
         self.entries = nn.ModuleList(Entry(config) for _ in range(config.layers))
         self.mixes = nn.ModuleList(Mix(config) for _ in range(config.layers))
@@ -161,15 +273,18 @@ class Decoder(nn.Module):
         self,
         tokens: torch.Tensor,
         input_pos: torch.Tensor,
-        a: torch.Tensor | None = None,
-        b: torch.Tensor | None = None,
+        rows: torch.Tensor,
+        on: torch.Tensor | None = None,
+        *adapter: torch.Tensor,
     ) -> torch.Tensor:
-        """Logits (1, 1, V) of the last position, or (1, S, V) with ``every_position`` set.
+        """Logits (1, K, V) after each of ``rows``.
 
         Args:
             tokens: int64 (1, S).
             input_pos: int64 (S,), ascending; the cache holds all positions before the first.
-            a, b: float32 vectors packed as ``Layout`` says.
+            rows: int64 (K,), which of the S tokens' logits are wanted, from 0.
+            on: bool (), whether the adapter counts; None for the bare base.
+            adapter: float32, the matrices of ``a`` and then of ``b``, as ``Layout`` orders them.
         """
         x = self.embed(tokens)[0]
         heads = self.config.heads + self.config.kv_heads
@@ -182,22 +297,19 @@ class Decoder(nn.Module):
         group = self.config.heads // self.config.kv_heads
         mask = mask[None].expand(group, -1, -1).clone().view(-1, seen)
 
+        updates = Updates(self.config, self.layout, on, adapter)
         h, qkv = self.entries[0](x)
         for i in range(self.config.layers):
-            qkv = self._add(qkv, self._updates(h, i, ("q", "k", "v"), a, b), ("q", "k", "v"))
+            qkv = updates.add_qkv(i, h, qkv)
             cache = cast(Cache, self.caches[i])
             y = self._attend(qkv, cache, input_pos, cos, sin, mask, seen)
-            if i + 1 == self.config.layers and not self.every_position:
-                # Only the last position's logits are asked for.
-                x, y = x[-1:], y[-1:]
-            delta = self._updates(y, i, ("o",), a, b).get("o")
-            x, h, gate, up = self.mixes[i](x, y, delta)
-            updates = self._updates(h, i, ("gate", "up"), a, b)
-            gate = gate + updates["gate"] if "gate" in updates else gate
-            up = up + updates["up"] if "up" in updates else up
+            if i + 1 == self.config.layers:
+                # Only these positions' logits are asked for.
+                x, y = x.index_select(0, rows), y.index_select(0, rows)
+            x, h, gate, up = self.mixes[i](x, y, updates.o(i, y))
+            gate, up = updates.add_gate_up(i, h, gate, up)
             x, inner = self.downs[i](x, gate, up)
-            updates = self._updates(inner, i, ("down",), a, b)
-            x = x + updates["down"] if "down" in updates else x
+            x = updates.add_down(i, inner, x)
             if i + 1 < self.config.layers:
                 h, qkv = self.entries[i + 1](x)
         return self.exit(x)[None]
@@ -217,42 +329,6 @@ class Decoder(nn.Module):
         for bound in bounds:
             torch._check(bound)  # type: ignore[no-untyped-call]
         return seen
-
-    def _updates(
-        self,
-        x: torch.Tensor,
-        layer: int,
-        group: tuple[str, ...],
-        a: torch.Tensor | None,
-        b: torch.Tensor | None,
-    ) -> dict[str, torch.Tensor]:
-        """B·(A·x) for the adapted targets of ``group``: each (S, d_out)."""
-        layout = self.layout
-        if layout is None or a is None or b is None:
-            return {}
-        names = tuple(name for name in group if name in layout.targets)
-        if not names:
-            return {}
-        z = torch.mm(x, layout.shared_a(a, layer, names))
-        rank = layout.rank
-        return {
-            name: torch.mm(z[:, j * rank : (j + 1) * rank], layout.head_b(b, layer, name))
-            for j, name in enumerate(names)
-        }
-
-    def _add(
-        self, fused: torch.Tensor, updates: dict[str, torch.Tensor], order: tuple[str, ...]
-    ) -> torch.Tensor:
-        """``fused`` plus the updates side by side, zeros for the targets not adapted."""
-        if not updates:
-            return fused
-        parts = [
-            updates[name]
-            if name in updates
-            else fused.new_zeros(fused.shape[0], self.config.linear_shape(name)[0])
-            for name in order
-        ]
-        return fused + torch.cat(parts, -1)
 
     def _attend(
         self,

@@ -21,7 +21,10 @@ from torch.export import ExportedProgram
 
 from hydrapack.base.decoder import Decoder
 
-_COPIES = ("slice_copy", "view_copy", "select_copy")
+MAX_SEQ = 128
+"""Tokens a call: a longer prompt takes several. Memory for activations is planned for so many."""
+MAX_ROWS = 8
+"""Logits a call."""
 
 
 class ChainPartitioner(XnnpackPartitioner):  # type: ignore[misc]
@@ -74,21 +77,9 @@ class ChainPartitioner(XnnpackPartitioner):  # type: ignore[misc]
         return None
 
 
-def _sink_copies(program: ExportedProgram) -> None:
-    """Move slices and views of the inputs down to their first use.
-
-    Partitioning lifts them to the top of the graph, where all of them would be alive at once:
-    twice the adapter's size in planned memory, and cold when used.
-    """
-    graph = program.graph_module.graph
-    for node in reversed(list(graph.nodes)):
-        name = getattr(node.target, "__name__", "")
-        if node.op == "call_function" and node.users and any(copy in name for copy in _COPIES):
-            order = {n: i for i, n in enumerate(graph.nodes)}
-            first = min(node.users, key=lambda n: order[n])
-            if first.op != "output":
-                first.prepend(node)
-    program.graph_module.recompile()
+def max_seq(context: int) -> int:
+    """Tokens that one call of a program of so many positions takes."""
+    return min(MAX_SEQ, context - 1)
 
 
 def lower_decoder(
@@ -99,32 +90,41 @@ def lower_decoder(
 ) -> None:
     """Write ``decoder`` as an ExecuTorch program to ``target``.
 
-    ``metadata`` becomes constant methods; ``stage`` hears the name of each step.
+    ``metadata`` becomes constant methods, beside those of what a call takes; ``stage`` hears the
+    name of each step.
     """
     decoder.eval().requires_grad_(False)
-    example: list[torch.Tensor] = [torch.zeros(1, 7, dtype=torch.long), torch.arange(7)]
-    length = torch.export.Dim("S", min=1, max=decoder.context - 1)
-    dynamic: list[dict[int, Any]] = [{1: length}, {0: length}]
+    example = [torch.zeros(1, 7, dtype=torch.long), torch.arange(7), torch.arange(3)]
+    length = torch.export.Dim("S", min=1, max=max_seq(decoder.context))
+    dynamic: list[Any] = [{1: length}, {0: length}, {0: torch.export.Dim("K", min=1, max=MAX_ROWS)}]
+    matrices: list[torch.Tensor] = []
     if decoder.layout:
-        example += [torch.zeros(decoder.layout.a_size), torch.zeros(decoder.layout.b_size)]
-        dynamic += [{}, {}]
+        example.append(torch.tensor(True))
+        dynamic.append({})
+        matrices = [torch.zeros(s) for s in decoder.layout.a_shapes + decoder.layout.b_shapes]
     stage("tracing")
     exported = torch.export.export(
-        decoder, tuple(example), dynamic_shapes=tuple(dynamic), strict=False
+        decoder,
+        (*example, *matrices),
+        dynamic_shapes=(*dynamic, *([tuple({} for _ in matrices)] if matrices else [])),
+        strict=False,
     )
     stage("lowering to XNNPACK")
     edge = to_edge_transform_and_lower(
         exported,
         partitioner=[ChainPartitioner(decoder.delegates())],
         compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-        constant_methods=metadata,
+        constant_methods={
+            **metadata,
+            "get_max_seq_len": max_seq(decoder.context),
+            "get_max_rows": MAX_ROWS,
+        },
     )
     del exported
-    _sink_copies(edge.exported_program())
     stage("planning memory")
     program = edge.to_executorch(
         ExecutorchBackendConfig(
-            # The caches are written in place; a and b are passed by pointer, not copied.
+            # The caches are written in place; the adapter is passed by pointer, not copied.
             run_reinplace_pass=True,
             memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),
         )

@@ -100,19 +100,14 @@ def encode_rows(tokenizer: Tokenizer, rows: Sequence[str], context: int) -> list
 def decoder_logits(decoder: Decoder, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """Log-probabilities (S, V) of the next token at every position of each row, in PyTorch.
 
-    The adapter inputs are zero: the bare base model. The decoder's cache is left empty.
+    Of the bare base model, without an adapter. The decoder's cache is left empty.
     """
-    vectors: list[torch.Tensor] = []
-    if decoder.layout is not None:
-        vectors = [torch.zeros(decoder.layout.a_size), torch.zeros(decoder.layout.b_size)]
-    decoder.every_position = True
     try:
         return [
-            decoder(torch.tensor([list(row)]), torch.arange(len(row)), *vectors)[0].log_softmax(-1)
+            decoder(torch.tensor([list(row)]), at := torch.arange(len(row)), at)[0].log_softmax(-1)
             for row in rows
         ]
     finally:
-        decoder.every_position = False
         decoder.forget()
 
 
@@ -120,18 +115,14 @@ def program_logits(
     model: Path, rows: Sequence[Sequence[int]], progress: Callable[[int], None] = lambda done: None
 ) -> list[torch.Tensor]:
     """The same of an exported program, token by token as a device decodes."""
-    from hydrapack.pte import load_method, load_program
+    from hydrapack.pte import load_method, load_program, no_adapter
 
     forward = load_method(load_program(model, "forward"), "forward")
-    sizes = [
-        forward.metadata.input_tensor_meta(i).sizes()
-        for i in range(2, forward.metadata.num_inputs())
-    ]
-    vectors = [torch.zeros(*size) for size in sizes]
-    found = []
+    adapter = no_adapter(forward)
+    first, found = torch.tensor([0]), []
     for row in rows:
         steps = [
-            forward.execute([torch.tensor([[token]]), torch.tensor([at]), *vectors])[0][0, 0]
+            forward.execute([torch.tensor([[token]]), torch.tensor([at]), first, *adapter])[0][0, 0]
             for at, token in enumerate(row)
         ]
         found.append(torch.stack(steps).log_softmax(-1))

@@ -172,7 +172,7 @@ def merge(
         else:
             run: Callable[..., Merge] = merge_adapters
             if texts is not None:
-                bases = spans(read)
+                bases = spans(read, method)
                 folder = resolve_model(base_model or read[0].base_model)
                 moments = input_moments(folder, texts, bases, progress)
                 run = partial(merge_calibrated, bases=bases, moments=moments)

@@ -37,6 +37,13 @@ def run(
         typer.Option(help="Draw among this share of the weight; the task's own by default."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    lookup: Annotated[
+        bool,
+        typer.Option(
+            "--lookup",
+            help="Guess tokens from the text so far, several a call: faster where it repeats.",
+        ),
+    ] = False,
     engine: Annotated[
         str, typer.Option(help="python, or native: the C++ runtime, hydrapack-run.")
     ] = "python",
@@ -75,7 +82,7 @@ def run(
     session = start(model, package, tokenizer, check_digests=not no_digests, public_key=key)
     source = sys.stdin.read() if text == "-" else text
     answer = session.use(task).generate(
-        source, max_new_tokens, temperature, seed, top_k=top_k, top_p=top_p
+        source, max_new_tokens, temperature, seed, top_k=top_k, top_p=top_p, lookup=lookup
     )
     if as_json:
         whole = "".join(answer)

@@ -22,6 +22,8 @@ class Stats:
     prefill_tokens: int = 0
     decode_ms: float = 0.0
     decode_tokens: int = 0
+    decode_calls: int = 0
+    """Of the program; fewer than tokens with ``lookup``."""
     finish: str = ""
     """stop, length, context or stopped; empty until the first answer has ended."""
 

@@ -138,6 +138,7 @@ class NativeSession:
         top_k: int | None = None,
         top_p: float | None = None,
         stop: Sequence[str] | None = None,
+        lookup: bool = False,
     ) -> Answer:
         """Answer ``text`` piece by piece, from a fresh position; see ``Session.generate``.
 
@@ -154,6 +155,7 @@ class NativeSession:
             check_prompt(len(ids), 0, self._context or len(ids))
             request = options.model_dump(exclude={"stop"}) | {
                 "ids": ids,
+                "lookup": lookup,
                 "stop_ids": sorted(stop_ids(self.tokenizer, options.stop)),
                 "task": task.name if task else None,
             }

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 
 from hydrapack.device.answer import Answer, Stats, Turns
+from hydrapack.device.lookup import Lookup
 from hydrapack.device.manifest import Task
 from hydrapack.device.opening import open_files
 from hydrapack.device.options import Options, resolve
+from hydrapack.device.programs import Programs
 from hydrapack.device.sampler import Sampler
 from hydrapack.device.text import Pieces, check_prompt, prompt_ids, stop_ids
-from hydrapack.errors import Invalid, Mismatch
-from hydrapack.pte import constant, constants, execute, load_method
+from hydrapack.pte import constant
 
 
 class Session:
@@ -59,17 +60,8 @@ class Session:
         opened = open_files(model, Path(package), beside, check_digests, public_key)
         self.manifest, self.tokenizer = opened.manifest, opened.tokenizer
         self._model = opened.model
-        self.max_context = int(constant(self._model, "get_max_context_len"))
-        self._vocabulary = int(constant(self._model, "get_vocab_size"))
-        self._eos_ids = {int(i) for i in constants(self._model, "get_eos_ids")}
-        self._forward = load_method(self._model, "forward")
-        self._head = load_method(opened.adapters, "head")
-        shared = load_method(opened.adapters, "shared")
-        self._shared = self._a = execute(shared, [], "shared")[0]
-        self._b = torch.zeros(_input_size(self._forward, 3))
-        sizes = _input_size(self._forward, 2), _input_size(self._head, 0)
-        if sizes != (len(self._shared), len(self.manifest.modules)):
-            raise Mismatch(f"{model} and {package} differ in their adapter's size")
+        self._programs = Programs(opened.model, opened.adapters, len(self.manifest.modules))
+        self.max_context = self._programs.max_context
         self.stats = Stats(load_ms=_ms_since(started))
         self.position = 0
         self._task: Task | None = None
@@ -100,14 +92,12 @@ class Session:
         with self._turns.hold():
             self._start_over()
             started = time.perf_counter()
-            # A zero b makes every update zero, whatever a is.
-            self._a, self._b, self._task = self._shared, torch.zeros_like(self._b), None
+            self._programs.unbind()
+            self._task = None
             chosen = None if task is None else self.manifest.find(task)
             if chosen is not None:
-                b = execute(self._head, [torch.tensor(chosen.route)], "head")[0]
-                if b.shape != self._b.shape:
-                    raise Mismatch("the head has another size than the program takes")
-                self._b, self._task = b, chosen
+                self._programs.bind(chosen.route)
+                self._task = chosen
             self.stats.swap_ms = _ms_since(started)
         return self
 
@@ -117,13 +107,9 @@ class Session:
         Raises:
             Invalid: vectors of another size or type than the program takes.
         """
-        if a.shape != self._shared.shape or b.shape != self._b.shape:
-            raise Invalid("the vectors a and b have another size than the program takes")
-        if a.dtype != torch.float32 or b.dtype != torch.float32:
-            raise Invalid("the vectors a and b must be float32")
         with self._turns.hold():
             self._start_over()
-            self._a, self._b = a.contiguous(), b.contiguous()
+            self._programs.bind_vectors(a, b)
 
     def model_constant(self, method: str) -> Any:
         """The value of a constant method of model.pte.
@@ -170,6 +156,7 @@ class Session:
         top_k: int | None = None,
         top_p: float | None = None,
         stop: Sequence[str] | None = None,
+        lookup: bool = False,
     ) -> Answer:
         """Answer ``text`` piece by piece, from a fresh position; None is the task's own.
 
@@ -185,6 +172,7 @@ class Session:
             top_k: tokens to draw among; 0 for all.
             top_p: least share of the weight of those to draw among.
             stop: strings that end the answer, in place of the task's own.
+            lookup: guess tokens from the text so far and check several a call (``Lookup``).
 
         Raises:
             Invalid: an option out of range, or an empty prompt.
@@ -196,22 +184,25 @@ class Session:
             ids = prompt_ids(self.tokenizer, task, text, prompt_template)
             check_prompt(len(ids), 0, self.max_context)
             self._start_over()
+            guesses = Lookup(ids) if lookup else None
             return self._turns.begin(
-                self._tokens(ids, options), Pieces(self.tokenizer, options.stop)
+                self._tokens(ids, options, guesses), Pieces(self.tokenizer, options.stop)
             )
 
     def _start_over(self) -> None:
         self._turns.end()
         self.position = 0
 
-    def _tokens(self, ids: Sequence[int], options: Options) -> Generator[int, None, str]:
+    def _tokens(
+        self, ids: Sequence[int], options: Options, guesses: Lookup | None
+    ) -> Generator[int, None, str]:
         """Token ids after ``ids``; returns why no more come."""
-        ends = self._eos_ids | stop_ids(self.tokenizer, options.stop)
+        ends = self._programs.eos_ids | stop_ids(self.tokenizer, options.stop)
         sampler, stats = Sampler(options.seed), self.stats
         started = time.perf_counter()
         logits = self._append(ids)
         stats.prefill_ms, stats.prefill_tokens = _ms_since(started), len(ids)
-        stats.decode_ms, stats.decode_tokens = 0.0, 0
+        stats.decode_ms, stats.decode_tokens, stats.decode_calls = 0.0, 0, 0
         for made in count(1):
             token = sampler.pick(logits.numpy(), options.temperature, options.top_k, options.top_p)
             if token in ends:
@@ -222,29 +213,33 @@ class Session:
             if self.position >= self.max_context:
                 return "context"
             started = time.perf_counter()
-            logits = self._append([token])
+            logits = self._next(token, guesses, options.max_new_tokens - made - 1)
             stats.decode_ms += _ms_since(started)
             stats.decode_tokens += 1
         raise AssertionError("count() has no end")
 
+    def _next(self, token: int, guesses: Lookup | None, useful: int) -> torch.Tensor:
+        """Logits (V,) after ``token``; at most ``useful`` guesses can be of use."""
+        known = None if guesses is None else guesses.known(token)
+        if known is not None:
+            self.position += 1
+            return known
+        self.stats.decode_calls += 1
+        if guesses is None:
+            return self._append([token])
+        room = self.max_context - self.position - 1
+        guessed = guesses.guess(token, min(useful, room, self._programs.max_rows - 1))
+        ids = [token, *guessed]
+        logits = self._programs.run(ids, self.position, len(ids))
+        # What was guessed wrong is in the cache, behind the position, where nothing reads it.
+        self.position += 1
+        return guesses.found(guessed, logits)
+
     def _append(self, ids: Sequence[int]) -> torch.Tensor:
         check_prompt(len(ids), self.position, self.max_context)
-        if not all(0 <= i < self._vocabulary for i in ids):
-            raise Invalid(f"a token is not in the vocabulary of {self._vocabulary}")
-        logits = None
-        # The program takes at most context - 1 positions a call.
-        for start in range(0, len(ids), self.max_context - 1):
-            part = list(ids[start : start + self.max_context - 1])
-            positions = torch.arange(self.position, self.position + len(part))
-            inputs = [torch.tensor([part]), positions, self._a, self._b]
-            logits = execute(self._forward, inputs, "forward")[0]
-            self.position += len(part)
-        assert logits is not None
-        return logits[0, 0]
-
-
-def _input_size(method: Any, index: int) -> int:
-    return int(method.metadata.input_tensor_meta(index).sizes()[0])
+        logits = self._programs.run(ids, self.position)
+        self.position += len(ids)
+        return logits[0]
 
 
 def _ms_since(started: float) -> float:

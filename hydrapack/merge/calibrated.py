@@ -55,12 +55,17 @@ class Span:
 
 
 @one_thread()
-def spans(adapters: Sequence[Adapter]) -> dict[str, torch.Tensor]:
+def spans(adapters: Sequence[Adapter], method: str = "spectral") -> dict[str, torch.Tensor]:
     """By module name, an orthonormal basis Q (d_in, P) of all tasks' A's, float64.
 
+    Args:
+        method: the one to merge by; refused here, before anyone reads a text for it.
+
     Raises:
-        InputError: no adapters, or VeRA's.
+        InputError: another method than spectral or two-sided, no adapters, or VeRA's.
     """
+    if method not in METHODS:
+        raise InputError(f"--calibrate: goes with --method {' or '.join(METHODS)}, not {method}")
     check_any(adapters)
     if adapters[0].kind != "LORA":
         raise InputError("--calibrate: takes LoRA adapters; VeRA's A is frozen")
@@ -87,15 +92,13 @@ def merge_calibrated(
     """``merge_adapters`` of least error of the outputs; the errors it notes are of the weights.
 
     Args:
-        bases: by module name, as of ``spans``.
+        bases: by module name, as of ``spans`` for ``method``.
         moments: by module name, Q^T E[x x^T] Q (P, P) of the linear's inputs x.
         options: of ``merge_adapters``.
 
     Raises:
-        InputError: another method than spectral or two-sided, or as ``merge_adapters``.
+        InputError: as ``merge_adapters``.
     """
-    if method not in METHODS:
-        raise InputError(f"--calibrate: goes with --method {' or '.join(METHODS)}, not {method}")
     found = {name: Span(bases[name], _root(moments[name])) for name in bases}
     inside = [
         replace(

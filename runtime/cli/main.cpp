@@ -12,7 +12,7 @@ constexpr char kHelp[] = R"(Usage: hydrapack-run MODEL.pte PACKAGE [options]
 Reads one JSON object a line from standard input and writes JSON lines.
 
   in:   {"id": 7, "ids": [1, 2, 3], "task": "summary", "max_new_tokens": 64, "temperature": 0,
-         "top_k": 0, "top_p": 1, "seed": 0, "stop_ids": []}
+         "top_k": 0, "top_p": 1, "seed": 0, "lookup": false, "stop_ids": []}
         "ids" is needed. Without "task" it is the one of --task; null is the bare base model.
         What else is missing is the task's own. A task that has stop strings needs "stop_ids"
         (which may be empty): the caller looks for the strings.
@@ -26,6 +26,7 @@ Reads one JSON object a line from standard input and writes JSON lines.
 Options:
   --task NAME       the task of lines that name none
   --no-digests      do not compare SHA-256 digests when opening
+  --weight-cache DIR  keep XNNPACK's packed weights there: the next start is faster
   --public-key KEY  manifest.sig must be of this Ed25519 key: 64 hex digits, or a PEM file
   --bench           no input: time swaps, a prefill of 128 tokens and 64 steps, print one JSON line
   --swaps N         no input: N random swaps, print resident bytes before and after
@@ -70,6 +71,8 @@ int main(int count, char** arguments) {
       const auto key = public_key_of(arguments[++i]);
       if (!key.ok()) return fail(key.error().message);
       options.public_key = key.value();
+    } else if (argument == "--weight-cache" && i + 1 < count) {
+      options.weight_cache = arguments[++i];
     } else if (argument == "--no-digests") {
       options.check_digests = false;
     } else if (argument == "--bench") {

@@ -50,7 +50,7 @@ int bench(hydrapack::Session& session, const std::optional<std::string>& task, b
       {"resident_bytes_loaded", loaded},
       {"resident_bytes_decoding", session.stats().resident_bytes},
       {"model_bytes", session.stats().model_bytes},
-      {"vector_bytes", session.stats().vector_bytes}});
+      {"adapter_bytes", session.stats().adapter_bytes}});
   return 0;
 }
 

@@ -70,6 +70,9 @@ std::string read_key(const std::string& key, const Json& value, Request& request
   } else if (key == "top_p") {
     if (!value.is_number()) return "give a number";
     options.top_p = value.get<float>();
+  } else if (key == "lookup") {
+    if (!value.is_boolean()) return "give true or false";
+    options.lookup = value.get<bool>();
   } else if (key == "seed") {
     if (!value.is_number_unsigned()) return "give an integer from 0 to 2^64 - 1";
     options.seed = value.get<uint64_t>();
@@ -179,8 +182,9 @@ Json stats_json(const hydrapack::Stats& s) {
       {"prefill_tokens", s.prefill_tokens},
       {"decode_ms", s.decode_ms},
       {"decode_tokens", s.decode_tokens},
+      {"decode_calls", s.decode_calls},
       {"model_bytes", s.model_bytes},
-      {"vector_bytes", s.vector_bytes},
+      {"adapter_bytes", s.adapter_bytes},
       {"resident_bytes", s.resident_bytes}};
 }
 

@@ -44,6 +44,9 @@ enum {
 typedef struct {
   int check_digests;      /* compare SHA-256 digests; 1 by default */
   const char* public_key; /* 64 hex digits: manifest.sig must be this key's; null asks for none */
+  /* A folder of the app's own where XNNPACK's packed weights are kept, so that the next open maps
+   * them; null: none. Nobody else may write to it. */
+  const char* weight_cache;
 } hydrapack_open_options;
 
 /* How hydrapack_step chooses among the logits. */
@@ -67,6 +70,7 @@ typedef struct {
   int64_t top_k;
   float top_p;
   uint64_t seed;
+  int lookup; /* not 0: guess tokens from the text so far and check several a call */
   const int64_t* stop_ids; /* end the answer as the model's end tokens do; null: none given */
   size_t stop_count;
   /* With it the session finds the task's stop strings itself. Null: a task that has stop strings
@@ -77,8 +81,8 @@ typedef struct {
 
 typedef struct {
   double load_ms, swap_ms, prefill_ms, decode_ms;
-  int64_t prefill_tokens, decode_tokens;
-  int64_t model_bytes, vector_bytes, resident_bytes;
+  int64_t prefill_tokens, decode_tokens, decode_calls;
+  int64_t model_bytes, adapter_bytes, resident_bytes;
 } hydrapack_stats;
 
 /* The message of the last failure on this thread; never null, valid until its next call. */

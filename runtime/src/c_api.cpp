@@ -45,6 +45,7 @@ hydrapack::GenerateOptions options_of(const hydrapack_options& options) {
   if (!(options.top_k < 0)) chosen.top_k = options.top_k;
   if (!(options.top_p < 0)) chosen.top_p = options.top_p;
   chosen.seed = options.seed;
+  chosen.lookup = options.lookup != 0;
   if (options.stop_ids != nullptr) {
     chosen.stop_ids.emplace(options.stop_ids, options.stop_ids + options.stop_count);
   }
@@ -68,10 +69,10 @@ const char* hydrapack_finish_name(int finish) {
   return hydrapack::name(static_cast<hydrapack::Finish>(finish));
 }
 
-hydrapack_open_options hydrapack_default_open_options(void) { return {1, nullptr}; }
+hydrapack_open_options hydrapack_default_open_options(void) { return {1, nullptr, nullptr}; }
 hydrapack_sampling hydrapack_default_sampling(void) { return {0, 0, 1}; }
 hydrapack_options hydrapack_default_options(void) {
-  return {-1, -1, -1, -1, 0, nullptr, 0, nullptr, nullptr};
+  return {-1, -1, -1, -1, 0, 0, nullptr, 0, nullptr, nullptr};
 }
 
 int hydrapack_open(
@@ -90,6 +91,7 @@ int hydrapack_open(
         // A key that was meant and is empty must not pass for none.
         if (chosen.public_key.empty()) return {hydrapack::Code::Invalid, "public_key is empty"};
       }
+      if (options->weight_cache != nullptr) chosen.weight_cache = options->weight_cache;
     }
     auto opened = hydrapack::Session::open(model, package, chosen);
     if (!opened.ok()) return opened.error();
@@ -256,6 +258,6 @@ int64_t hydrapack_vocab_size(const hydrapack_session* session) {
 void hydrapack_get_stats(const hydrapack_session* session, hydrapack_stats* stats) {
   if (session == nullptr || stats == nullptr) return;
   const hydrapack::Stats s = session->held->stats();
-  *stats = {s.load_ms,        s.swap_ms,     s.prefill_ms,   s.decode_ms,     s.prefill_tokens,
-            s.decode_tokens,  s.model_bytes, s.vector_bytes, s.resident_bytes};
+  *stats = {s.load_ms,       s.swap_ms,      s.prefill_ms,  s.decode_ms,     s.prefill_tokens,
+            s.decode_tokens, s.decode_calls, s.model_bytes, s.adapter_bytes, s.resident_bytes};
 }

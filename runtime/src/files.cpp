@@ -73,24 +73,30 @@ Error check_file(
             std::to_string(bytes) + " stated"};
   }
   if (!check_digest) return {};
+  const auto digest = file_sha256(path);
+  if (!digest.ok()) return digest.error();
+  if (digest.value() != sha256) return {Code::Mismatch, path + ": is not the file described"};
+  return {};
+}
+
+Result<std::string> file_sha256(const std::string& path) {
   Sha256 digest;
   const Error error = read_file(path, [&](const char* data, size_t count) {
     digest.update(data, count);
     return true;
   });
   if (!error.ok()) return error;
-  if (digest.hex() != sha256) return {Code::Mismatch, path + ": is not the file described"};
-  return {};
+  return digest.hex();
 }
 
-Error check_model_file(const std::string& model, bool check_digest) {
+Result<std::string> check_model_file(const std::string& model, bool check_digest) {
   const auto size = file_bytes(model);
   if (!size.ok()) return size.error();
   const std::string path = model + ".json";
   const auto text = read_text(path);
   if (!text.ok() && text.error().code == Code::NotFound) {
-    if (!check_digest) return {};
-    return {
+    if (!check_digest) return std::string();
+    return Error{
         Code::NotFound,
         path + ": missing; it has the SHA-256 of the program: keep it beside, or open without digests"};
   }
@@ -103,9 +109,11 @@ Error check_model_file(const std::string& model, bool check_digest) {
       json["sha256"].is_string();
   const std::string digest = fits ? json["sha256"].get<std::string>() : "";
   if (digest.size() != 64 || digest.find_first_not_of("0123456789abcdef") != std::string::npos) {
-    return {Code::Invalid, path + ": does not give bytes and sha256 (64 hex digits)"};
+    return Error{Code::Invalid, path + ": does not give bytes and sha256 (64 hex digits)"};
   }
-  return check_file(model, json["bytes"].get<int64_t>(), digest, check_digest);
+  const Error error = check_file(model, json["bytes"].get<int64_t>(), digest, check_digest);
+  if (!error.ok()) return error;
+  return digest;
 }
 
 }  // namespace hydrapack

@@ -18,8 +18,11 @@ Result<std::string> read_text(const std::string& path);
 Error check_file(
     const std::string& path, int64_t bytes, const std::string& sha256, bool check_digest);
 
+// Hex, of the whole file. NotFound, Io.
+Result<std::string> file_sha256(const std::string& path);
+
 // model.pte against model.pte.json, which export-base writes beside it; without digests it may be
-// missing. NotFound, Io, Invalid, Mismatch.
-Error check_model_file(const std::string& model, bool check_digest);
+// missing. The SHA-256 that it states, or nothing. NotFound, Io, Invalid, Mismatch.
+Result<std::string> check_model_file(const std::string& model, bool check_digest);
 
 }  // namespace hydrapack

@@ -44,6 +44,7 @@ Result<Plan> Session::State::plan(const GenerateOptions& options) const {
   plan.sampling.top_k = options.top_k.value_or(own.sampling.top_k);
   plan.sampling.top_p = options.top_p.value_or(own.sampling.top_p);
   plan.seed = options.seed;
+  plan.lookup = options.lookup;
   if (plan.max_new_tokens < 1 || plan.max_new_tokens > kMaxTokens) {
     return Error{Code::Invalid, "max_new_tokens must be from 1 to " + std::to_string(kMaxTokens)};
   }
@@ -75,6 +76,7 @@ Result<Generated> Session::State::generate(
   if (error.ok()) error = prefill(ids);
   if (!error.ok()) return error;
   sampler.seed(plan.seed);
+  if (plan.lookup) lookup.emplace(ids);
   const StopStrings stop(plan.stop);
   const auto given = [&] { return answer == Answer::ToStop; };
   Generated made;
@@ -87,7 +89,8 @@ Result<Generated> Session::State::generate(
       made.finish = Finish::Context;
       return made;
     }
-    const auto token = step(plan.sampling);
+    const auto left = plan.max_new_tokens - static_cast<int64_t>(made.ids.size());
+    const auto token = step(plan.sampling, left - 1);
     if (!token.ok()) return token.error();
     if (std::find(plan.ends.begin(), plan.ends.end(), token.value()) != plan.ends.end()) {
       made.finish = Finish::Stop;

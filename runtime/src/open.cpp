@@ -38,9 +38,21 @@ Result<Manifest> read_package(const Paths& paths, const OpenOptions& options) {
   const Manifest& read = manifest.value();
   error = check_file(
       paths.adapters, read.adapters_bytes, read.adapters_sha256, options.check_digests);
-  if (error.ok()) error = check_model_file(paths.model, options.check_digests);
   if (!error.ok()) return error;
   return manifest;
+}
+
+// The folder's cache of this model's packed weights, if one was given.
+Result<std::optional<WeightCache>> weight_cache(
+    const Paths& paths, const std::string& model_sha256, const OpenOptions& options) {
+  if (options.weight_cache.empty()) return std::optional<WeightCache>();
+  if (model_sha256.empty()) {
+    return Error{
+        Code::NotFound, paths.model + ".json: missing; the weight cache needs its SHA-256"};
+  }
+  auto cache = WeightCache::in(options.weight_cache, model_sha256, options.check_digests);
+  if (!cache.ok()) return cache.error();
+  return std::optional<WeightCache>(std::move(cache.value()));
 }
 
 Error check_layout(
@@ -90,15 +102,23 @@ Error check_base(const Paths& paths, Module& model, const Manifest& manifest) {
   return {};
 }
 
-Error read_constants(const std::string& path, Module& model, int64_t& context, int64_t& vocab,
-                     std::vector<int64_t>& eos_ids) {
-  const auto contexts = integer_constant(model, path, "get_max_context_len");
-  if (!contexts.ok()) return contexts.error();
-  const auto vocabs = integer_constant(model, path, "get_vocab_size");
-  if (!vocabs.ok()) return vocabs.error();
-  context = contexts.value(), vocab = vocabs.value();
-  if (context < 2 || vocab < 1 || vocab > (1 << 28)) {
-    return {Code::Invalid, path + ": context or vocabulary is out of range"};
+struct Limits {
+  int64_t context = 0, seq = 0, rows = 0, vocab = 0;
+};
+
+Error read_constants(
+    const std::string& path, Module& model, Limits& limits, std::vector<int64_t>& eos_ids) {
+  for (const auto& [name, limit] :
+       {std::pair{"get_max_context_len", &limits.context},
+        std::pair{"get_max_seq_len", &limits.seq},
+        std::pair{"get_max_rows", &limits.rows},
+        std::pair{"get_vocab_size", &limits.vocab}}) {
+    const auto value = integer_constant(model, path, name);
+    if (!value.ok()) return value.error();
+    *limit = value.value();
+    if (*limit < 1 || *limit > (1 << 28)) {
+      return {Code::Invalid, path + ": " + name + " is out of range"};
+    }
   }
   auto eos = model.execute("get_eos_ids");
   if (!eos.ok()) return {Code::Invalid, path + ": has no method get_eos_ids"};
@@ -110,17 +130,57 @@ Error read_constants(const std::string& path, Module& model, int64_t& context, i
 
 }  // namespace
 
+// The matrices that the model takes must be those in the vectors of shared() and head().
+Error Session::State::match_programs(const std::string& model_path, const std::string& adapters_path) {
+  const auto forward = model->method_meta("forward");
+  const auto head = adapters->method_meta("head");
+  const auto shared = adapters->method_meta("shared");
+  if (!forward.ok() || !head.ok() || !shared.ok() || head->num_inputs() != 1 ||
+      head->num_outputs() != 1 || shared->num_outputs() != 1) {
+    return {Code::Invalid, model_path + " or " + adapters_path + " is no program of hydrapack"};
+  }
+  const Error differ{
+      Code::Mismatch, model_path + " and " + adapters_path + " differ in their adapter's size"};
+  // A head chooses for each module, and each has a matrix of its own in b.
+  const size_t modules = manifest.modules.size(), inputs = forward->num_inputs();
+  const auto route = head->input_tensor_meta(0);
+  if (!route.ok() || route->scalar_type() != ScalarType::Long || route->sizes().size() != 1 ||
+      route->sizes()[0] != static_cast<int64_t>(modules) || inputs <= kAdapter + modules) {
+    return differ;
+  }
+  int64_t a_values = 0, b_values = 0;
+  for (size_t i = kAdapter; i < inputs; i++) {
+    const Sizes sizes = matrix_sizes(forward->input_tensor_meta(i));
+    if (sizes.empty()) return differ;
+    const bool of_a = i < inputs - modules;
+    (of_a ? a_sizes : b_sizes).push_back(sizes);
+    (of_a ? a_values : b_values) += values(sizes);
+    if (!of_a && sizes[0] != b_sizes[0][0]) return differ;
+  }
+  if (vector_size(shared->output_tensor_meta(0)) != a_values ||
+      vector_size(head->output_tensor_meta(0)) != b_values) {
+    return differ;
+  }
+  b.assign(static_cast<size_t>(b_values), 0.0f);
+  return {};
+}
+
 Result<std::unique_ptr<Session>> Session::open(
     const std::string& model, const std::string& package, const OpenOptions& options) {
   const auto started = Clock::now();
   const Paths paths{model, package};
   auto manifest = read_package(paths, options);
   if (!manifest.ok()) return manifest.error();
+  const auto model_sha256 = check_model_file(model, options.check_digests);
+  if (!model_sha256.ok()) return model_sha256.error();
+  const auto weights = weight_cache(paths, model_sha256.value(), options);
+  if (!weights.ok()) return weights.error();
   auto state = std::make_unique<State>();
   state->manifest = std::move(manifest.value());
   const Manifest& read = state->manifest;
 
-  auto loaded = load_module(model, "forward");
+  auto loaded =
+      load_module(model, "forward", weights.value() ? &*weights.value() : nullptr);
   if (!loaded.ok()) return loaded.error();
   state->model = std::move(loaded.value());
   loaded = load_module(paths.adapters, "head");
@@ -129,8 +189,10 @@ Result<std::unique_ptr<Session>> Session::open(
   Error error = check_layout(paths, *state->model, *state->adapters, read);
   if (error.ok()) error = check_base(paths, *state->model, read);
   if (error.ok()) {
-    error =
-        read_constants(model, *state->model, state->max_context, state->vocab, state->eos_ids);
+    Limits limits;
+    error = read_constants(model, *state->model, limits, state->eos_ids);
+    state->max_context = limits.context, state->vocab = limits.vocab;
+    state->max_seq = limits.seq, state->max_rows = limits.rows;
   }
   if (!error.ok()) return error;
 
@@ -139,35 +201,21 @@ Result<std::unique_ptr<Session>> Session::open(
       state->adapters->load_method("head") != executorch::runtime::Error::Ok) {
     return Error{Code::Invalid, both + " is damaged: it cannot be loaded"};
   }
-  const auto forward = state->model->method_meta("forward");
-  const auto head = state->adapters->method_meta("head");
-  const auto shared = state->adapters->method_meta("shared");
-  if (!forward.ok() || !head.ok() || !shared.ok() || forward->num_inputs() != 4 ||
-      head->num_inputs() != 1 || head->num_outputs() != 1 || shared->num_outputs() != 1) {
-    return Error{Code::Invalid, both + " is no program of hydrapack"};
-  }
-  const int64_t a_size = vector_size(forward->input_tensor_meta(2));
-  const int64_t b_size = vector_size(forward->input_tensor_meta(3));
-  const auto route = head->input_tensor_meta(0);
-  if (a_size < 1 || b_size < 1 || vector_size(head->output_tensor_meta(0)) != b_size ||
-      vector_size(shared->output_tensor_meta(0)) != a_size || !route.ok() ||
-      route->scalar_type() != ScalarType::Long || route->sizes().size() != 1 ||
-      route->sizes()[0] != static_cast<int64_t>(read.modules.size())) {
-    return Error{
-        Code::Mismatch, model + " and " + paths.adapters + " differ in their adapter's size"};
-  }
+  if (weights.value()) weights.value()->keep();
+  error = state->match_programs(model, paths.adapters);
+  if (!error.ok()) return error;
   auto a = state->adapters->execute("shared");
   if (!a.ok()) return runtime_error(paths.adapters + ": shared failed", a.error());
-  const float* values = a->at(0).toTensor().const_data_ptr<float>();
-  state->a.assign(values, values + a_size);
+  const auto tensor = a->at(0).toTensor();
+  state->a.assign(
+      tensor.const_data_ptr<float>(), tensor.const_data_ptr<float>() + tensor.numel());
   // Three times a's size is freed with the method.
   state->adapters->unload_method("shared");
-  state->no_head.assign(static_cast<size_t>(b_size), 0.0f);
   for (const ManifestTask& task : read.tasks) state->tasks.push_back(task.shown);
-  error = state->bind(state->no_head.data());
+  error = state->bind_all();
   if (!error.ok()) return error;
   state->stats.model_bytes = file_bytes(model).ok() ? file_bytes(model).value() : 0;
-  state->stats.vector_bytes = 4 * (a_size + 2 * b_size);
+  state->stats.adapter_bytes = 4 * static_cast<int64_t>(state->a.size() + state->b.size());
   state->stats.load_ms = ms_since(started);
   return std::unique_ptr<Session>(new Session(std::move(state)));
 }

@@ -25,12 +25,16 @@ Result<EValue> constant(Module& module, const std::string& path, const char* nam
 
 }  // namespace
 
-Result<std::unique_ptr<Module>> load_module(const std::string& path, const char* method) {
+Result<std::unique_ptr<Module>> load_module(
+    const std::string& path, const char* method, const WeightCache* weights) {
   const auto size = file_bytes(path);
   if (!size.ok()) return size.error();
   auto module = std::make_unique<Module>(path, Module::LoadMode::Mmap);
   // The whole flatbuffer is checked: offsets in a damaged one would lead anywhere.
-  if (module->load(Program::Verification::InternalConsistency) != executorch::runtime::Error::Ok) {
+  const auto loaded = weights != nullptr
+      ? weights->load(*module)
+      : module->load(Program::Verification::InternalConsistency);
+  if (loaded != executorch::runtime::Error::Ok) {
     return Error{Code::Invalid, path + ": not an ExecuTorch program, or a damaged one"};
   }
   const auto names = module->method_names();
@@ -60,6 +64,15 @@ int64_t vector_size(const executorch::runtime::Result<executorch::runtime::Tenso
     return -1;
   }
   return info->sizes()[0];
+}
+
+Sizes matrix_sizes(const executorch::runtime::Result<executorch::runtime::TensorInfo>& info) {
+  if (!info.ok() || info->scalar_type() != ScalarType::Float || info->sizes().size() != 2) return {};
+  return {info->sizes().begin(), info->sizes().end()};
+}
+
+int64_t values(const Sizes& sizes) {
+  return static_cast<int64_t>(sizes[0]) * sizes[1];
 }
 
 }  // namespace hydrapack

@@ -2,6 +2,7 @@
 #include "state.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include <executorch/extension/tensor/tensor.h>
 
@@ -11,7 +12,6 @@ namespace {
 using executorch::aten::ScalarType;
 using executorch::extension::from_blob;
 using executorch::runtime::EValue;
-using Sizes = std::vector<executorch::aten::SizesType>;
 
 }  // namespace
 
@@ -19,38 +19,56 @@ Error runtime_error(const std::string& what, executorch::runtime::Error error) {
   return {Code::Runtime, what + " (ExecuTorch error " + std::to_string(static_cast<int>(error)) + ")"};
 }
 
-Error Session::State::bind(float* b) {
-  auto a_tensor = from_blob(a.data(), Sizes{static_cast<int32_t>(a.size())}, ScalarType::Float);
-  auto b_tensor = from_blob(b, Sizes{static_cast<int32_t>(no_head.size())}, ScalarType::Float);
-  for (const auto& [tensor, index] : {std::pair{a_tensor, 2}, std::pair{b_tensor, 3}}) {
-    const auto error = model->set_input("forward", EValue(tensor), index);
-    if (error != executorch::runtime::Error::Ok) {
-      return runtime_error("the adapter cannot be bound to the model", error);
-    }
-  }
-  return {};
+Error Session::State::bind(size_t input, void* data, const Sizes& sizes, ScalarType type) {
+  const auto error = model->set_input("forward", EValue(from_blob(data, sizes, type)), input);
+  if (error == executorch::runtime::Error::Ok) return {};
+  return runtime_error("the adapter cannot be bound to the model", error);
 }
 
-Error Session::State::bind_head(const ManifestTask* chosen) {
-  if (chosen == nullptr) return bind(no_head.data());
+Error Session::State::bind_all() {
+  Error error = bind(kOn, &on, {}, ScalarType::Bool);
+  size_t input = kAdapter;
+  for (const auto& [data, all] : {std::pair{&a, &a_sizes}, std::pair{&b, &b_sizes}}) {
+    float* at = data->data();
+    for (const Sizes& sizes : *all) {
+      if (error.ok()) error = bind(input++, at, sizes, ScalarType::Float);
+      at += values(sizes);
+    }
+  }
+  return error;
+}
+
+Error Session::State::take_head(const ManifestTask* chosen) {
+  on = false;
+  if (chosen == nullptr) return {};
   auto route = from_blob(
       const_cast<int64_t*>(chosen->route.data()),
       Sizes{static_cast<int32_t>(chosen->route.size())},
       ScalarType::Long);
   auto outputs = adapters->execute("head", EValue(route));
   if (!outputs.ok()) return runtime_error("head failed", outputs.error());
-  return bind(outputs->at(0).toTensor().mutable_data_ptr<float>());
+  // The vector is one matrix with all modules side by side; the model takes each in one piece.
+  const float* given = outputs->at(0).toTensor().const_data_ptr<float>();
+  const size_t width = b.size() / b_sizes[0][0];
+  float* target = b.data();
+  for (const Sizes& sizes : b_sizes) {
+    for (int32_t row = 0; row < sizes[0]; row++, target += sizes[1]) {
+      std::memcpy(target, given + row * width, sizes[1] * sizeof(float));
+    }
+    given += sizes[1];
+  }
+  on = true;
+  return {};
 }
 
 Error Session::State::use(const std::optional<std::string>& name, int64_t keep_prefix) {
   const Error error = swap(name, keep_prefix);
   if (error.ok()) return {};
-  // Whatever failed, what is used then is known. A head that failed may have half written the memory
-  // that is bound.
+  // Whatever failed, what is used then is known.
+  on = false;
   task = nullptr;
   reset();
-  const Error bare = bind(no_head.data());
-  return bare.ok() ? error : bare;
+  return error;
 }
 
 Error Session::State::swap(const std::optional<std::string>& name, int64_t keep_prefix) {
@@ -70,7 +88,7 @@ Error Session::State::swap(const std::optional<std::string>& name, int64_t keep_
     return {Code::Invalid, "keep_prefix: the cache was filled under another head and would be wrong"};
   }
   if (!same) {
-    const Error error = bind_head(chosen);
+    const Error error = take_head(chosen);
     if (!error.ok()) return error;
   }
   task = chosen;
@@ -95,40 +113,72 @@ Error Session::State::check_ids(const int64_t* ids, int64_t count, int64_t start
   return {};
 }
 
-Error Session::State::run(const int64_t* ids, int64_t count) {
+// Runs ids at the position, which stays; logits are then those after the first of the last `wanted`.
+Error Session::State::run(const int64_t* ids, int64_t count, int64_t wanted) {
   tokens.assign(ids, ids + count);
   positions.resize(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; i++) positions[i] = position + i;
+  rows.resize(static_cast<size_t>(wanted));
+  for (int64_t i = 0; i < wanted; i++) rows[i] = count - wanted + i;
   auto token_tensor =
       from_blob(tokens.data(), Sizes{1, static_cast<int32_t>(count)}, ScalarType::Long);
   auto position_tensor =
       from_blob(positions.data(), Sizes{static_cast<int32_t>(count)}, ScalarType::Long);
-  auto outputs = model->execute("forward", {EValue(token_tensor), EValue(position_tensor)});
+  auto row_tensor =
+      from_blob(rows.data(), Sizes{static_cast<int32_t>(rows.size())}, ScalarType::Long);
+  auto outputs = model->execute(
+      "forward", {EValue(token_tensor), EValue(position_tensor), EValue(row_tensor)});
   if (!outputs.ok()) return runtime_error("forward failed", outputs.error());
   if (outputs->empty() || !outputs->at(0).isTensor()) {
     return {Code::Runtime, "forward gives no tensor"};
   }
   const auto tensor = outputs->at(0).toTensor();
-  if (tensor.scalar_type() != ScalarType::Float || tensor.numel() != vocab) {
+  if (tensor.scalar_type() != ScalarType::Float || tensor.numel() != wanted * vocab) {
     return {Code::Runtime, "forward gives logits of another size"};
   }
   logits = tensor.const_data_ptr<float>();
-  position += count;
   return {};
 }
 
 Error Session::State::append(const int64_t* ids, int64_t count) {
   Error error = check_ids(ids, count, position);
   if (!error.ok()) return error;
-  // The program takes at most context - 1 positions a call.
-  for (int64_t start = 0; start < count; start += max_context - 1) {
-    error = run(ids + start, std::min(max_context - 1, count - start));
+  for (int64_t start = 0; start < count; start += max_seq) {
+    const int64_t part = std::min(max_seq, count - start);
+    error = run(ids + start, part, 1);
     if (!error.ok()) {
       // What the cache holds now is not known.
       reset();
       return error;
     }
+    position += part;
   }
+  return {};
+}
+
+// One more token of an answer; of what is guessed after it, at most `useful` tokens can be of use.
+Error Session::State::advance(int64_t token, int64_t useful) {
+  if (lookup && lookup->known(token)) {
+    logits += vocab;
+    position += 1;
+    return {};
+  }
+  update_stats([](Stats& s) { s.decode_calls += 1; });
+  if (!lookup) return append(&token, 1);
+  Error error = check_ids(&token, 1, position);
+  if (!error.ok()) return error;
+  const int64_t room = std::min(max_rows, max_context - position) - 1;
+  std::vector<int64_t> ids = {token};
+  const auto guessed = lookup->guess(token, std::min(useful, room));
+  ids.insert(ids.end(), guessed.begin(), guessed.end());
+  const auto count = static_cast<int64_t>(ids.size());
+  error = run(ids.data(), count, count);
+  if (!error.ok()) {
+    reset();
+    return error;
+  }
+  // What was guessed wrong is in the cache, behind the position, where nothing reads it.
+  position += 1;
   return {};
 }
 
@@ -142,22 +192,24 @@ Error Session::State::prefill(const std::vector<int64_t>& ids) {
   const Error error = append(text.data(), static_cast<int64_t>(text.size()));
   if (!error.ok()) return error;
   pending.reset();
+  lookup.reset();
   update_stats([&](Stats& s) {
     s.prefill_ms = ms_since(started);
     s.prefill_tokens = static_cast<int64_t>(text.size());
     s.decode_ms = 0;
     s.decode_tokens = 0;
+    s.decode_calls = 0;
   });
   return {};
 }
 
-Result<int64_t> Session::State::step(const Sampling& sampling) {
+Result<int64_t> Session::State::step(const Sampling& sampling, int64_t useful) {
   if (logits == nullptr) return Error{Code::Invalid, "no text yet: prefill first"};
   Error error = Sampler::check(sampling);
   if (!error.ok()) return error;
   if (pending) {
     const auto started = Clock::now();
-    error = append(&*pending, 1);
+    error = advance(*pending, useful);
     if (!error.ok()) return error;
     // It is in the text now, even if nothing can be drawn after it.
     pending.reset();
@@ -175,6 +227,7 @@ void Session::State::reset() {
   position = 0;
   logits = nullptr;
   pending.reset();
+  lookup.reset();
 }
 
 }  // namespace hydrapack

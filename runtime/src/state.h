@@ -8,7 +8,9 @@
 #include <executorch/extension/module/module.h>
 #include <hydrapack/session.h>
 
+#include "lookup.h"
 #include "manifest.h"
+#include "programs.h"
 #include "sampler.h"
 
 namespace hydrapack {
@@ -26,10 +28,15 @@ struct Plan {
   int64_t max_new_tokens = 128;
   Sampling sampling;
   uint64_t seed = 0;
+  bool lookup = false;
   std::vector<int64_t> ends;
   std::vector<std::string> stop;
   std::function<std::string(int64_t)> token_text;
 };
+
+// The inputs of forward: tokens, their positions, the rows whose logits are wanted, whether the
+// adapter counts, and its matrices.
+constexpr size_t kOn = 3, kAdapter = 4;
 
 struct Session::State {
   // Fixed once open.
@@ -39,17 +46,23 @@ struct Session::State {
   std::vector<Task> tasks;
   std::vector<int64_t> eos_ids;
   int64_t max_context = 0;
+  int64_t max_seq = 0;   // tokens a call
+  int64_t max_rows = 0;  // logits a call
   int64_t vocab = 0;
 
-  // b lies in the memory of head() until its next call; both are bound to the model once a swap.
-  std::vector<float> a;
-  std::vector<float> no_head;
+  // The adapter's matrices, one after the other, as the model takes them: it reads them here. Where
+  // `on` is false it reads none.
+  std::vector<Sizes> a_sizes, b_sizes;
+  std::vector<float> a, b;
+  bool on = false;
 
   // The text.
   const float* logits = nullptr;
   std::optional<int64_t> pending;
-  std::vector<int64_t> tokens, positions;
+  std::vector<int64_t> tokens, positions, rows;
   Sampler sampler;
+  // Of the answer being made, if it asked for it.
+  std::optional<Lookup> lookup;
 
   // What other threads may look at, or change, while one is inside.
   std::atomic<int64_t> position{0};
@@ -66,16 +79,19 @@ struct Session::State {
     change(stats);
   }
 
-  Error bind(float* b);
-  Error bind_head(const ManifestTask* chosen);
+  Error match_programs(const std::string& model_path, const std::string& adapters_path);
+  Error bind(size_t input, void* data, const Sizes& sizes, executorch::aten::ScalarType type);
+  Error bind_all();
+  Error take_head(const ManifestTask* chosen);
   Error swap(const std::optional<std::string>& name, int64_t keep_prefix);
   Error use(const std::optional<std::string>& name, int64_t keep_prefix);
 
   Error check_ids(const int64_t* ids, int64_t count, int64_t start) const;
-  Error run(const int64_t* ids, int64_t count);
+  Error run(const int64_t* ids, int64_t count, int64_t wanted);
   Error append(const int64_t* ids, int64_t count);
+  Error advance(int64_t token, int64_t useful);
   Error prefill(const std::vector<int64_t>& ids);
-  Result<int64_t> step(const Sampling& sampling);
+  Result<int64_t> step(const Sampling& sampling, int64_t useful = 0);
   void reset();
 
   Result<Plan> plan(const GenerateOptions& options) const;

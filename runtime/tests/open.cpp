@@ -34,7 +34,7 @@ TEST(Open, StatsAreFilled) {
   EXPECT_GT(stats.prefill_ms, 0);
   EXPECT_EQ(stats.prefill_tokens, static_cast<int64_t>(prompt().size()));
   EXPECT_EQ(stats.model_bytes, static_cast<int64_t>(fs::file_size(model())));
-  EXPECT_GT(stats.vector_bytes, 0);
+  EXPECT_GT(stats.adapter_bytes, 0);
   EXPECT_GT(stats.resident_bytes, 1 << 20);
 }
 
@@ -94,6 +94,57 @@ TEST(Open, DescriptionsOfTheModel) {
   EXPECT_EQ(copy.code(false), Code::Ok);
   write_file(copy.model() + ".json", cases[6].first.dump());
   EXPECT_EQ(copy.code(false), Code::Mismatch);
+}
+
+TEST(Open, PackedWeightsAreKept) {
+  NEED_FIXTURES();
+  const Copy copy;
+  fs::copy(::model() + ".json", copy.model() + ".json");
+  const fs::path folder = fs::path(copy.model()).parent_path() / "cache";
+  OpenOptions options;
+  options.weight_cache = folder.string();
+  EXPECT_EQ(refused(copy.model(), copy.package(), options).code, Code::NotFound);
+  fs::create_directory(folder);
+  const auto answer = [&](const OpenOptions& with) {
+    auto session = std::move(Session::open(copy.model(), copy.package(), with).value());
+    EXPECT_TRUE(session->use(session->tasks()[0].name).ok());
+    return session->generate(prompt(), {}).value().ids;
+  };
+  const auto want = answer({});
+  ASSERT_FALSE(want.empty());
+  EXPECT_EQ(answer(options), want);
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(folder)) files.push_back(entry.path());
+  // The packed weights and their note, and nothing half made.
+  ASSERT_EQ(files.size(), 2u);
+  std::sort(files.begin(), files.end());
+  EXPECT_EQ(files[1].string(), files[0].string() + ".sha256");
+  const auto made = fs::last_write_time(files[0]);
+  const std::string whole = read_file(files[0]);
+  EXPECT_EQ(answer(options), want);
+  EXPECT_EQ(fs::last_write_time(files[0]), made);
+  // A damaged one is found and made again, whatever is damaged.
+  for (size_t at : {size_t{0}, whole.size() / 2, whole.size() - 1}) {
+    std::string damaged = whole;
+    damaged[at] ^= 1;
+    fs::remove(files[0]);
+    write_file(files[0], damaged);
+    EXPECT_EQ(answer(options), want);
+    EXPECT_EQ(read_file(files[0]), whole) << at;
+  }
+  fs::remove(files[0]);
+  write_file(files[0], whole.substr(0, whole.size() / 2));
+  options.check_digests = false;
+  EXPECT_EQ(answer(options), want);
+  EXPECT_EQ(fs::file_size(files[0]), whole.size());
+  fs::remove(files[1]);
+  EXPECT_EQ(answer(options), want);
+  EXPECT_TRUE(fs::exists(files[1]));
+  // Nobody knows whose weights they are without the program's digest.
+  fs::remove(copy.model() + ".json");
+  EXPECT_EQ(refused(copy.model(), copy.package(), options).code, Code::NotFound);
+  options.weight_cache = "/" + std::string(300, 'x');
+  EXPECT_FALSE(Session::open(copy.model(), copy.package(), options).ok());
 }
 
 TEST(Open, ProgramsInTheWrongPlace) {

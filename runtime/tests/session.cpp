@@ -259,23 +259,31 @@ TEST(Session, TheAdapterIsNotCopied) {
   executorch::extension::Module module(model(), executorch::extension::Module::LoadMode::Mmap);
   const auto meta = module.method_meta("forward");
   ASSERT_TRUE(meta.ok());
-  std::vector<std::vector<float>> vectors;
-  for (size_t index : {2, 3}) {
+  // After tokens, positions and rows: whether the adapter counts, and its matrices.
+  bool on = true;
+  ASSERT_EQ(
+      module.set_input(EValue(from_blob(&on, {}, ScalarType::Bool)), 3),
+      executorch::runtime::Error::Ok);
+  std::vector<std::vector<float>> matrices;
+  for (size_t index = 4; index < meta->num_inputs(); index++) {
     const auto info = meta->input_tensor_meta(index);
     ASSERT_TRUE(info.ok());
     EXPECT_FALSE(info->is_memory_planned());
-    vectors.emplace_back(info->sizes()[0], index == 2 ? 0.05f : 0.0f);
-  }
-  for (int i = 0; i < 2; i++) {
+    matrices.emplace_back(info->sizes()[0] * info->sizes()[1], 0.0f);
     auto tensor = from_blob(
-        vectors[i].data(), {static_cast<int32_t>(vectors[i].size())}, ScalarType::Float);
-    ASSERT_EQ(module.set_input(EValue(tensor), 2 + i), executorch::runtime::Error::Ok);
+        matrices.back().data(), {info->sizes()[0], info->sizes()[1]}, ScalarType::Float);
+    ASSERT_EQ(module.set_input(EValue(tensor), index), executorch::runtime::Error::Ok);
   }
-  std::vector<int64_t> token{5}, position{0};
+  ASSERT_GT(matrices.size(), 2u);
+  const auto fill = [&](float value) {
+    for (auto& matrix : matrices) std::fill(matrix.begin(), matrix.end(), value);
+  };
+  std::vector<int64_t> token{5}, position{0}, row{0};
   const auto logits = [&] {
     auto out = module.forward(
         {EValue(from_blob(token.data(), {1, 1}, ScalarType::Long)),
-         EValue(from_blob(position.data(), {1}, ScalarType::Long))});
+         EValue(from_blob(position.data(), {1}, ScalarType::Long)),
+         EValue(from_blob(row.data(), {1}, ScalarType::Long))});
     EXPECT_TRUE(out.ok());
     const auto tensor = out->at(0).toTensor();
     const float* values = tensor.const_data_ptr<float>();
@@ -283,9 +291,15 @@ TEST(Session, TheAdapterIsNotCopied) {
   };
   const auto bare = logits();
   EXPECT_EQ(logits(), bare);
-  std::fill(vectors[1].begin(), vectors[1].end(), 0.05f);
-  EXPECT_NE(logits(), bare);
-  std::fill(vectors[1].begin(), vectors[1].end(), 0.0f);
+  fill(0.05f);
+  const auto adapted = logits();
+  EXPECT_NE(adapted, bare);
+  // Without a head the products are not run at all.
+  on = false;
+  EXPECT_EQ(logits(), bare);
+  on = true;
+  EXPECT_EQ(logits(), adapted);
+  fill(0.0f);
   EXPECT_EQ(logits(), bare);
 }
 

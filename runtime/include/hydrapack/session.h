@@ -52,6 +52,10 @@ struct OpenOptions {
   // signature is asked for. Invalid in a build without libsodium. The signature covers the files
   // by their digests, so leave check_digests on with it.
   std::string public_key = {};
+  // A folder of the app's own: XNNPACK's packed copy of the model's weights is kept there, so that
+  // the next open maps it and need not pack again. Empty: none. XNNPACK believes what is in it: the
+  // folder is for nobody else to write to. NotFound: no such folder, or no model.pte.json.
+  std::string weight_cache = {};
 };
 
 // How step chooses among the logits.
@@ -68,6 +72,9 @@ struct GenerateOptions {
   std::optional<int64_t> top_k = {};
   std::optional<float> top_p = {};
   uint64_t seed = 0;
+  // Guess tokens from the text so far and check several a call (docs/runtime-contract.md): faster
+  // where the answer repeats its input.
+  bool lookup = false;
   // End the answer as the model's end tokens do, which always end it.
   std::optional<std::vector<int64_t>> stop_ids = {};
   // The bytes of a token as text. With it the session finds the task's stop strings itself. Without,
@@ -109,8 +116,9 @@ struct Stats {
   int64_t prefill_tokens = 0;
   double decode_ms = 0;  // all steps of the last generation together
   int64_t decode_tokens = 0;
+  int64_t decode_calls = 0;  // of the program: fewer than tokens with lookup
   int64_t model_bytes = 0;     // mapped, not copied
-  int64_t vector_bytes = 0;    // a, b and a zero b
+  int64_t adapter_bytes = 0;    // the matrices of a and b in use, dequantized
   int64_t resident_bytes = 0;  // of the whole process, when asked; 0 where unknown
 };
 

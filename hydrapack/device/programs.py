@@ -1,0 +1,115 @@
+"""The base program and the package's program together: heads bound, tokens run.
+
+    forward(tokens (1, S), input_pos (S,), rows (K,), on (), *A, *B) -> logits (1, K, V)
+    shared() -> a        head(route (modules,)) -> b
+
+The package's vectors hold the matrices that ``forward`` takes (``hydrapack.layout``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hydrapack.errors import Invalid, Mismatch
+from hydrapack.layout import a_matrices, b_matrices
+from hydrapack.pack.manifest import ADAPTERS
+from hydrapack.pte import FIRST, constant, constants, execute, load_method
+
+Shape = tuple[int, ...]
+
+
+class Programs:
+    """Loaded, with no head bound."""
+
+    def __init__(self, model: Any, adapters: Any, modules: int) -> None:
+        """Args:
+        model: the base program.
+        adapters: the package's.
+        modules: how many the manifest has, a head chosen for each.
+
+        Raises:
+            InputError: a constant is missing, or the two do not fit each other.
+        """
+        self.max_context = int(constant(model, "get_max_context_len"))
+        self.max_seq = int(constant(model, "get_max_seq_len"))
+        self.max_rows = int(constant(model, "get_max_rows"))
+        self.vocabulary = int(constant(model, "get_vocab_size"))
+        self.eos_ids = {int(i) for i in constants(model, "get_eos_ids")}
+        self._forward = load_method(model, "forward")
+        self._head = load_method(adapters, "head")
+        self._shared = self.a = execute(load_method(adapters, "shared"), [], "shared")[0]
+        shapes = _shapes(self._forward, FIRST + 1)
+        # A head chooses for each module, and each has a matrix of its own in b.
+        self._a_shapes, self._b_shapes = shapes[:-modules], shapes[-modules:]
+        self.b = torch.zeros(sum(map(math.prod, self._b_shapes)))
+        meta = self._head.metadata
+        own = tuple(meta.input_tensor_meta(0).sizes()), tuple(meta.output_tensor_meta(0).sizes())
+        size = sum(map(math.prod, self._a_shapes))
+        if len(shapes) <= modules or own != ((modules,), self.b.shape) or len(self.a) != size:
+            path: Path = model.hydrapack_path
+            raise Mismatch(f"{path} and {ADAPTERS} differ in their adapter's size")
+        self.bind_vectors(self.a, self.b)
+        self.unbind()
+
+    def unbind(self) -> None:
+        """Run the bare base model: the program leaves the head's products out."""
+        # The matrices must be there all the same; nothing reads them.
+        self._adapter[0] = torch.tensor(False)
+
+    def bind(self, route: Sequence[int]) -> None:
+        """Run under the head of a route.
+
+        Raises:
+            RuntimeFailure: the head does not run.
+            Mismatch: it has another size than the base program takes.
+        """
+        b = execute(self._head, [torch.tensor(route)], "head")[0]
+        if b.shape != self.b.shape:
+            raise Mismatch("the head has another size than the program takes")
+        self.bind_vectors(self._shared, b)
+
+    def bind_vectors(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Run under any packed adapter (``Layout``).
+
+        Raises:
+            Invalid: vectors of another size or type than the program takes.
+        """
+        if a.shape != self.a.shape or b.shape != self.b.shape:
+            raise Invalid("the vectors a and b have another size than the program takes")
+        if a.dtype != torch.float32 or b.dtype != torch.float32:
+            raise Invalid("the vectors a and b must be float32")
+        self.a, self.b = a.contiguous(), b.contiguous()
+        matrices = a_matrices(self.a, self._a_shapes) + b_matrices(self.b, self._b_shapes)
+        self._adapter = [torch.tensor(True), *matrices]
+
+    def run(self, ids: Sequence[int], position: int, rows: int = 1) -> torch.Tensor:
+        """Append ``ids`` at ``position``; float32 logits (rows, V) after the last ``rows`` of them.
+
+        Args:
+            rows: at most ``max_rows``, all within one call.
+
+        Raises:
+            Invalid: an id that is not in the vocabulary.
+            RuntimeFailure: the program fails.
+        """
+        if not all(0 <= i < self.vocabulary for i in ids):
+            raise Invalid(f"a token is not in the vocabulary of {self.vocabulary}")
+        logits = None
+        for start in range(0, len(ids), self.max_seq):
+            part = list(ids[start : start + self.max_seq])
+            at = torch.arange(position + start, position + start + len(part))
+            wanted = torch.arange(max(len(part) - rows, 0), len(part))
+            inputs = [torch.tensor([part]), at, wanted, *self._adapter]
+            logits = execute(self._forward, inputs, "forward")[0]
+        assert logits is not None
+        return logits[0]
+
+
+def _shapes(method: Any, first: int) -> list[Shape]:
+    meta = method.metadata
+    return [tuple(meta.input_tensor_meta(i).sizes()) for i in range(first, meta.num_inputs())]

@@ -1,0 +1,94 @@
+#include "weight_cache.h"
+
+#include <cstdio>
+#include <filesystem>
+
+#include <executorch/runtime/backend/backend_options_map.h>
+#include <executorch/runtime/backend/options.h>
+#include <unistd.h>
+
+#include "files.h"
+
+namespace hydrapack {
+namespace {
+
+using executorch::runtime::Program;
+
+// The options' names in backends/xnnpack/runtime/XNNPACKBackend.h, which is not installed.
+constexpr char kBackend[] = "XnnpackBackend";
+constexpr char kEnabled[] = "weight_cache_enabled";
+constexpr char kPath[] = "packed_cache_path";
+
+std::string note_of(const std::string& path) { return path + ".sha256"; }
+
+std::string note(int64_t bytes, const std::string& sha256) {
+  return std::to_string(bytes) + " " + sha256 + "\n";
+}
+
+// Whether the file is the one that was noted.
+bool fits(const std::string& path, bool check_digest) {
+  const auto text = read_text(note_of(path));
+  const auto size = file_bytes(path);
+  if (!text.ok() || !size.ok()) return false;
+  if (!check_digest) return text.value().rfind(std::to_string(size.value()) + " ", 0) == 0;
+  const auto digest = file_sha256(path);
+  return digest.ok() && text.value() == note(size.value(), digest.value());
+}
+
+}  // namespace
+
+Result<WeightCache> WeightCache::in(
+    const std::string& folder, const std::string& model_sha256, bool check_digest) {
+  std::error_code error;
+  if (!std::filesystem::is_directory(folder, error)) {
+    return Error{Code::NotFound, folder + ": no such folder for the weight cache"};
+  }
+  WeightCache cache;
+  cache.path_ = folder + "/" + model_sha256.substr(0, 16) + ".xnnpack";
+  const std::string part = cache.path_ + "." + std::to_string(::getpid()) + ".part";
+  if (part.size() >= executorch::runtime::kMaxOptionValueLength) {
+    return Error{Code::Invalid, folder + ": too long a path for the weight cache"};
+  }
+  if (!fits(cache.path_, check_digest)) {
+    // Not in place: another process may have the old one mapped.
+    std::filesystem::remove(note_of(cache.path_), error);
+    std::filesystem::remove(part, error);
+    cache.made_ = part;
+  }
+  return cache;
+}
+
+executorch::runtime::Error WeightCache::load(executorch::extension::Module& module) const {
+  executorch::runtime::BackendOptions<2> options;
+  executorch::runtime::LoadBackendOptionsMap all;
+  auto error = options.set_option(kEnabled, true);
+  if (error == executorch::runtime::Error::Ok) {
+    error = options.set_option(kPath, (made_.empty() ? path_ : made_).c_str());
+  }
+  if (error == executorch::runtime::Error::Ok) error = all.set_options(kBackend, options.view());
+  if (error != executorch::runtime::Error::Ok) return error;
+  return module.load(all, Program::Verification::InternalConsistency);
+}
+
+void WeightCache::keep() const {
+  if (made_.empty()) return;
+  const auto size = file_bytes(made_);
+  const auto digest = file_sha256(made_);
+  std::error_code error;
+  if (size.ok() && digest.ok()) {
+    const std::string noted = made_ + ".sha256";
+    std::FILE* file = std::fopen(noted.c_str(), "w");
+    if (file != nullptr) {
+      const bool written = std::fputs(note(size.value(), digest.value()).c_str(), file) >= 0;
+      if (std::fclose(file) == 0 && written) {
+        std::filesystem::rename(made_, path_, error);
+        if (!error) std::filesystem::rename(noted, note_of(path_), error);
+        if (!error) return;
+      }
+      std::filesystem::remove(noted, error);
+    }
+  }
+  std::filesystem::remove(made_, error);
+}
+
+}  // namespace hydrapack
