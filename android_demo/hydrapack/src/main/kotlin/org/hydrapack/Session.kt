@@ -180,9 +180,8 @@ class Session private constructor(private val opened: Opened, started: Long) : C
         var logits = FloatArray(0)
         var done = 0
         try {
-            // The program takes at most context - 1 positions a call.
             while (done < ids.size) {
-                val count = minOf(maxContext - 1, ids.size - done)
+                val count = minOf(programs.maxTokens, ids.size - done)
                 logits = programs.forward(ids, done, count, position)
                 position += count
                 done += count
