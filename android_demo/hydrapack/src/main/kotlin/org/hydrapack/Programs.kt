@@ -24,12 +24,17 @@ internal class Programs(
     /** Tokens that a call takes. */
     val maxTokens = limit("get_max_seq_len")
 
+    /** Tokens of a call after which it gives logits. */
+    val maxRows = limit("get_max_rows")
+
     /** Tokens that end an answer. */
     val endIds = model.integers("get_eos_ids").mapTo(HashSet()) { it.toInt() }
 
     private val on = BoolTensor()
     private val b = Tensor.allocateFloatBuffer(layout.b.sumOf { it.size })
-    private val logits = FloatArray(vocabulary)
+
+    /** Made as they are needed: only guesses need more than one. */
+    private val rows = ArrayList<FloatArray>()
 
     /** What follows tokens, positions and rows. Kept, since nothing of it is copied a call. */
     private val adapter: Array<EValue>
@@ -70,31 +75,39 @@ internal class Programs(
     }
 
     /**
-     * Runs [count] of [ids], at most [maxTokens], from [start] on at [position]; the logits of the
-     * next token, valid until the next call.
+     * Runs [count] of [ids], at most [maxTokens], from [start] on at [position]; the logits after each
+     * of the last [wanted] of them, at most [maxRows], valid until the next call.
      */
-    fun forward(ids: IntArray, start: Int, count: Int, position: Int): FloatArray {
+    fun forward(
+        ids: IntArray,
+        start: Int,
+        count: Int,
+        position: Int,
+        wanted: Int = 1,
+    ): List<FloatArray> {
         val tokens = Tensor.allocateLongBuffer(count)
         val positions = Tensor.allocateLongBuffer(count)
         for (i in 0 until count) {
             tokens.put(i, ids[start + i].toLong())
             positions.put(i, (position + i).toLong())
         }
-        val last = Tensor.allocateLongBuffer(1).apply { put(0, count - 1L) }
+        val last = Tensor.allocateLongBuffer(wanted)
+        for (i in 0 until wanted) last.put(i, (count - wanted + i).toLong())
         val outputs = model.run(
             "forward",
             EValue.from(Tensor.fromBlob(tokens, longArrayOf(1, count.toLong()))),
             EValue.from(Tensor.fromBlob(positions, longArrayOf(count.toLong()))),
-            EValue.from(Tensor.fromBlob(last, longArrayOf(1))),
+            EValue.from(Tensor.fromBlob(last, longArrayOf(wanted.toLong()))),
             *adapter,
         )
         val values = outputs[0].takeIf { it.isTensor }?.toTensor()?.getRawDataBuffer() as? FloatBuffer
-        if (values == null || values.capacity() != vocabulary) {
+        if (values == null || values.capacity() != wanted * vocabulary) {
             throw HydrapackException.Runtime("forward gives logits of another size")
         }
         values.rewind()
-        values.get(logits)
-        return logits
+        while (rows.size < wanted) rows.add(FloatArray(vocabulary))
+        for (row in 0 until wanted) values.get(rows[row])
+        return rows.subList(0, wanted)
     }
 
     /** The values of the head that is bound, zeros where none is. For tests. */
