@@ -125,7 +125,7 @@ def test_every_class_of_tests_has_run(built):
         "org.hydrapack.SmolLm2Test": (1, real),
         "org.hydrapack.TokenizerTest": (4, 0),
         "org.hydrapack.demo.EndToEndTest": (4, real),
-        "org.hydrapack.demo.MainActivityTest": (9, 0),
+        "org.hydrapack.demo.MainActivityTest": (10, 0),
     }
     assert set(ran) == set(expected)
     for name, (count, skipped) in expected.items():
@@ -218,6 +218,19 @@ def test_the_checks_find_what_is_wrong(apk, tools, tmp_path):
     assert list(check.check_dex(good, tmp_path / "other.aar")) == [
         "classes.dex lacks LOther;, which the native library looks up"
     ]
+
+
+def test_a_package_ships_within_the_app(apk, tools, fixtures):
+    target = DEMO / "app" / "target"
+    package = fixtures / "tiny" / "package"
+    made = tools[0].write_zip(target, target / "classes.dex", {}, package)
+    with zipfile.ZipFile(made) as archive:
+        for file in package.iterdir():
+            entry = archive.getinfo(f"assets/demo/{file.name}")
+            assert archive.read(entry) == file.read_bytes()
+            assert entry.compress_type == zipfile.ZIP_STORED
+            assert tools[1].data_offset(made, entry) % 4 == 0
+        assert archive.read("classes.dex") == (target / "classes.dex").read_bytes()
 
 
 def test_other_bytes_than_those_pinned_are_refused(apk):

@@ -1,6 +1,7 @@
 package org.hydrapack
 
 import java.io.Closeable
+import java.nio.Buffer
 import java.nio.FloatBuffer
 import org.pytorch.executorch.EValue
 import org.pytorch.executorch.Tensor
@@ -65,8 +66,7 @@ internal class Programs(
         var target = 0
         for (matrix in layout.b) {
             for (row in 0 until matrix.rows) {
-                val start = row * width + column
-                copy(head, start, target, matrix.columns)
+                copy(head, row * width + column, target, matrix.columns)
                 target += matrix.columns
             }
             column += matrix.columns
@@ -104,7 +104,7 @@ internal class Programs(
         if (values == null || values.capacity() != wanted * vocabulary) {
             throw HydrapackException.Runtime("forward gives logits of another size")
         }
-        values.rewind()
+        values.select(0, values.capacity())
         while (rows.size < wanted) rows.add(FloatArray(vocabulary))
         for (row in 0 until wanted) values.get(rows[row])
         return rows.subList(0, wanted)
@@ -142,23 +142,24 @@ internal class Programs(
         var start = 0
         return shapes.map { shape ->
             val piece = vector.duplicate()
-            piece.position(start)
+            piece.select(start, start + shape.size)
             start += shape.size
-            piece.limit(start)
             val sizes = longArrayOf(shape.rows.toLong(), shape.columns.toLong())
             EValue.from(Tensor.fromBlob(piece.slice(), sizes))
         }
     }
 
     private fun copy(from: FloatBuffer, start: Int, target: Int, count: Int) {
-        from.limit(start + count)
-        from.position(start)
-        b.limit(target + count)
-        b.position(target)
+        from.select(start, start + count)
+        b.select(target, target + count)
         b.put(from)
-        // The limits are for this copy alone.
-        from.clear()
-        b.clear()
+    }
+
+    /** By Buffer's own methods: a FloatBuffer's give another type back, and Android 8 lacks them. */
+    private fun Buffer.select(start: Int, end: Int) {
+        clear()
+        limit(end)
+        position(start)
     }
 
     private companion object {

@@ -19,25 +19,31 @@ class ModelStore(private val context: Context) {
     private val imported = File(context.filesDir, "imported")
     private val shipped = File(context.filesDir, "shipped")
 
+    /** Of each update of the app its own: what an older one shipped is not mistaken for it. */
+    private val current = File(
+        shipped,
+        context.packageManager.getPackageInfo(context.packageName, 0).lastUpdateTime.toString(),
+    )
+
     /** Where `adb push` can put files without any permission; null without such storage. */
     val pushFolder: File? get() = context.getExternalFilesDir(null)
 
     /** What was imported comes before what was pushed, and that before what the app ships. */
     fun find(): Found? {
-        val roots = listOfNotNull(imported, pushFolder, shipped)
+        val roots = listOfNotNull(imported, pushFolder, current)
         val folders = roots.flatMap { root -> listOf(root) + root.listFiles().orEmpty().sorted() }
         val model = folders.map { File(it, MODEL) }.firstOrNull(File::isFile) ?: return null
         val manifest = folders.map { File(it, Manifest.MANIFEST) }.firstOrNull(File::isFile)
         return manifest?.parentFile?.let { Found(model, it) }
     }
 
-    /** Copies the files of the app's own assets out, where there are any and they are not there. */
+    /** Copies the files of the app's own assets out, once each update of the app. */
     fun copyAssets(progress: (String, Long, Long) -> Unit) {
         val assets = context.assets
-        val names = assets.list(ASSETS).orEmpty()
-        val missing = names.filter { !File(shipped, it).exists() }
-        for (name in missing) {
-            assets.open("$ASSETS/$name").use { copy(it, File(shipped, name), -1, progress) }
+        val folder = File(current, ASSETS)
+        shipped.listFiles().orEmpty().filter { it != current }.forEach { it.deleteRecursively() }
+        for (name in assets.list(ASSETS).orEmpty().filter { !File(folder, it).exists() }) {
+            assets.open("$ASSETS/$name").use { copy(it, File(folder, name), -1, progress) }
         }
     }
 

@@ -61,6 +61,17 @@ class MainActivityTest {
     }
 
     @Test
+    fun whatTheAppShipsIsCopiedOut() {
+        val old = File(app.filesDir, "shipped/1/demo/note.txt")
+        old.parentFile?.mkdirs()
+        old.writeText("of an older app")
+        Screen.open()
+        val notes = File(app.filesDir, "shipped").walk().filter { it.isFile }.toList()
+        assertEquals(listOf("shipped\n"), notes.map { it.readText() })
+        assertEquals("demo", notes.single().parentFile?.name)
+    }
+
+    @Test
     fun aTaskIsPickedAndAnswers() {
         val screen = loaded()
         assertEquals("fake/base · package · 3 tasks · context 512", screen.text(R.id.status))
