@@ -47,7 +47,7 @@ runtime: setup
 
 # ExecuTorch's AAR comes from Maven Central, or is named: make android AAR=executorch.aar
 android:
-	mvn -q -B -f android_demo/pom.xml package -DskipTests
+	mvn -q -B -f android_demo/pom.xml clean package -DskipTests
 	$(PYTHON) android_demo/tools/build_apk.py $(if $(AAR),--aar $(AAR))
 
 bench: setup
@@ -56,4 +56,4 @@ bench: setup
 	$(BIN)/python benchmarks/runtime.py
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build android_demo/*/target

@@ -103,7 +103,7 @@ def fixtures(tiny, tmp_path_factory):
 def built(fixtures, library):
     """What Maven printed; all modules are built and tested."""
     need("mvn")
-    command = ["mvn", "-B", "verify", f"-Dhydrapack.fixtures={fixtures}"]
+    command = ["mvn", "-B", "clean", "verify", f"-Dhydrapack.fixtures={fixtures}"]
     done = subprocess.run(
         [*command, f"-Dhydrapack.native={library}"], cwd=DEMO, capture_output=True, text=True
     )
