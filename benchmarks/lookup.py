@@ -1,9 +1,9 @@
 """Prompt lookup against plain decoding, on held-out rows of the example tasks, in C++.
 
-    hydrapack demo --out build/demo     # or export-base and pack: a program and a package of the tasks
+    hydrapack demo --out build/demo    # or any base program and package of the example tasks
     python benchmarks/lookup.py build/demo/model.pte build/demo/package
 
-Greedy answers of hydrapack-run; each row is answered both ways in turn. The time is of decoding alone,
+Greedy answers of hydrapack-run; each row is answered both ways in turn. The time is of decoding,
 without the prompt.
 """
 
