@@ -57,7 +57,7 @@ def fetched_aar(target: Path) -> Path:
     path = target / "contents" / f"executorch-android-{version}.aar"
     if not path.exists():
         artifact = f"org.pytorch:executorch-android:{version}:aar"
-        command = ["mvn", "-q", "-B", "dependency:copy", f"-Dartifact={artifact}"]
+        command = ["mvn", "-q", "-B", "-U", "dependency:copy", f"-Dartifact={artifact}"]
         done = subprocess.run(
             [*command, f"-DoutputDirectory={path.parent}"], cwd=DEMO, capture_output=True, text=True
         )
