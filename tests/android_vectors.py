@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from conftest import ROOT, greedy
 from make_manifests import FOLDER, more
 from test_contract import draws, mutants, sampling_requests, verdict
@@ -27,6 +28,7 @@ from tokenizers import (
     trainers,
 )
 
+from hydrapack.device.lookup import Lookup
 from hydrapack.device.session import Session
 from hydrapack.device.text import Pieces
 
@@ -277,6 +279,26 @@ def write_draws(path: Path) -> None:
             file.write(json.dumps({**request, **draws(request)}) + "\n")
 
 
+def write_lookups(path: Path) -> None:
+    """Prompts, the tokens that follow, and after each the most to guess and Python's guesses."""
+    generator = random.Random(0)
+    with path.open("w") as file:
+        for _ in range(200):
+            alphabet = generator.choice((2, 4, 12))
+            tokens = generator.choices(range(alphabet), k=150)
+            lookup, guesses = Lookup(tokens[:50]), []
+            for token in tokens[50:]:
+                if lookup.known(token) is not None:
+                    guesses.append(None)
+                    continue
+                most = generator.choice((7, 7, 2, 0))
+                guessed = lookup.guess(token, most)
+                lookup.found(guessed, torch.zeros(1 + len(guessed), 1))
+                guesses.append([most, *guessed])
+            row = {"prompt": tokens[:50], "tokens": tokens[50:], "guesses": guesses}
+            file.write(json.dumps(row) + "\n")
+
+
 def write_session(path: Path, model: Path, package: Path, inputs: list[str], count: int) -> None:
     """What Python's session makes of the inputs, for every task and the base model."""
     session = Session(model, package)
@@ -293,5 +315,9 @@ def write_session(path: Path, model: Path, package: Path, inputs: list[str], cou
             row["ids"], row["finish"] = answer.ids, answer.finish
             answer = session.generate(text, count, temperature=0.8, seed=7, top_k=50, top_p=0.95)
             row["drawn_text"], row["drawn"] = "".join(answer), answer.ids
+            # Longer, so that there is something to repeat.
+            answer = session.generate(text, 2 * count, temperature=0, lookup=True)
+            row["looked_up"] = "".join(answer)
+            row["lookup_calls"] = session.stats.decode_calls
             rows.append(row)
     path.write_text(json.dumps({"count": count, "rows": rows}))

@@ -31,7 +31,7 @@ from hydrapack.pack.signature import sign_manifest
 
 DEMO = ROOT / "android_demo"
 POM = (DEMO / "pom.xml").read_text()
-INPUTS = ["hello", "Grüße! what is this? 🤖", "x y\n\nz <|end|>"]
+INPUTS = ["hello", "Grüße! what is this? 🤖", "x y\n\nz <|end|>", "one two one two one two one"]
 
 
 UNREACHED = re.compile(r"Could not (?:transfer|find|resolve)[^\n]*|Unknown host[^\n]*")
@@ -84,6 +84,7 @@ def fixtures(tiny, tmp_path_factory):
     vectors.write_tokenizers(folder / "tokenizers", "java", base)
     vectors.write_manifests(folder / "manifests")
     vectors.write_draws(folder / "draws.jsonl")
+    vectors.write_lookups(folder / "lookups.jsonl")
     shutil.copytree(tiny[1], folder / "tiny" / "package")
     for name in ("model.pte", "model.pte.json", "tokenizer.json"):
         shutil.copy(tiny[2] / name, folder / "tiny")
@@ -117,6 +118,7 @@ def test_every_class_of_tests_has_run(built):
     # These have a test of the real model, or are one.
     real = 1 if os.environ.get("HYDRAPACK_OFFLINE") else 0
     expected = {
+        "org.hydrapack.LookupTest": (1, 0),
         "org.hydrapack.ManifestTest": (4, 0),
         "org.hydrapack.SamplerTest": (3, 0),
         "org.hydrapack.SessionTest": (13, 0),

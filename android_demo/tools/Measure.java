@@ -39,7 +39,7 @@ public class Measure {
     long[] first = {0};
     GenerateOptions asked =
         new GenerateOptions(
-            Integer.parseInt(arguments[3]), 0.0, null, null, 0L, Collections.emptyList(), null);
+            Integer.parseInt(arguments[3]), 0.0, null, null, 0L, Collections.emptyList(), null, false);
     session.use(session.getTasks().get(0).getName());
     session.generate(
         arguments[5],

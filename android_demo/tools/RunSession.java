@@ -54,7 +54,7 @@ public class RunSession {
       session.use(task);
       int[] prompt = session.encode(input, null);
       GenerateOptions options =
-          new GenerateOptions(count, 0.0, null, null, 0L, null, null);
+          new GenerateOptions(count, 0.0, null, null, 0L, null, null, false);
       int[] greedy = greedy(session, prompt, count);
       Answer answer = session.generate(input, options, piece -> true);
       System.out.println(

@@ -131,7 +131,11 @@ internal class Merges(private val pairs: LongArray, private val made: IntArray) 
 
 internal class IntList(capacity: Int) {
     private var values = IntArray(maxOf(4, capacity))
-    private var size = 0
+
+    var size = 0
+        private set
+
+    operator fun get(at: Int): Int = values[at]
 
     fun add(value: Int) {
         if (size == values.size) values = values.copyOf(2 * size)

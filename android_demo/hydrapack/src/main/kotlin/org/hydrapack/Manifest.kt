@@ -33,8 +33,12 @@ class Manifest private constructor(
     val fallback: String,
     val adaptersBytes: Long,
     val adaptersSha256: String,
+    private val whole: JsonReader,
 ) {
     private val byName = tasks.associateBy { it.name }
+
+    /** Where each matrix lies; Invalid where the keys that only this needs are not as they must be. */
+    internal fun layout(): Layout = Layout.read(whole, modules, rank, layoutDigest)
 
     /** The task called [name], or what the fallback has for it; null is the bare base model. */
     fun find(name: String): Task? {
@@ -93,6 +97,7 @@ class Manifest private constructor(
                 base.at("tokenizer_sha256").digestOrNull(),
                 layout, rank, heads.size, tasks, fallback,
                 adapters.at("bytes").integer(0, MAX_BYTES), adapters.at("sha256").digest(),
+                root,
             )
             if (checkDigest) checkDigest(bytes, stated, where)
             return manifest

@@ -48,7 +48,7 @@ internal class Opening(
             val tokenizer = options.tokenizer ?: File(model.absoluteFile.parentFile, "tokenizer.json")
             val stated = if (digests) program.text("get_tokenizer_sha256") else null
             val read = Tokenizer.read(tokenizer, stated)
-            Opened(manifest, Programs(program, heads, manifest.tasks[0].route), read)
+            Opened(manifest, Programs(program, heads, manifest.layout()), read)
         }
     }
 

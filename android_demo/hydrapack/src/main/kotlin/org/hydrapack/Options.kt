@@ -12,6 +12,8 @@ data class GenerateOptions(
     val stop: List<String>? = null,
     /** In place of the task's own. */
     val promptTemplate: String? = null,
+    /** Guess tokens from the text so far, and check several a call. */
+    val lookup: Boolean = false,
 )
 
 /** Every option of one answer with its value. */

@@ -8,90 +8,110 @@ import org.pytorch.executorch.Tensor
 
 /**
  * The base program and the adapters' program together: all that knows which inputs a head is bound
- * to. Here `forward` takes tokens, positions and the two flat vectors a and b.
+ * to. `forward` takes tokens, positions, rows, whether a head is on, and each matrix of a and of b.
  */
-internal class Programs(private val model: Program, private val adapters: Program, route: LongArray) :
-    Closeable {
+internal class Programs(
+    private val model: Program,
+    private val adapters: Program,
+    private val layout: Layout,
+) : Closeable {
 
     /** Size of the vocabulary. */
-    val vocabulary = model.integer("get_vocab_size").toInt()
+    val vocabulary = limit("get_vocab_size")
 
     /** Positions that the cache holds. */
-    val maxContext = model.integer("get_max_context_len").toInt()
+    val maxContext = limit("get_max_context_len")
+
+    /** Tokens that a call takes. */
+    val maxTokens = limit("get_max_seq_len")
+
+    /** Tokens of a call after which it gives logits. */
+    val maxRows = limit("get_max_rows")
 
     /** Tokens that end an answer. */
     val endIds = model.integers("get_eos_ids").mapTo(HashSet()) { it.toInt() }
 
-    private val a: EValue
-    private val noHead: EValue
+    private val on = BoolTensor()
+    private val b = Tensor.allocateFloatBuffer(layout.b.sumOf { it.size })
 
-    /** What is bound. It lies in the adapters' memory until `head` runs again. */
-    private var b: EValue
+    /** Made as they are needed: only guesses need more than one. */
+    private val rows = ArrayList<FloatArray>()
 
-    private val logits: FloatArray
+    /** What follows tokens, positions and rows. Kept, since nothing of it is copied a call. */
+    private val adapter: Array<EValue>
 
     init {
-        if (maxContext < 2 || vocabulary !in 1..MAX_VOCABULARY) {
-            throw HydrapackException.Invalid("the model's context or vocabulary is out of range")
-        }
-        logits = FloatArray(vocabulary)
         model.load("forward")
         adapters.load("head")
         adapters.load("shared")
-        a = adapters.run("shared")[0]
-        // A zero b makes every update zero. Java is not told the size of an input: a head has it.
-        val size = head(route).toTensor().numel().toInt()
-        noHead = EValue.from(
-            Tensor.fromBlob(Tensor.allocateFloatBuffer(size), longArrayOf(size.toLong())),
-        )
-        b = noHead
+        // It stays where the adapters' program has it: nothing else of that program runs over it.
+        val shared = vector("shared", layout.a)
+        val matrices = pieces(shared, layout.a) + pieces(b, layout.b)
+        adapter = (listOf(EValue.from(on)) + matrices).toTypedArray()
     }
 
     /** Binds no head: the bare base model. */
-    fun useBase() {
-        b = noHead
-    }
+    fun useBase() = on.set(false)
 
     /** Computes a head and binds it; where that fails no head is bound. */
     fun useHead(route: LongArray) {
-        // A head that fails may have half written the memory that is bound.
         useBase()
-        b = head(route)
+        val input = Tensor.allocateLongBuffer(route.size)
+        for (i in route.indices) input.put(i, route[i])
+        val shape = longArrayOf(route.size.toLong())
+        val head = vector("head", layout.b, EValue.from(Tensor.fromBlob(input, shape)))
+        // All modules lie side by side in it; the model takes each in one piece.
+        val width = b.capacity() / layout.b[0].rows
+        var column = 0
+        var target = 0
+        for (matrix in layout.b) {
+            for (row in 0 until matrix.rows) {
+                copy(head, row * width + column, target, matrix.columns)
+                target += matrix.columns
+            }
+            column += matrix.columns
+        }
+        on.set(true)
     }
 
     /**
-     * Runs [count] of [ids] from [start] on at [position]; the logits of the next token, valid until
-     * the next call.
+     * Runs [count] of [ids], at most [maxTokens], from [start] on at [position]; the logits after each
+     * of the last [wanted] of them, at most [maxRows], valid until the next call.
      */
-    fun forward(ids: IntArray, start: Int, count: Int, position: Int): FloatArray {
+    fun forward(
+        ids: IntArray,
+        start: Int,
+        count: Int,
+        position: Int,
+        wanted: Int = 1,
+    ): List<FloatArray> {
         val tokens = Tensor.allocateLongBuffer(count)
         val positions = Tensor.allocateLongBuffer(count)
         for (i in 0 until count) {
             tokens.put(i, ids[start + i].toLong())
             positions.put(i, (position + i).toLong())
         }
+        val last = Tensor.allocateLongBuffer(wanted)
+        for (i in 0 until wanted) last.put(i, (count - wanted + i).toLong())
         val outputs = model.run(
             "forward",
             EValue.from(Tensor.fromBlob(tokens, longArrayOf(1, count.toLong()))),
             EValue.from(Tensor.fromBlob(positions, longArrayOf(count.toLong()))),
-            a,
-            b,
+            EValue.from(Tensor.fromBlob(last, longArrayOf(wanted.toLong()))),
+            *adapter,
         )
         val values = outputs[0].takeIf { it.isTensor }?.toTensor()?.getRawDataBuffer() as? FloatBuffer
-        if (values == null || values.capacity() != vocabulary) {
+        if (values == null || values.capacity() != wanted * vocabulary) {
             throw HydrapackException.Runtime("forward gives logits of another size")
         }
-        values.toStart()
-        values.get(logits)
-        return logits
+        values.select(0, values.capacity())
+        while (rows.size < wanted) rows.add(FloatArray(vocabulary))
+        for (row in 0 until wanted) values.get(rows[row])
+        return rows.subList(0, wanted)
     }
 
-    /** The values of the head that is bound. For tests. */
-    fun head(): FloatArray {
-        val values = b.toTensor().getRawDataBuffer() as FloatBuffer
-        values.toStart()
-        return FloatArray(values.capacity()).also { values.get(it) }
-    }
+    /** The values of the head that is bound, zeros where none is. For tests. */
+    fun head(): FloatArray = FloatArray(b.capacity()) { if (on.get()) b.get(it) else 0f }
 
     override fun close() {
         // The model last used what lies in the adapters' memory: it goes first.
@@ -99,19 +119,50 @@ internal class Programs(private val model: Program, private val adapters: Progra
         adapters.close()
     }
 
-    private fun head(route: LongArray): EValue {
-        val shape = longArrayOf(route.size.toLong())
-        val input = Tensor.allocateLongBuffer(route.size)
-        for (i in route.indices) input.put(i, route[i])
-        return adapters.run("head", EValue.from(Tensor.fromBlob(input, shape)))[0]
+    private fun limit(method: String): Int {
+        val value = model.integer(method)
+        if (value in 1..MAX_LIMIT) return value.toInt()
+        throw HydrapackException.Invalid("model.pte: $method is out of range")
     }
 
-    /** By Buffer's own method: a FloatBuffer's gives another type back, and Android 8 lacks it. */
-    private fun Buffer.toStart() {
-        rewind()
+    /** A vector of the package, which has the matrices of [shapes]. */
+    private fun vector(method: String, shapes: List<Layout.Shape>, vararg inputs: EValue): FloatBuffer {
+        val output = adapters.run(method, *inputs)[0]
+        val values = output.takeIf { it.isTensor }?.toTensor()?.getRawDataBuffer() as? FloatBuffer
+        if (values == null || values.capacity() != shapes.sumOf { it.size }) {
+            throw HydrapackException.Mismatch(
+                "${Manifest.ADAPTERS}: $method has another size than its manifest says; pack it again",
+            )
+        }
+        return values
+    }
+
+    /** A view of each matrix, one after the other. */
+    private fun pieces(vector: FloatBuffer, shapes: List<Layout.Shape>): List<EValue> {
+        var start = 0
+        return shapes.map { shape ->
+            val piece = vector.duplicate()
+            piece.select(start, start + shape.size)
+            start += shape.size
+            val sizes = longArrayOf(shape.rows.toLong(), shape.columns.toLong())
+            EValue.from(Tensor.fromBlob(piece.slice(), sizes))
+        }
+    }
+
+    private fun copy(from: FloatBuffer, start: Int, target: Int, count: Int) {
+        from.select(start, start + count)
+        b.select(target, target + count)
+        b.put(from)
+    }
+
+    /** By Buffer's own methods: a FloatBuffer's give another type back, and Android 8 lacks them. */
+    private fun Buffer.select(start: Int, end: Int) {
+        clear()
+        limit(end)
+        position(start)
     }
 
     private companion object {
-        const val MAX_VOCABULARY = 1 shl 28
+        const val MAX_LIMIT = 1L shl 28
     }
 }

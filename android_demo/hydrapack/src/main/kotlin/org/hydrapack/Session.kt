@@ -12,6 +12,8 @@ data class Stats(
     val prefillTokens: Int = 0,
     val decodeMs: Double = 0.0,
     val decodeTokens: Int = 0,
+    /** Of the program; fewer than tokens with lookup. */
+    val decodeCalls: Int = 0,
 ) {
     /** Tokens a second. */
     val prefillRate: Double get() = if (prefillMs > 0) 1000 * prefillTokens / prefillMs else 0.0
@@ -119,7 +121,7 @@ class Session private constructor(private val opened: Opened, started: Long) : C
         toStop.set(false)
         running.set(true)
         try {
-            answer(ids, resolved, onText)
+            answer(ids, resolved, if (options.lookup) Lookup(ids) else null, onText)
         } finally {
             running.set(false)
         }
@@ -179,23 +181,59 @@ class Session private constructor(private val opened: Opened, started: Long) : C
         check(ids, position)
         var logits = FloatArray(0)
         var done = 0
-        try {
-            // The program takes at most context - 1 positions a call.
+        forgettingOnFailure {
             while (done < ids.size) {
-                val count = minOf(maxContext - 1, ids.size - done)
-                logits = programs.forward(ids, done, count, position)
+                val count = minOf(programs.maxTokens, ids.size - done)
+                logits = programs.forward(ids, done, count, position)[0]
                 position += count
                 done += count
             }
-        } catch (error: HydrapackException.Runtime) {
-            // What the cache holds now is not known.
-            position = 0
-            throw error
         }
         return logits
     }
 
-    private fun answer(ids: IntArray, options: Options, onText: (String) -> Boolean): Answer {
+    private inline fun <T> forgettingOnFailure(run: () -> T): T = try {
+        run()
+    } catch (error: HydrapackException.Runtime) {
+        // What the cache holds now is not known.
+        position = 0
+        throw error
+    }
+
+    /** Logits after one more token of an answer, of which at most [useful] guesses can be of use. */
+    private fun next(token: Int, answer: Guessing, useful: Int): FloatArray {
+        val lookup = answer.lookup
+        if (lookup != null && lookup.known(token)) {
+            position++
+            return answer.rows[++answer.row]
+        }
+        stats = stats.copy(decodeCalls = stats.decodeCalls + 1)
+        if (lookup == null) return append(intArrayOf(token))
+        check(intArrayOf(token), position)
+        val room = minOf(programs.maxRows, maxContext - position) - 1
+        val ids = intArrayOf(token) + lookup.guess(token, minOf(useful, room))
+        answer.rows = forgettingOnFailure {
+            programs.forward(ids, 0, ids.size, position, ids.size)
+        }
+        answer.row = 0
+        // What was guessed wrong is in the cache, behind the position, where nothing reads it.
+        position++
+        return answer.rows[0]
+    }
+
+    /** The guesses of an answer, and the logits that the last call found after them. */
+    private class Guessing(val lookup: Lookup?) {
+        var rows = emptyList<FloatArray>()
+        var row = 0
+    }
+
+    private fun answer(
+        ids: IntArray,
+        options: Options,
+        lookup: Lookup?,
+        onText: (String) -> Boolean,
+    ): Answer {
+        val guessing = Guessing(lookup)
         position = 0
         val ends = programs.endIds + options.stop.mapNotNull(opened.tokenizer::id)
         val sampler = Sampler(options.seed)
@@ -210,6 +248,7 @@ class Session private constructor(private val opened: Opened, started: Long) : C
         var logits = append(ids)
         stats = stats.copy(
             prefillMs = msSince(begun), prefillTokens = ids.size, decodeMs = 0.0, decodeTokens = 0,
+            decodeCalls = 0,
         )
         val finish: Finish
         while (true) {
@@ -232,7 +271,7 @@ class Session private constructor(private val opened: Opened, started: Long) : C
                 break
             }
             begun = System.nanoTime()
-            logits = append(intArrayOf(token))
+            logits = next(token, guessing, options.generation.maxNewTokens - made.size - 1)
             stats = stats.copy(
                 decodeMs = stats.decodeMs + msSince(begun), decodeTokens = stats.decodeTokens + 1,
             )

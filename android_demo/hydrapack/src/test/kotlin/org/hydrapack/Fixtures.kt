@@ -81,6 +81,7 @@ internal object Fixtures {
         assertTrue(rows.size > session.tasks.size)
         var tokens = 0
         val outputs = HashSet<List<Int>>()
+        var saved = 0
         for (row in rows) {
             val task = row["task"] as String?
             val text = row["text"] as String
@@ -100,9 +101,17 @@ internal object Fixtures {
             val drawn = session.generate(text, options)
             assertEquals(row["drawn"].ints(), drawn.ids)
             assertEquals(row["drawn_text"], drawn.text)
+            val longer = GenerateOptions(2 * count, temperature = 0.0)
+            val plain = session.generate(text, longer)
+            val guessed = session.generate(text, longer.copy(lookup = true))
+            assertEquals(plain.ids, guessed.ids)
+            assertEquals(row["looked_up"], guessed.text)
+            assertEquals((row["lookup_calls"] as Long).toInt(), session.stats.decodeCalls)
+            saved += session.stats.decodeTokens - session.stats.decodeCalls
         }
         println("${folder.name}: ${rows.size} prompts, $tokens tokens as in Python")
         assertTrue(tokens >= 10 * rows.size && outputs.size > 2)
+        assertTrue("$saved calls saved", !answers || saved > 0)
     }
 
     /** The first of the largest logits, end tokens taken as any other; a prompt token a call. */

@@ -222,6 +222,8 @@ class SessionTest {
         val digest = "a".repeat(64)
         resealed("Mismatch", "another adapter layout",
             Regex("\"layout_digest\": \"[0-9a-f]{64}\""), "\"layout_digest\": \"$digest\"")
+        resealed("Invalid", "target_shapes: with target_modules, is not that of layout_digest",
+            Regex("\"target_shapes\": \\[\\s*\\[\\s*64"), "\"target_shapes\": [[65")
         for (key in listOf("weights_sha256", "tokenizer_sha256")) {
             resealed("Mismatch", "get_$key", Regex("\"$key\": (null|\"[0-9a-f]{64}\")"), "\"$key\": \"$digest\"")
         }

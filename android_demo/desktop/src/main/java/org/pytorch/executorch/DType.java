@@ -5,7 +5,8 @@ public enum DType {
   UINT8(0),
   INT32(3),
   INT64(4),
-  FLOAT(6);
+  FLOAT(6),
+  BOOL(11);
 
   public final int jniCode;
 

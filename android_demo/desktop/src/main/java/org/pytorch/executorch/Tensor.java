@@ -8,36 +8,24 @@ import java.nio.FloatBuffer;
 import java.nio.LongBuffer;
 
 /** A view of memory: the caller's direct buffer, or what a method's output lies in. */
-public final class Tensor {
+public abstract class Tensor {
   /** Read by the native side, by this name. */
   protected final long[] shape;
 
-  private final DType dtype;
-  private final Buffer data;
   /** Keeps an output alive on the native side. */
   private HybridData hybridData;
 
-  private Tensor(DType dtype, Buffer data, long[] shape) {
-    if (!data.isDirect() || data.capacity() != numel(shape)) {
-      throw new IllegalArgumentException("the buffer must be direct, and of the shape's size");
-    }
-    this.dtype = dtype;
-    this.data = data;
+  /** In Kotlin's it is internal, which only Kotlin's compiler heeds. */
+  public Tensor(long[] shape) {
     this.shape = shape.clone();
   }
 
   public static Tensor fromBlob(FloatBuffer data, long[] shape) {
-    return new Tensor(DType.FLOAT, nativeOrder(data, data.order()), shape);
+    return new Typed(DType.FLOAT, data, data.order(), shape);
   }
 
   public static Tensor fromBlob(LongBuffer data, long[] shape) {
-    return new Tensor(DType.INT64, nativeOrder(data, data.order()), shape);
-  }
-
-  public static Tensor fromBlob(long[] data, long[] shape) {
-    LongBuffer buffer = allocateLongBuffer(data.length);
-    buffer.put(data);
-    return fromBlob(buffer, shape);
+    return new Typed(DType.INT64, data, data.order(), shape);
   }
 
   public static FloatBuffer allocateFloatBuffer(int count) {
@@ -64,17 +52,15 @@ public final class Tensor {
     return numel(shape);
   }
 
-  public DType dtype() {
-    return dtype;
-  }
+  public abstract DType dtype();
 
   /** Called by the native side, by this name. */
   int dtypeJniCode() {
-    return dtype.jniCode;
+    return dtype().jniCode;
   }
 
   public Buffer getRawDataBuffer() {
-    return data;
+    throw new IllegalStateException("the tensor cannot return raw data");
   }
 
   /** Called by the native side, by this name. */
@@ -82,13 +68,9 @@ public final class Tensor {
       ByteBuffer data, long[] shape, int dtype, HybridData hybridData) {
     Tensor tensor;
     if (dtype == DType.FLOAT.jniCode) {
-      tensor = new Tensor(DType.FLOAT, data.asFloatBuffer(), shape);
+      tensor = fromBlob(data.asFloatBuffer(), shape);
     } else if (dtype == DType.INT64.jniCode) {
-      tensor = new Tensor(DType.INT64, data.asLongBuffer(), shape);
-    } else if (dtype == DType.INT32.jniCode) {
-      tensor = new Tensor(DType.INT32, data.asIntBuffer(), shape);
-    } else if (dtype == DType.UINT8.jniCode) {
-      tensor = new Tensor(DType.UINT8, data, shape);
+      tensor = fromBlob(data.asLongBuffer(), shape);
     } else {
       throw new IllegalArgumentException("Unknown dtype " + dtype);
     }
@@ -96,10 +78,28 @@ public final class Tensor {
     return tensor;
   }
 
-  private static Buffer nativeOrder(Buffer data, ByteOrder order) {
-    if (order != ByteOrder.nativeOrder()) {
-      throw new IllegalArgumentException("the buffer must be in native byte order");
+  private static final class Typed extends Tensor {
+    private final DType dtype;
+    private final Buffer data;
+
+    Typed(DType dtype, Buffer data, ByteOrder order, long[] shape) {
+      super(shape);
+      if (!data.isDirect() || order != ByteOrder.nativeOrder() || data.capacity() != numel(shape)) {
+        throw new IllegalArgumentException(
+            "the buffer must be direct, in native order, and of the shape's size");
+      }
+      this.dtype = dtype;
+      this.data = data;
     }
-    return data;
+
+    @Override
+    public DType dtype() {
+      return dtype;
+    }
+
+    @Override
+    public Buffer getRawDataBuffer() {
+      return data;
+    }
   }
 }
