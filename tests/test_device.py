@@ -710,11 +710,11 @@ def test_finish_reasons(tiny):
     list(answer)
     assert answer.finish == "length" and len(answer.ids) == 3
     end = answer.ids[1]
-    session._eos_ids = {end}
+    session._programs.eos_ids = {end}
     answer = session.generate("abc", max_new_tokens=9)
     list(answer)
     assert answer.finish == "stop" and end not in answer.ids
-    session._eos_ids = set()
+    session._programs.eos_ids = set()
     answer = session.generate("x" * 100, max_new_tokens=100)
     list(answer)
     assert answer.finish == "context" and session.position == session.max_context

@@ -140,7 +140,7 @@ def test_requests(session, child):
     asked = json.loads(child()[-1])
     assert asked.pop("ids") and asked == {
         "id": 1, "task": "one", "max_new_tokens": 3, "temperature": 0.5, "top_k": 4,
-        "top_p": 0.25, "seed": 7, "stop_ids": [4],
+        "top_p": 0.25, "seed": 7, "lookup": False, "stop_ids": [4],
     }  # fmt: skip
     session.use(None)
     list(session.generate("a"))
