@@ -256,6 +256,7 @@ def measure(programs: dict[str, Path], package: Path, context: int) -> dict[str,
     import torch
     from executorch.runtime import Runtime
 
+    from hydrapack.layout import a_matrices, b_matrices
     from hydrapack.pack.manifest import read_manifest
 
     runtime = Runtime.get()
@@ -267,14 +268,15 @@ def measure(programs: dict[str, Path], package: Path, context: int) -> dict[str,
         loads[name] = round(time.perf_counter() - started, 2)
         kept.append(program)
     adapters = runtime.load_program(package / "adapters.pte")
-    a = adapters.load_method("shared").execute([])
+    layout = read_manifest(package).layout
+    a = a_matrices(adapters.load_method("shared").execute([])[0], layout.a_shapes)
     head = adapters.load_method("head")
     swaps = []
     tasks = read_manifest(package).tasks
     for k in range(40):
         route = torch.tensor(tasks[k % len(tasks)].route)
         started = time.perf_counter()
-        b = head.execute([route])
+        b = b_matrices(head.execute([route])[0], layout.b_shapes)
         swaps.append(1e3 * (time.perf_counter() - started))
     cases = {
         "no adapter in the program": (methods["plain"], []),

@@ -152,17 +152,19 @@ class Updates:
         if not adapted:
             return fused
 
-        def added(fused: torch.Tensor, *updates: torch.Tensor) -> torch.Tensor:
+        def side_by_side(
+            base: Sequence[torch.Tensor], updates: Sequence[torch.Tensor]
+        ) -> Sequence[torch.Tensor]:
             found = dict(zip(adapted, updates, strict=True))
             parts = [
                 found[name]
                 if name in found
-                else fused.new_zeros(fused.shape[0], self.config.linear_shape(name)[0])
+                else base[0].new_zeros(base[0].shape[0], self.config.linear_shape(name)[0])
                 for name in names
             ]
-            return fused + torch.cat(parts, -1)
+            return (base[0] + torch.cat(parts, -1),)
 
-        return self._branch(layer, adapted, x, (fused,), lambda f, u: (added(f[0], *u),))[0]
+        return self._branch(layer, adapted, x, (fused,), side_by_side)[0]
 
     def o(self, layer: int, y: torch.Tensor) -> torch.Tensor | None:
         """Attention output y (S, heads * head_dim) -> its update (S, dim), or None."""
