@@ -1,5 +1,3 @@
-import com.facebook.soloader.nativeloader.NativeLoader;
-import com.facebook.soloader.nativeloader.NativeLoaderDelegate;
 import java.io.File;
 import java.util.ArrayList;
 import java.util.Collections;
@@ -9,29 +7,12 @@ import org.hydrapack.OpenOptions;
 import org.hydrapack.Session;
 import org.hydrapack.Stats;
 import org.hydrapack.Task;
+import org.hydrapack.desktop.DesktopLibrary;
 
 /** Prints times of the library as JSON: LIBRARY MODEL PACKAGE TOKENS SWAPS TEXT. */
 public class Measure {
   public static void main(String[] arguments) {
-    String library = arguments[0];
-    NativeLoader.init(
-        new NativeLoaderDelegate() {
-          @Override
-          public boolean loadLibrary(String name, int flags) {
-            System.load(library);
-            return true;
-          }
-
-          @Override
-          public String getLibraryPath(String name) {
-            return library;
-          }
-
-          @Override
-          public int getSoSourcesVersion() {
-            return 0;
-          }
-        });
+    DesktopLibrary.load(arguments[0]);
     long began = ProcessHandle.current().info().startInstant().get().toEpochMilli();
     OpenOptions options = new OpenOptions(true, null, 0, null);
     Session session =

@@ -1,8 +1,7 @@
 package org.hydrapack
 
-import com.facebook.soloader.nativeloader.NativeLoader
-import com.facebook.soloader.nativeloader.NativeLoaderDelegate
 import java.io.File
+import org.hydrapack.desktop.DesktopLibrary
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertTrue
 import org.junit.Assert.assertThrows
@@ -24,20 +23,7 @@ internal object Fixtures {
         file.readLines().map { Json.parseObject(it.toByteArray(), file.name) }
 
     /** Points ExecuTorch's classes to the desktop's library. */
-    fun loadNative() {
-        if (NativeLoader.isInitialized()) return
-        val library = System.getProperty("hydrapack.native")
-        NativeLoader.init(object : NativeLoaderDelegate {
-            override fun loadLibrary(name: String, flags: Int): Boolean {
-                System.load(library)
-                return true
-            }
-
-            override fun getLibraryPath(name: String): String = library
-
-            override fun getSoSourcesVersion(): Int = 0
-        })
-    }
+    fun loadNative() = DesktopLibrary.load(System.getProperty("hydrapack.native"))
 
     /** The kind of the error that [call] raises; its message must hold [part]. */
     fun kindOf(part: String, call: () -> Unit): String {

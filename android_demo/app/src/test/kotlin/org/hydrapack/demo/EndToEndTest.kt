@@ -3,10 +3,9 @@ package org.hydrapack.demo
 import android.app.Activity
 import android.content.Intent
 import android.provider.DocumentsContract
-import com.facebook.soloader.nativeloader.NativeLoader
-import com.facebook.soloader.nativeloader.NativeLoaderDelegate
 import java.io.File
 import org.hydrapack.Json
+import org.hydrapack.desktop.DesktopLibrary
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertFalse
 import org.junit.Assert.assertTrue
@@ -32,18 +31,7 @@ class EndToEndTest {
         assumeTrue("no fixtures: run pytest tests/test_android.py", File(fixtures, "tiny").exists())
         Screen.setFreeMemory(4_000_000_000)
         Robolectric.setupContentProvider(FakeDocuments::class.java, "documents")
-        if (NativeLoader.isInitialized()) return
-        val library = System.getProperty("hydrapack.native")
-        NativeLoader.init(object : NativeLoaderDelegate {
-            override fun loadLibrary(name: String, flags: Int): Boolean {
-                System.load(library)
-                return true
-            }
-
-            override fun getLibraryPath(name: String): String = library
-
-            override fun getSoSourcesVersion(): Int = 0
-        })
+        DesktopLibrary.load(System.getProperty("hydrapack.native"))
     }
 
     private fun Screen.pick(folder: File) {
