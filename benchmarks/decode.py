@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 SHAPES = {
     # To see that the benchmarks run; its times say nothing.
@@ -62,6 +63,8 @@ SHAPES = {
         "tie_word_embeddings": True,
     },
 }
+KINDS = ("plain", "adapted", "fixed", "held")
+"""Without an adapter; its matrices inputs; one adapter inside the delegates; A in the program."""
 PREFILL, ROUNDS, STEPS, HEADS = 64, 10, 12, 5
 TARGETS = ("q", "k", "v", "o")
 
@@ -134,6 +137,73 @@ def add_fixed_adapter(decoder, rank: int) -> None:
         setattr(decoder, chain, nn.ModuleList(fixed(part) for part in getattr(decoder, chain)))
 
 
+def hold_a(decoder, rank: int) -> None:
+    """Put A into a quantized decoder, as 4-bit linears in the chains; only the B's stay inputs.
+
+    There the products with B have their roles swapped, so that XNNPACK streams B: it packs a
+    product's right operand at each call, which so is the small activation.
+    """
+    import torch
+    from torch import nn
+
+    from hydrapack.base.quantize import integer_linear, to_int4
+
+    model = decoder.config
+
+    class Held(nn.Module):
+        """B A x of q, k and v or of o; ``heads`` are the B's of one call, each (1, d_out, rank)."""
+
+        def __init__(self, *names: str) -> None:
+            super().__init__()
+            shapes = [model.linear_shape(name) for name in names]
+            random = [torch.randn(rank, d_in) * 0.02 for _, d_in in shapes]
+            self.a = nn.ModuleList(integer_linear(to_int4(a), None) for a in random)
+            self.shapes = [(1, d_out, rank) for d_out, _ in shapes]
+            self.heads: tuple[torch.Tensor, ...] = ()
+
+        def forward(self, x):
+            parts = [
+                torch.bmm(B, A(x).permute(1, 0).view(1, rank, -1))
+                for A, B in zip(self.a, self.heads, strict=True)
+            ]
+            whole = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+            return whole.view(whole.shape[1], -1).permute(1, 0)
+
+    class HeldEntry(nn.Module):
+        def __init__(self, entry) -> None:
+            super().__init__()
+            self.entry, self.held = entry, Held("q", "k", "v")
+
+        def forward(self, x):
+            h, qkv = self.entry(x)
+            return h, qkv + self.held(h)
+
+    class HeldMix(nn.Module):
+        def __init__(self, mix) -> None:
+            super().__init__()
+            self.mix, self.held = mix, Held("o")
+
+        def forward(self, x, y, delta):
+            return self.mix(x, y, self.held(y))
+
+    decoder.entries = nn.ModuleList(HeldEntry(entry) for entry in decoder.entries)
+    decoder.mixes = nn.ModuleList(HeldMix(mix) for mix in decoder.mixes)
+    holders = [
+        chain[i].held for i in range(model.layers) for chain in (decoder.entries, decoder.mixes)
+    ]
+    plain = decoder.forward
+
+    def forward(tokens, input_pos, rows, on, *heads):
+        given = iter(heads)
+        for holder in holders:
+            holder.heads = tuple(next(given) for _ in holder.shapes)
+        return plain(tokens, input_pos, rows)
+
+    decoder.forward = forward
+    heads = [shape for holder in holders for shape in holder.shapes]
+    decoder.layout = SimpleNamespace(targets=(), a_shapes=[], b_shapes=heads)
+
+
 def calls(path: Path) -> tuple[int, int]:
     """Delegates of the program's forward, and calls of kernels outside them."""
     from executorch.exir._serialize._program import deserialize_pte_binary
@@ -154,8 +224,8 @@ def check_fixed(programs: dict[str, Path]) -> None:
         )
 
 
-def export(shape: str, rank: int, context: int, out: Path, fixed: bool = False) -> None:
-    """Export one program with random weights; print what it took as JSON."""
+def export(shape: str, rank: int, context: int, out: Path, kind: str) -> None:
+    """Export one program of random weights, of a kind of ``KINDS``; write what it took as JSON."""
     import torch
 
     from hydrapack.base.decoder import Decoder
@@ -167,21 +237,23 @@ def export(shape: str, rank: int, context: int, out: Path, fixed: bool = False) 
     torch.manual_seed(0)
     started = time.monotonic()
     model = config(shape)
-    layout = model.layout(TARGETS, rank) if rank and not fixed else None
+    layout = model.layout(TARGETS, rank) if kind == "adapted" else None
     decoder = Decoder(model, layout, context)
     with torch.no_grad():
         for parameter in decoder.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.02)
         quantize_decoder(decoder, scheme_of("8da4w"))
-    if fixed:
+    if kind == "fixed":
         add_fixed_adapter(decoder, rank)
+    if kind == "held":
+        hold_a(decoder, rank)
     metadata = {
         "get_vocab_size": model.vocab_size,
         "get_max_context_len": context,
         "get_eos_ids": list(model.eos_ids),
         "get_adapter_layout": layout.digest if layout else "",
-        "get_adapter_rank": rank,
+        "get_adapter_rank": rank if layout else 0,
     }
     lower_decoder(decoder, metadata, out)
     took = {
@@ -319,13 +391,14 @@ def measure(programs: dict[str, Path], package: Path, context: int) -> dict[str,
 def exported(
     folder: Path, names: tuple[str, ...], shape: str, rank: int, context: int
 ) -> dict[str, Path]:
-    """The programs in ``folder``, exported if they are not there."""
+    """The programs in ``folder``, exported if missing; the plain one beside it serves all ranks."""
     programs = {name: folder / f"{name}.pte" for name in names}
+    programs["plain"] = folder.parent / f"{shape}-plain.pte"
     for name, path in programs.items():
         if not path.exists():
             # A process of its own, so that the peak memory is the export's.
             command = [sys.executable, __file__, "--shape", shape, "--rank", str(rank)]
-            command += ["--context", str(context), "--out", str(folder.parent), "--export", name]
+            command += ["--context", str(context), "--export", name, "--out", str(path)]
             subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     if "fixed" in programs:
         check_fixed(programs)
@@ -338,15 +411,13 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
-    parser.add_argument("--export", choices=["plain", "adapted", "fixed"], help=argparse.SUPPRESS)
+    parser.add_argument("--export", choices=KINDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.export:
+        export(args.shape, args.rank, args.context, args.out, args.export)
+        return
     folder = args.out / f"{args.shape}-r{args.rank}"
     folder.mkdir(parents=True, exist_ok=True)
-    if args.export:
-        rank = 0 if args.export == "plain" else args.rank
-        fixed = args.export == "fixed"
-        export(args.shape, rank, args.context, folder / f"{args.export}.pte", fixed)
-        return
     programs = exported(folder, ("plain", "adapted"), args.shape, args.rank, args.context)
     result: dict[str, object] = {
         name: json.loads(path.with_suffix(".json").read_text()) for name, path in programs.items()

@@ -1,14 +1,15 @@
 """The C++ runtime measured: decode, swap, load and memory, against the other ways.
 
-    python benchmarks/runtime.py --shape smollm2-135m --rank 16
-    python benchmarks/runtime.py --shape llama-3.2-1b --rank 32
+    python benchmarks/runtime.py --shape smollm2-135m --rank 4
+    python benchmarks/runtime.py --shape smollm2-135m --ladder 4 8 16 32
+    python benchmarks/runtime.py --shape llama-3.2-1b --rank 32 --forms adapted off
     python benchmarks/runtime.py --real   # SmolLM2 and the example adapters: PEFT and llama.cpp
 
 Programs of one shape (8da4w, random weights) are timed interleaved in one process: without adapter,
-with one adapter fixed in it, and libhydrapack with a head and with none. Where a process puts its
-memory shifts the ratios by a tenth, so it is started several times, the programs in random order,
-and each figure is the median over the starts. --real compares with
-PyTorch + PEFT and, where llama-cpp-python is installed and CONVERT_LORA names its
+with one adapter fixed in it, libhydrapack with a head and with none, and a program that holds A
+and takes B alone. Where a process puts its memory shifts the ratios by a tenth, so it is started
+several times, the programs in random order, and each figure is the median over the starts. --real
+compares with PyTorch + PEFT and, where llama-cpp-python is installed and CONVERT_LORA names its
 convert_lora_to_gguf.py, with llama.cpp. Needs what `make runtime` needs.
 """
 
@@ -56,43 +57,99 @@ def stripped(path: Path) -> int:
     return target.stat().st_size
 
 
-def shapes(args: argparse.Namespace) -> None:
-    folder = args.out / f"{args.shape}-r{args.rank}"
+PLAIN = "(a) no adapter"
+FORMS = {
+    "fixed": "(b) one adapter fixed",
+    "adapted": "(c) a head",
+    "off": "(d) no head",
+    "held": "(e) A in the program",
+}
+"""Ways to run an adapter, beside the program that has none."""
+
+
+def prepared(args: argparse.Namespace, rank: int) -> dict[str, str]:
+    """What the native benchmark is told of each form asked for, exported and packed if missing."""
+    folder = args.out / f"{args.shape}-r{rank}"
     folder.mkdir(parents=True, exist_ok=True)
-    names = ("plain", "fixed", "adapted")
-    programs = exported(folder, names, args.shape, args.rank, args.context)
+    names = dict.fromkeys("adapted" if form == "off" else form for form in args.forms)
+    programs = exported(folder, ("plain", *names), args.shape, rank, args.context)
     package = folder / "package"
     if not (package / "manifest.json").exists():
-        export_heads(args.shape, args.rank, package)
-    decode = built(args.out / "native")
-    model = programs["adapted"]
-    cases = {
-        "(a) no adapter": f"{programs['plain']}",
-        "(b) one adapter fixed": f"{programs['fixed']}",
-        "(c) a head": f"{model}@{package}@t1",
-        "(d) no head": f"{model}@{package}",
-    }
+        export_heads(args.shape, rank, package)
+    sessions = {"adapted": f"@{package}@t1", "off": f"@{package}"}
+    cases = {PLAIN: f"{programs['plain']}"}
+    for form in args.forms:
+        program = programs["adapted" if form == "off" else form]
+        cases[FORMS[form]] = f"{program}{sessions.get(form, '')}"
+    return cases
 
+
+def timed(
+    args: argparse.Namespace, rounds: int, steps: int, where: dict[str, str], opening: str = "1"
+) -> dict:
+    """The native benchmark's figures, by name."""
+    numbers = [str(PREFILL), str(rounds), str(steps), opening]
+    command = [args.out / "native" / "decode", *numbers]
+    command += [f"{name}={path}" for name, path in where.items()]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def ladder(args: argparse.Namespace) -> None:
+    """Decode and prefill of every form at every rank, over a program without adapter."""
+    cases = {PLAIN: prepared(args, args.ladder[0])[PLAIN]}
+    for rank in args.ladder:
+        cases |= {f"{n} R{rank}": p for n, p in prepared(args, rank).items() if n != PLAIN}
+    built(args.out / "native")
+    runs = []
+    for start in range(args.starts):
+        order = random.Random(start).sample(sorted(cases), len(cases))
+        runs.append(timed(args, ROUNDS, STEPS, {name: cases[name] for name in order}))
+        print(f"start {start + 1} of {args.starts}", file=sys.stderr)
+
+    def ratios(name: str, key: str, part: str | None = None) -> list[float]:
+        def of(run: dict, which: str) -> float:
+            figure = run[which][key]
+            return figure[part] if part else figure
+
+        return [of(run, name) / of(run, PLAIN) for run in runs]
+
+    print(f"$ python benchmarks/runtime.py {' '.join(sys.argv[1:])}\n")
+    middle = statistics.median(run[PLAIN]["decode_ms"]["median"] for run in runs)
+    print(f"Over {PLAIN} of {middle:.2f} ms, medians over {args.starts} starts; in brackets least")
+    print("and most; then of the least times; prefill of 128 tokens.\n")
+    print("| R | form | decode | of minima | prefill |\n|---|---|---|---|---|")
+    for name in sorted(cases, key=lambda n: (int(n.partition(" R")[2] or 0), n)):
+        if name == PLAIN:
+            continue
+        form, _, rank = name.partition(" R")
+        decode = ratios(name, "decode_ms", "median")
+        least, prefill = ratios(name, "decode_ms", "min"), ratios(name, "prefill_ms")
+        spread = f"{statistics.median(decode):.3f} ({min(decode):.3f} to {max(decode):.3f})"
+        rest = f"{statistics.median(least):.3f} | {statistics.median(prefill):.3f}"
+        print(f"| {rank} | {form} | {spread} | {rest} |")
+
+
+def shapes(args: argparse.Namespace) -> None:
+    folder = args.out / f"{args.shape}-r{args.rank}"
+    cases = prepared(args, args.rank)
+    built(args.out / "native")
+    package = folder / "package"
+    model = folder / "adapted.pte"
     cache = folder / "weights"
     cache.mkdir(exist_ok=True)
 
-    def timed(rounds: int, steps: int, where: dict[str, str], opening: str = "1") -> dict:
-        numbers = [str(PREFILL), str(rounds), str(steps), opening]
-        command = [decode, *numbers, *(f"{name}={path}" for name, path in where.items())]
-        run = subprocess.run(command, capture_output=True, text=True, check=True)
-        return json.loads(run.stdout.splitlines()[-1])
-
     together, alone, unchecked, kept = [], [], [], []
-    timed(1, 4, {"x": cases["(c) a head"]}, f"CACHE={cache}")
+    timed(args, 1, 4, {"x": cases["(c) a head"]}, f"CACHE={cache}")
     for start in range(args.starts):
         order = random.Random(start).sample(sorted(cases), len(cases))
-        together.append(timed(ROUNDS, STEPS, {name: cases[name] for name in order}))
+        together.append(timed(args, ROUNDS, STEPS, {name: cases[name] for name in order}))
         # Memory and load are of one program alone in a process.
-        alone.append({name: timed(1, 4, {"x": cases[name]})["x"] for name in order})
-        unchecked.append({name: timed(1, 4, {"x": cases[name]}, "0")["x"] for name in order})
+        alone.append({name: timed(args, 1, 4, {"x": cases[name]})["x"] for name in order})
+        unchecked.append({name: timed(args, 1, 4, {"x": cases[name]}, "0")["x"] for name in order})
         opening = f"CACHE={cache}"
         kept.append(
-            {n: timed(1, 4, {"x": cases[n]}, opening)["x"] for n in order if "@" in cases[n]}
+            {n: timed(args, 1, 4, {"x": cases[n]}, opening)["x"] for n in order if "@" in cases[n]}
         )
     # All tasks of a package used once: what one task takes, and five.
     swapped = {}
@@ -100,12 +157,11 @@ def shapes(args: argparse.Namespace) -> None:
         own = folder / f"package{count}"
         if not (own / "manifest.json").exists():
             export_heads(args.shape, args.rank, own, count)
-        swapped[count] = timed(1, 4, {"x": f"{model}@{own}@t0"})["x"]["swapped_bytes"]
+        swapped[count] = timed(args, 1, 4, {"x": f"{model}@{own}@t0"})["x"]["swapped_bytes"]
 
     def middle(runs: list[dict], name: str, key: str, part: str | None = None) -> float:
         return statistics.median(r[name][key][part] if part else r[name][key] for r in runs)
 
-    base = "(a) no adapter"
     print(f"$ python benchmarks/runtime.py {' '.join(sys.argv[1:])}\n")
     print(f"Medians over {args.starts} starts, the programs in random order.\n")
     columns = ["program", "decode ms, median", "min", "ratio of medians", "least", "most"]
@@ -113,7 +169,9 @@ def shapes(args: argparse.Namespace) -> None:
     columns += ["resident MB loaded", "decoding"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name in cases:
-        ratios = [r[name]["decode_ms"]["median"] / r[base]["decode_ms"]["median"] for r in together]
+        ratios = [
+            r[name]["decode_ms"]["median"] / r[PLAIN]["decode_ms"]["median"] for r in together
+        ]
         figures = [
             f"{middle(together, name, 'decode_ms', 'median'):.2f}",
             f"{middle(together, name, 'decode_ms', 'min'):.2f}",
@@ -126,7 +184,6 @@ def shapes(args: argparse.Namespace) -> None:
         ]
         print(f"| {name} | {' | '.join(figures)} |")
     swap, least = (middle(together, "(c) a head", "swap_ms", part) for part in ("median", "min"))
-    load = middle(alone, "(b) one adapter fixed", "load_ms")
     vector = json.loads((package / "manifest.json").read_text())
     one = sum(
         d_out * args.rank * len(vector["modules"]) // len(vector["target_shapes"])
@@ -138,12 +195,14 @@ def shapes(args: argparse.Namespace) -> None:
         f"{4 * one / 1e6:.1f} dequantized"
     )
     library = args.out / "native" / "runtime" / "libhydrapack.so"
-    print(
-        f"\nswap: {swap:.2f} ms median, {least:.2f} min; loading a program with",
-        end="",
-    )
-    print(f" its adapter inside: {load:.0f} ms, {load / swap:.0f} times the median swap")
+    print(f"\nswap: {swap:.2f} ms median, {least:.2f} min", end="")
+    if FORMS["fixed"] in cases:
+        load = middle(alone, FORMS["fixed"], "load_ms")
+        print(f"; loading a program with its adapter inside: {load:.0f} ms", end="")
+        print(f", {load / swap:.0f} times the median swap", end="")
+    print()
     print(f"libhydrapack.so, stripped: {stripped(library):,} bytes")
+    programs = {name: Path(case.partition("@")[0]) for name, case in cases.items()}
     sizes = {n: p.stat().st_size for n, p in programs.items()}
     heads = (package / "adapters.pte").stat().st_size
     print(f"files, MB: {', '.join(f'{n} {s / 1e6:.1f}' for n, s in sizes.items())}, ", end="")
@@ -257,13 +316,15 @@ def llama_rows(base: Path, out: Path) -> list[tuple[str, ...]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=sorted(SHAPES), default="smollm2-135m")
-    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--ladder", type=int, nargs="+", help="ranks, all in one interleaved run")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
     parser.add_argument("--starts", type=int, default=5, help="of the process that times")
     parser.add_argument("--real", action="store_true", help="PEFT and llama.cpp on SmolLM2")
     args = parser.parse_args()
-    real(args) if args.real else shapes(args)
+    (real if args.real else ladder if args.ladder else shapes)(args)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 // Decode, prefill, load and swap times of several programs in one interleaved run:
 //   decode PREFILL ROUNDS STEPS DIGESTS NAME=model.pte NAME=model.pte@package[@task] ...
 // DIGESTS 1 opens packages as by default, 0 without comparing the files' SHA-256, CACHE=folder without
-// that and with a weight cache. A plain program takes (tokens, positions, rows); with a package the
-// session of libhydrapack runs it.
+// that and with a weight cache. With a package the session of libhydrapack runs a program; without one
+// it takes (tokens, positions, rows) and, where it has more inputs, 1 and random floats for them.
 // Prints one JSON object.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,7 @@ using Clock = std::chrono::steady_clock;
 using executorch::aten::ScalarType;
 using executorch::extension::from_blob;
 using executorch::extension::Module;
+using executorch::extension::TensorPtr;
 using executorch::runtime::EValue;
 
 namespace {
@@ -47,9 +49,33 @@ void resident(long& all, long& shared) {
   std::exit(1);
 }
 
+// What `program` takes beside tokens, positions and rows: the switch and the adapter's matrices.
+std::vector<TensorPtr> matrices(Module& program) {
+  const auto meta = program.method_meta("forward");
+  if (!meta.ok()) fail("forward has no description");
+  std::mt19937 generator(0);
+  std::normal_distribution<float> normal(0.0F, 0.02F);
+  std::vector<TensorPtr> found;
+  for (size_t i = 3; i < meta->num_inputs(); i++) {
+    const auto input = meta->input_tensor_meta(i);
+    if (!input.ok()) fail("an input is no tensor");
+    if (input->scalar_type() == ScalarType::Long) {
+      found.push_back(executorch::extension::make_tensor_ptr(int64_t{1}));
+      continue;
+    }
+    std::vector<float> values(input->nbytes() / sizeof(float));
+    for (float& value : values) value = normal(generator);
+    const auto sizes = input->sizes();
+    found.push_back(executorch::extension::make_tensor_ptr(
+        std::vector<executorch::aten::SizesType>(sizes.begin(), sizes.end()), std::move(values)));
+  }
+  return found;
+}
+
 struct Program {
   std::string name;
   std::unique_ptr<Module> plain;
+  std::vector<TensorPtr> adapter;
   std::unique_ptr<hydrapack::Session> session;
   int64_t position = 0;
   double load_ms = 0, prefill_ms = 0;
@@ -65,10 +91,13 @@ struct Program {
     const auto count = static_cast<int32_t>(ids.size());
     std::vector<int64_t> positions(ids.size()), row{count - 1};
     for (auto& p : positions) p = position++;
-    auto outputs = plain->forward(
-        {EValue(from_blob(ids.data(), {1, count}, ScalarType::Long)),
-         EValue(from_blob(positions.data(), {count}, ScalarType::Long)),
-         EValue(from_blob(row.data(), {1}, ScalarType::Long))});
+    // An EValue does not keep its tensor alive.
+    std::vector<TensorPtr> tensors{
+        from_blob(ids.data(), {1, count}, ScalarType::Long),
+        from_blob(positions.data(), {count}, ScalarType::Long),
+        from_blob(row.data(), {1}, ScalarType::Long)};
+    tensors.insert(tensors.end(), adapter.begin(), adapter.end());
+    auto outputs = plain->forward(std::vector<EValue>(tensors.begin(), tensors.end()));
     if (!outputs.ok()) fail(name + ": forward failed");
   }
 
@@ -109,6 +138,7 @@ int main(int count, char** arguments) {
       if (program.plain->load_method("forward") != executorch::runtime::Error::Ok) {
         fail(model + " cannot be loaded");
       }
+      program.adapter = matrices(*program.plain);
       program.load_ms = ms_since(started);
     } else {
       const size_t second = text.find('@', at + 1);

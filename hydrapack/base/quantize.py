@@ -218,11 +218,11 @@ def _stored(
         if formats[0] == BLOCKS:
             whole = [block for block in blocks if block is not None]
             return _block_linear(_joined(whole), bias)
-        return _integer_linear(_rounded(weight, formats[0], hessian), bias)
+        return integer_linear(_rounded(weight, formats[0], hessian), bias)
     parts: list[nn.Module] = []
     biases = [None] * len(rows) if bias is None else torch.split(bias.detach(), rows)
     for own, kind, own_bias in zip(torch.split(weight, rows), formats, biases, strict=True):
-        parts.append(_integer_linear(_rounded(own, kind, hessian), own_bias))
+        parts.append(integer_linear(_rounded(own, kind, hessian), own_bias))
     return SideBySide(parts)
 
 
@@ -250,10 +250,10 @@ def _block_linear(blocks: Blocks, bias: torch.Tensor | None) -> BlockLinear:
     levels = levels * (blocks.scales > 1e-30)[..., None]
     integers = Integers(levels.flatten(1).to(torch.int8), bf16_scales(blocks.scales), 4)
     lost = (blocks.scales - integers.scales) * levels.mean(-1)
-    return BlockLinear(_integer_linear(integers, bias), blocks.offsets + lost)
+    return BlockLinear(integer_linear(integers, bias), blocks.offsets + lost)
 
 
-def _integer_linear(integers: Integers, bias: torch.Tensor | None) -> nn.Module:
+def integer_linear(integers: Integers, bias: torch.Tensor | None) -> nn.Module:
     """A linear over torchao's tensor, which lowers to XNNPACK's dynamically quantized product."""
     from torchao.quantization.quantize_.workflows import IntxUnpackedToInt8Tensor
     from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
