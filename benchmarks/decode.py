@@ -330,6 +330,7 @@ def measure(programs: dict[str, Path], package: Path, context: int) -> dict[str,
 
     from hydrapack.layout import a_matrices, b_matrices
     from hydrapack.pack.manifest import read_manifest
+    from hydrapack.pte import forward_inputs
 
     runtime = Runtime.get()
     loads, methods, kept = {}, {}, []
@@ -351,22 +352,21 @@ def measure(programs: dict[str, Path], package: Path, context: int) -> dict[str,
         b = b_matrices(head.execute([route])[0], layout.b_shapes)
         swaps.append(1e3 * (time.perf_counter() - started))
     cases = {
-        "no adapter in the program": (methods["plain"], []),
-        "no head": (methods["adapted"], [torch.tensor(False), *a, *b]),
-        "a head (A and B inputs)": (methods["adapted"], [torch.tensor(True), *a, *b]),
+        "no adapter in the program": (methods["plain"], False, []),
+        "no head": (methods["adapted"], False, [*a, *b]),
+        "a head (A and B inputs)": (methods["adapted"], True, [*a, *b]),
     }
     prefill, times = {}, {name: [] for name in cases}
-    for name, (method, extra) in cases.items():
+    for name, (method, *adapter) in cases.items():
         for _ in range(2):
             started = time.perf_counter()
-            last = torch.tensor([PREFILL - 1])
-            method.execute([torch.arange(PREFILL)[None], torch.arange(PREFILL), last, *extra])
+            text = range(PREFILL)
+            method.execute(forward_inputs(text, text, [PREFILL - 1], *adapter))
             prefill[name] = round(1e3 * (time.perf_counter() - started), 1)
     for _ in range(ROUNDS):
-        for name, (method, extra) in cases.items():
+        for name, (method, *adapter) in cases.items():
             for step in range(STEPS):
-                at = torch.tensor([PREFILL + step])
-                inputs = [torch.tensor([[5]]), at, torch.tensor([0]), *extra]
+                inputs = forward_inputs([5], [PREFILL + step], [0], *adapter)
                 started = time.perf_counter()
                 method.execute(inputs)
                 times[name].append(1e3 * (time.perf_counter() - started))

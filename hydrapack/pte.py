@@ -9,8 +9,9 @@ from typing import Any
 from hydrapack.errors import Invalid, NotFound, RuntimeFailure, unreadable
 
 _MAGIC = slice(4, 6)
-FIRST = 3
-"""Inputs of ``forward`` before the adapter's: tokens, positions, rows."""
+FORWARD_VERSION = 1
+"""Which inputs ``forward`` takes, a constant of the program: one without it takes others."""
+_MATRICES = 4
 
 
 def load_program(path: Path, method: str | None = None) -> Any:
@@ -58,15 +59,50 @@ def load_method(program: Any, method: str) -> Any:
         raise Invalid(f"{program.hydrapack_path}: damaged: {method!r} cannot be loaded") from error
 
 
-def no_adapter(forward: Any) -> list[Any]:
-    """What ``forward`` takes after tokens, positions and rows, for the bare base model."""
+def forward_inputs(
+    tokens: Sequence[int],
+    positions: Sequence[int],
+    rows: Sequence[int],
+    on: bool,
+    matrices: Sequence[Any],
+) -> list[Any]:
+    """The inputs of ``forward``, in its order.
+
+    Args:
+        tokens: the S of the call.
+        positions: theirs.
+        rows: which of the S tokens' logits are wanted, from 0.
+        on: whether the adapter counts.
+        matrices: of the adapter, all of A and then all of B, of ``matrix_shapes``; none for a
+            program that takes no adapter.
+    """
     import torch
 
-    count = forward.metadata.num_inputs()
-    if count <= FIRST:
-        return []
-    shapes = [forward.metadata.input_tensor_meta(i).sizes() for i in range(FIRST + 1, count)]
-    return [torch.tensor(False), *(torch.zeros(*shape) for shape in shapes)]
+    # An integer, since ExecuTorch's Java API makes no tensor of truth values.
+    switch = [torch.tensor(int(on))] if matrices else []
+    text = [torch.tensor([list(tokens)]), torch.tensor(list(positions)), torch.tensor(list(rows))]
+    return [*text, *switch, *matrices]
+
+
+def matrix_shapes(forward: Any) -> list[tuple[int, ...]]:
+    """Of the matrices among the inputs of a loaded ``forward``; none if it takes no adapter."""
+    meta = forward.metadata
+    return [tuple(meta.input_tensor_meta(i).sizes()) for i in range(_MATRICES, meta.num_inputs())]
+
+
+def check_forward(program: Any) -> None:
+    """Refuse a base program whose ``forward`` takes other inputs than ``forward_inputs``.
+
+    Raises:
+        Invalid: another version of hydrapack exported it.
+    """
+    method = "get_forward_version"
+    if method in program.method_names and constant(program, method) == FORWARD_VERSION:
+        return
+    raise Invalid(
+        f"{program.hydrapack_path}: its forward takes other inputs than this version of hydrapack "
+        f"gives: export it anew with hydrapack export-base"
+    )
 
 
 def execute(method: Any, inputs: Sequence[Any], name: str) -> list[Any]:

@@ -132,6 +132,22 @@ def test_four_bit_scales_are_searched_bfloat16_and_above_zero():
         to_int4(torch.randn(4, 40))
 
 
+def test_the_switch_of_the_adapter_is_read_once_a_call(tiny):
+    """One comparison in the program, whatever its layers."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    plans = deserialize_pte_binary(tiny[0].read_bytes()).program.execution_plan
+    (forward,) = (plan for plan in plans if plan.name == "forward")
+    called = [
+        forward.operators[i.instr_args.op_index].name
+        for chain in forward.chains
+        for i in chain.instructions
+        if type(i.instr_args).__name__ == "KernelCall"
+    ]
+    assert called.count("aten::mm") > 2 * LAYERS
+    assert called.count("aten::ne") == 1
+
+
 # GPTQ
 
 

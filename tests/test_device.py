@@ -185,8 +185,9 @@ def test_8da4w_is_the_quantized_decoder(tiny, tiny_model, tmp_path):
             ids = session.use(task).encode(TEXT)
             positions = torch.arange(len(ids))
             expected = decoder(
-                torch.tensor([ids]), positions, positions[-1:], *session._programs._adapter
-            )[0, 0]
+                torch.tensor([ids]), positions, positions[-1:], torch.tensor(1),
+                *session._programs.matrices,
+            )[0, 0]  # fmt: skip
             logits = session.forward(ids)
             assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
 
@@ -334,7 +335,7 @@ def test_a_user_cannot_write_special_tokens(tiny):
     assert ids.count(4) == 1 and ids[-1] == 4
 
 
-def test_mismatches_are_refused(tiny, tiny_model, tmp_path):
+def test_mismatches_are_refused(tiny, tiny_model, tmp_path, monkeypatch):
     export_base(str(tiny_model), tmp_path / "r8.pte", 8, quant="fp32", max_context=64)
     with pytest.raises(InputError, match=r"rank 8, the package has rank 4: export.*--rank 4"):
         Session(tmp_path / "r8.pte", tiny[1])
@@ -343,6 +344,16 @@ def test_mismatches_are_refused(tiny, tiny_model, tmp_path):
         Session(tmp_path / "qv.pte", tiny[1])
     with pytest.raises(InputError, match="no method 'forward'"):
         Session(tiny[1] / "adapters.pte", tiny[1], check_digests=False)
+    # Programs exported before, whose switch is a truth value, do not state a version.
+    older = tiny[0].read_bytes().replace(b"get_forward_version", b"get_forward_nothing")
+    assert len(older) == tiny[0].stat().st_size
+    (tmp_path / "older.pte").write_bytes(older)
+    with pytest.raises(Invalid, match=r"older.pte: its forward takes other inputs.*export it anew"):
+        Session(tmp_path / "older.pte", tiny[1], check_digests=False)
+    monkeypatch.setattr("hydrapack.pte.FORWARD_VERSION", 2)
+    with pytest.raises(Invalid, match=r"export it anew with hydrapack export-base"):
+        Session(tiny[0], tiny[1])
+    monkeypatch.undo()
     with pytest.raises(InputError, match="unknown task 'four'; the package has: one, two, three"):
         Session(tiny[0], tiny[1]).use("four")
 

@@ -8,7 +8,6 @@ android {
     compileSdk = libs.versions.compileSdk.get().toInt()
     defaultConfig.minSdk = libs.versions.minSdk.get().toInt()
     sourceSets["main"].kotlin.srcDir("src/main/kotlin")
-    sourceSets["main"].java.srcDir("src/main/kotlin")
     compileOptions {
         sourceCompatibility = JavaVersion.VERSION_11
         targetCompatibility = JavaVersion.VERSION_11

@@ -138,10 +138,10 @@ class Updates:
         self,
         config: DecoderConfig,
         layout: Layout | None,
-        on: torch.Tensor | None,
+        counts: torch.Tensor | None,
         adapter: Sequence[torch.Tensor],
     ) -> None:
-        self.config, self.layout, self.on = config, layout, on
+        self.config, self.layout, self.counts = config, layout, counts
         count = len(layout.a_shapes) if layout else 0
         self.a, self.b = adapter[:count], adapter[count:]
 
@@ -195,7 +195,7 @@ class Updates:
         return self._branch(layer, adapted, x, (stream,), _sums)[0] if adapted else stream
 
     def _adapted(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        if self.layout is None or self.on is None:
+        if self.layout is None or self.counts is None:
             return ()
         return tuple(name for name in names if name in self.layout.targets)
 
@@ -209,7 +209,7 @@ class Updates:
         bare: Callable[[torch.Tensor, Sequence[torch.Tensor]], Sequence[torch.Tensor]] = _copies,
     ) -> tuple[torch.Tensor, ...]:
         """``join`` of the base's tensors and the updates B·(A·x) of ``names``; else ``bare``."""
-        assert self.layout is not None and self.on is not None
+        assert self.layout is not None and self.counts is not None
         layout, rank, count = self.layout, self.layout.rank, len(base)
         group = layer * len(layout.groups()) + layout.groups().index(names)
         first = layer * len(layout.targets) + layout.targets.index(names[0])
@@ -226,15 +226,15 @@ class Updates:
 
         inputs = (x, self.a[group], *base, *self.b[first : first + len(names)])
         if torch.compiler.is_exporting():
-            return tuple(torch.cond(self.on, updated, unchanged, inputs))
-        return tuple((updated if bool(self.on) else unchanged)(*inputs))
+            return tuple(torch.cond(self.counts, updated, unchanged, inputs))
+        return tuple((updated if bool(self.counts) else unchanged)(*inputs))
 
 
 class Decoder(nn.Module):
     """The base program's ``forward``. ``layout`` None gives a program without adapter inputs.
 
     Layer by layer, a group of linears with one input at a time: the base's linears run in a chain,
-    the head's products beside them, in a branch that a program runs only where ``on`` is true.
+    the head's products beside them, in a branch that a program runs only where ``on`` is 1.
     """
 
     cos: torch.Tensor
@@ -285,7 +285,7 @@ class Decoder(nn.Module):
             tokens: int64 (1, S).
             input_pos: int64 (S,), ascending; the cache holds all positions before the first.
             rows: int64 (K,), which of the S tokens' logits are wanted, from 0.
-            on: bool (), whether the adapter counts; None for the bare base.
+            on: int64 (), 0 or 1, whether the adapter counts; None for the bare base.
             adapter: float32, the matrices of ``a`` and then of ``b``, as ``Layout`` orders them.
         """
         x = self.embed(tokens)[0]
@@ -299,7 +299,9 @@ class Decoder(nn.Module):
         group = self.config.heads // self.config.kv_heads
         mask = mask[None].expand(group, -1, -1).clone().view(-1, seen)
 
-        updates = Updates(self.config, self.layout, on, adapter)
+        # Once here, and not in each of the branches.
+        counts = None if on is None else on != 0
+        updates = Updates(self.config, self.layout, counts, adapter)
         h, qkv = self.entries[0](x)
         for i in range(self.config.layers):
             qkv = updates.add_qkv(i, h, qkv)

@@ -20,6 +20,7 @@ from executorch.exir.passes import MemoryPlanningPass
 from torch.export import ExportedProgram
 
 from hydrapack.base.decoder import Decoder
+from hydrapack.pte import FORWARD_VERSION, forward_inputs
 
 MAX_SEQ = 128
 """Tokens a call: a longer prompt takes several. Memory for activations is planned for so many."""
@@ -94,20 +95,17 @@ def lower_decoder(
     name of each step.
     """
     decoder.eval().requires_grad_(False)
-    example = [torch.zeros(1, 7, dtype=torch.long), torch.arange(7), torch.arange(3)]
+    layout = decoder.layout
+    matrices = [torch.zeros(s) for s in layout.a_shapes + layout.b_shapes] if layout else []
+    example = forward_inputs([0] * 7, range(7), range(3), True, matrices)
     length = torch.export.Dim("S", min=1, max=max_seq(decoder.context))
     dynamic: list[Any] = [{1: length}, {0: length}, {0: torch.export.Dim("K", min=1, max=MAX_ROWS)}]
-    matrices: list[torch.Tensor] = []
-    if decoder.layout:
-        example.append(torch.tensor(True))
-        dynamic.append({})
-        matrices = [torch.zeros(s) for s in decoder.layout.a_shapes + decoder.layout.b_shapes]
+    if matrices:
+        # Of the switch, and of all that Decoder.forward takes as one.
+        dynamic += [{}, tuple({} for _ in matrices)]
     stage("tracing")
     exported = torch.export.export(
-        decoder,
-        (*example, *matrices),
-        dynamic_shapes=(*dynamic, *([tuple({} for _ in matrices)] if matrices else [])),
-        strict=False,
+        decoder, tuple(example), dynamic_shapes=tuple(dynamic), strict=False
     )
     stage("lowering to XNNPACK")
     edge = to_edge_transform_and_lower(
@@ -118,6 +116,7 @@ def lower_decoder(
             **metadata,
             "get_max_seq_len": max_seq(decoder.context),
             "get_max_rows": MAX_ROWS,
+            "get_forward_version": FORWARD_VERSION,
         },
     )
     del exported

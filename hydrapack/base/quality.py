@@ -115,14 +115,14 @@ def program_logits(
     model: Path, rows: Sequence[Sequence[int]], progress: Callable[[int], None] = lambda done: None
 ) -> list[torch.Tensor]:
     """The same of an exported program, token by token as a device decodes."""
-    from hydrapack.pte import load_method, load_program, no_adapter
+    from hydrapack.pte import forward_inputs, load_method, load_program, matrix_shapes
 
     forward = load_method(load_program(model, "forward"), "forward")
-    adapter = no_adapter(forward)
-    first, found = torch.tensor([0]), []
+    matrices = [torch.zeros(shape) for shape in matrix_shapes(forward)]
+    found = []
     for row in rows:
         steps = [
-            forward.execute([torch.tensor([[token]]), torch.tensor([at]), first, *adapter])[0][0, 0]
+            forward.execute(forward_inputs([token], [at], [0], False, matrices))[0][0, 0]
             for at, token in enumerate(row)
         ]
         found.append(torch.stack(steps).log_softmax(-1))

@@ -214,7 +214,8 @@ def _described(model: Path) -> str:
 
 def _source_digest() -> str:
     """SHA-256 of the exporter's own source: a change to it makes another program."""
-    files = sorted((Path(__file__).parents[1] / "base").glob("*.py"))
+    package = Path(__file__).parents[1]
+    files = [*sorted((package / "base").glob("*.py")), package / "layout.py", package / "pte.py"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -18,7 +18,7 @@ from hydrapack.digest import file_sha256
 from hydrapack.errors import Mismatch, NotFound, unreadable
 from hydrapack.pack.manifest import ADAPTERS, MANIFEST
 from hydrapack.pack.signature import verify_signature
-from hydrapack.pte import constant, load_program
+from hydrapack.pte import check_forward, constant, load_program
 from hydrapack.schema import Digest, misfit, parse_json, read_bytes
 
 
@@ -61,6 +61,7 @@ def open_files(
     _check_file(package / ADAPTERS, stated.bytes, stated.sha256, check_digests, MANIFEST)
     check_model_file(model, check_digests)
     programs = load_program(model, "forward"), load_program(package / ADAPTERS, "head")
+    check_forward(programs[0])
     _check_layout(manifest, *programs)
     check_base(manifest, programs[0])
     own = str(constant(programs[0], "get_tokenizer_sha256")) if check_digests else None

@@ -1,9 +1,10 @@
 """The base program and the package's program together: heads bound, tokens run.
 
-    forward(tokens (1, S), input_pos (S,), rows (K,), on (), *A, *B) -> logits (1, K, V)
+    forward(tokens, input_pos, rows, on, *A, *B) -> logits (1, K, V)
     shared() -> a        head(route (modules,)) -> b
 
-The package's vectors hold the matrices that ``forward`` takes (``hydrapack.layout``).
+``hydrapack.pte.forward_inputs`` has what they are; the package's vectors hold the matrices
+(``hydrapack.layout``).
 """
 
 from __future__ import annotations
@@ -18,9 +19,14 @@ import torch
 from hydrapack.errors import Invalid, Mismatch
 from hydrapack.layout import a_matrices, b_matrices
 from hydrapack.pack.manifest import ADAPTERS
-from hydrapack.pte import FIRST, constant, constants, execute, load_method
-
-Shape = tuple[int, ...]
+from hydrapack.pte import (
+    constant,
+    constants,
+    execute,
+    forward_inputs,
+    load_method,
+    matrix_shapes,
+)
 
 
 class Programs:
@@ -43,7 +49,7 @@ class Programs:
         self._forward = load_method(model, "forward")
         self._head = load_method(adapters, "head")
         self._shared = self.a = execute(load_method(adapters, "shared"), [], "shared")[0]
-        shapes = _shapes(self._forward, FIRST + 1)
+        shapes = matrix_shapes(self._forward)
         # A head chooses for each module, and each has a matrix of its own in b.
         self._a_shapes, self._b_shapes = shapes[:-modules], shapes[-modules:]
         self.b = torch.zeros(sum(map(math.prod, self._b_shapes)))
@@ -59,7 +65,7 @@ class Programs:
     def unbind(self) -> None:
         """Run the bare base model: the program leaves the head's products out."""
         # The matrices must be there all the same; nothing reads them.
-        self._adapter[0] = torch.tensor(False)
+        self.on = False
 
     def bind(self, route: Sequence[int]) -> None:
         """Run under the head of a route.
@@ -84,8 +90,8 @@ class Programs:
         if a.dtype != torch.float32 or b.dtype != torch.float32:
             raise Invalid("the vectors a and b must be float32")
         self.a, self.b = a.contiguous(), b.contiguous()
-        matrices = a_matrices(self.a, self._a_shapes) + b_matrices(self.b, self._b_shapes)
-        self._adapter = [torch.tensor(True), *matrices]
+        self.matrices = a_matrices(self.a, self._a_shapes) + b_matrices(self.b, self._b_shapes)
+        self.on = True
 
     def run(self, ids: Sequence[int], position: int, rows: int = 1) -> torch.Tensor:
         """Append ``ids`` at ``position``; float32 logits (rows, V) after the last ``rows`` of them.
@@ -101,15 +107,10 @@ class Programs:
             raise Invalid(f"a token is not in the vocabulary of {self.vocabulary}")
         logits = None
         for start in range(0, len(ids), self.max_seq):
-            part = list(ids[start : start + self.max_seq])
-            at = torch.arange(position + start, position + start + len(part))
-            wanted = torch.arange(max(len(part) - rows, 0), len(part))
-            inputs = [torch.tensor([part]), at, wanted, *self._adapter]
+            part = ids[start : start + self.max_seq]
+            at = range(position + start, position + start + len(part))
+            wanted = range(max(len(part) - rows, 0), len(part))
+            inputs = forward_inputs(part, at, wanted, self.on, self.matrices)
             logits = execute(self._forward, inputs, "forward")[0]
         assert logits is not None
         return logits[0]
-
-
-def _shapes(method: Any, first: int) -> list[Shape]:
-    meta = method.metadata
-    return [tuple(meta.input_tensor_meta(i).sizes()) for i in range(first, meta.num_inputs())]

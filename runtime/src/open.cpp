@@ -55,6 +55,16 @@ Result<std::optional<WeightCache>> weight_cache(
   return std::optional<WeightCache>(std::move(cache.value()));
 }
 
+// A program of another version of hydrapack may take other inputs, which nothing could name later.
+Error check_forward(const std::string& path, Module& model) {
+  const auto version = integer_constant(model, path, "get_forward_version");
+  if (version.ok() && version.value() == kForwardVersion) return {};
+  return {
+      Code::Invalid,
+      path + ": its forward takes other inputs than this version of hydrapack gives: export it "
+             "anew with hydrapack export-base"};
+}
+
 Error check_layout(
     const Paths& paths, Module& model, Module& adapters, const Manifest& manifest) {
   const auto rank = integer_constant(model, paths.model, "get_adapter_rank");
@@ -186,7 +196,8 @@ Result<std::unique_ptr<Session>> Session::open(
   loaded = load_module(paths.adapters, "head");
   if (!loaded.ok()) return loaded.error();
   state->adapters = std::move(loaded.value());
-  Error error = check_layout(paths, *state->model, *state->adapters, read);
+  Error error = check_forward(model, *state->model);
+  if (error.ok()) error = check_layout(paths, *state->model, *state->adapters, read);
   if (error.ok()) error = check_base(paths, *state->model, read);
   if (error.ok()) {
     Limits limits;

@@ -26,7 +26,7 @@ Error Session::State::bind(size_t input, void* data, const Sizes& sizes, ScalarT
 }
 
 Error Session::State::bind_all() {
-  Error error = bind(kOn, &on, {}, ScalarType::Bool);
+  Error error = bind(kOn, &on, {}, ScalarType::Long);
   size_t input = kAdapter;
   for (const auto& [data, all] : {std::pair{&a, &a_sizes}, std::pair{&b, &b_sizes}}) {
     float* at = data->data();
@@ -39,7 +39,7 @@ Error Session::State::bind_all() {
 }
 
 Error Session::State::take_head(const ManifestTask* chosen) {
-  on = false;
+  on = 0;
   if (chosen == nullptr) return {};
   auto route = from_blob(
       const_cast<int64_t*>(chosen->route.data()),
@@ -57,7 +57,7 @@ Error Session::State::take_head(const ManifestTask* chosen) {
     }
     given += sizes[1];
   }
-  on = true;
+  on = 1;
   return {};
 }
 
@@ -65,7 +65,7 @@ Error Session::State::use(const std::optional<std::string>& name, int64_t keep_p
   const Error error = swap(name, keep_prefix);
   if (error.ok()) return {};
   // Whatever failed, what is used then is known.
-  on = false;
+  on = 0;
   task = nullptr;
   reset();
   return error;

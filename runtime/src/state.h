@@ -35,8 +35,9 @@ struct Plan {
 };
 
 // The inputs of forward: tokens, their positions, the rows whose logits are wanted, whether the
-// adapter counts, and its matrices.
+// adapter counts, and its matrices. A program says by this version that it takes these.
 constexpr size_t kOn = 3, kAdapter = 4;
+constexpr int64_t kForwardVersion = 1;
 
 struct Session::State {
   // Fixed once open.
@@ -51,10 +52,10 @@ struct Session::State {
   int64_t vocab = 0;
 
   // The adapter's matrices, one after the other, as the model takes them: it reads them here. Where
-  // `on` is false it reads none.
+  // `on` is 0 it reads none.
   std::vector<Sizes> a_sizes, b_sizes;
   std::vector<float> a, b;
-  bool on = false;
+  int64_t on = 0;
 
   // The text.
   const float* logits = nullptr;

@@ -157,6 +157,23 @@ TEST(Open, ProgramsInTheWrongPlace) {
   EXPECT_NE(other.message.find("adapters of rank 2"), std::string::npos);
 }
 
+TEST(Open, ProgramsOfOtherInputs) {
+  NEED_FIXTURES();
+  const Copy copy;
+  std::string program = read_file(copy.model());
+  // Programs exported before, whose switch is a truth value, do not state a version.
+  const std::string method = "get_forward_version";
+  for (size_t at = 0; (at = program.find(method, at)) != std::string::npos; at++) {
+    program.replace(at, method.size(), "get_forward_nothing");
+  }
+  ASSERT_NE(program, read_file(copy.model()));
+  write_file(copy.model(), program);
+  const auto error = refused(copy.model(), copy.package(), {false, ""});
+  EXPECT_EQ(error.code, Code::Invalid);
+  EXPECT_NE(error.message.find("export it anew with hydrapack export-base"), std::string::npos)
+      << error.message;
+}
+
 TEST(Open, AnotherBaseOfTheSameShape) {
   NEED_FIXTURES();
   const std::string twin = fixtures() + "/twin.pte";

@@ -260,9 +260,9 @@ TEST(Session, TheAdapterIsNotCopied) {
   const auto meta = module.method_meta("forward");
   ASSERT_TRUE(meta.ok());
   // After tokens, positions and rows: whether the adapter counts, and its matrices.
-  bool on = true;
+  int64_t on = 1;
   ASSERT_EQ(
-      module.set_input(EValue(from_blob(&on, {}, ScalarType::Bool)), 3),
+      module.set_input(EValue(from_blob(&on, {}, ScalarType::Long)), 3),
       executorch::runtime::Error::Ok);
   std::vector<std::vector<float>> matrices;
   for (size_t index = 4; index < meta->num_inputs(); index++) {
@@ -295,9 +295,9 @@ TEST(Session, TheAdapterIsNotCopied) {
   const auto adapted = logits();
   EXPECT_NE(adapted, bare);
   // Without a head the products are not run at all.
-  on = false;
+  on = 0;
   EXPECT_EQ(logits(), bare);
-  on = true;
+  on = 1;
   EXPECT_EQ(logits(), adapted);
   fill(0.0f);
   EXPECT_EQ(logits(), bare);

@@ -43,6 +43,7 @@ internal class Opening(
     private fun openWith(program: Program, manifest: Manifest): Opened {
         val heads = Program.open(adapters, "head", options.threads)
         return closingOnFailure(heads) {
+            checkForward(program)
             checkLayout(program, heads, manifest)
             checkBase(program, manifest)
             val tokenizer = options.tokenizer ?: File(model.absoluteFile.parentFile, "tokenizer.json")
@@ -68,6 +69,16 @@ internal class Opening(
         if (!digests && !file.exists()) return
         val stated = ModelDescription.read(file)
         Files.check(model, stated.bytes, stated.sha256, digests, file.name)
+    }
+
+    /** What a program takes Java is not told: one of another version says so by this constant. */
+    private fun checkForward(program: Program) {
+        val method = "get_forward_version"
+        if (program.has(method) && program.integer(method) == FORWARD_VERSION) return
+        throw HydrapackException.Invalid(
+            "$model: its forward takes other inputs than this version of hydrapack gives: export it " +
+                "anew with hydrapack export-base",
+        )
     }
 
     private fun checkLayout(program: Program, heads: Program, manifest: Manifest) {
@@ -107,5 +118,10 @@ internal class Opening(
                 )
             }
         }
+    }
+
+    private companion object {
+        /** Of the inputs that [Programs] gives. */
+        const val FORWARD_VERSION = 1L
     }
 }

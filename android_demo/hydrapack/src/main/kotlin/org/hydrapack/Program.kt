@@ -11,6 +11,9 @@ internal class Program private constructor(private val file: File, private val m
 
     private val methods = module.getMethods().toSet()
 
+    /** Whether there is such a method. */
+    fun has(method: String): Boolean = method in methods
+
     /** The value of a constant method. */
     fun integer(method: String): Long {
         val value = constants(method)[0]
@@ -48,7 +51,7 @@ internal class Program private constructor(private val file: File, private val m
     override fun close() = module.destroy()
 
     private fun constants(method: String): Array<EValue> {
-        if (method !in methods) fail("has no method '$method'; export it with hydrapack")
+        if (!has(method)) fail("has no method '$method'; export it with hydrapack")
         return run(method)
     }
 
@@ -68,7 +71,7 @@ internal class Program private constructor(private val file: File, private val m
             } catch (error: RuntimeException) {
                 throw damaged(file, error)
             }
-            if (method in program.methods) return program
+            if (program.has(method)) return program
             program.close()
             throw HydrapackException.Invalid(
                 "$file: has no method '$method'; is it a .pte of hydrapack?",

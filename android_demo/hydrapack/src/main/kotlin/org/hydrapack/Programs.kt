@@ -31,7 +31,8 @@ internal class Programs(
     /** Tokens that end an answer. */
     val endIds = model.integers("get_eos_ids").mapTo(HashSet()) { it.toInt() }
 
-    private val on = BoolTensor()
+    /** 1 where a head counts. An integer, since ExecuTorch's Java API makes no truth value. */
+    private val on = Tensor.allocateLongBuffer(1)
     private val b = Tensor.allocateFloatBuffer(layout.b.sumOf { it.size })
 
     /** Made as they are needed: only guesses need more than one. */
@@ -47,11 +48,13 @@ internal class Programs(
         // It stays where the adapters' program has it: nothing else of that program runs over it.
         val shared = vector("shared", layout.a)
         val matrices = pieces(shared, layout.a) + pieces(b, layout.b)
-        adapter = (listOf(EValue.from(on)) + matrices).toTypedArray()
+        adapter = (listOf(EValue.from(Tensor.fromBlob(on, longArrayOf()))) + matrices).toTypedArray()
     }
 
     /** Binds no head: the bare base model. */
-    fun useBase() = on.set(false)
+    fun useBase() {
+        on.put(0, 0)
+    }
 
     /** Computes a head and binds it; where that fails no head is bound. */
     fun useHead(route: LongArray) {
@@ -71,7 +74,7 @@ internal class Programs(
             }
             column += matrix.columns
         }
-        on.set(true)
+        on.put(0, 1)
     }
 
     /**
@@ -111,7 +114,7 @@ internal class Programs(
     }
 
     /** The values of the head that is bound, zeros where none is. For tests. */
-    fun head(): FloatArray = FloatArray(b.capacity()) { if (on.get()) b.get(it) else 0f }
+    fun head(): FloatArray = FloatArray(b.capacity()) { if (on.get(0) != 0L) b.get(it) else 0f }
 
     override fun close() {
         // The model last used what lies in the adapters' memory: it goes first.

@@ -227,6 +227,14 @@ class SessionTest {
         for (key in listOf("weights_sha256", "tokenizer_sha256")) {
             resealed("Mismatch", "get_$key", Regex("\"$key\": (null|\"[0-9a-f]{64}\")"), "\"$key\": \"$digest\"")
         }
+        // Programs exported before, whose switch is a truth value, do not state a version.
+        refused("Invalid", "export it anew with hydrapack export-base", digests = false) {
+            val model = File(it, "model.pte")
+            val text = model.readText(Charsets.ISO_8859_1)
+            val older = text.replace("get_forward_version", "get_forward_nothing")
+            assertTrue(older != text)
+            model.writeText(older, Charsets.ISO_8859_1)
+        }
         refused("Invalid", "no method 'forward'", digests = false) {
             File(it, "package/adapters.pte").copyTo(File(it, "model.pte"), overwrite = true)
             File(it, "model.pte.json").delete()

@@ -8,24 +8,32 @@ import java.nio.FloatBuffer;
 import java.nio.LongBuffer;
 
 /** A view of memory: the caller's direct buffer, or what a method's output lies in. */
-public abstract class Tensor {
+public final class Tensor {
   /** Read by the native side, by this name. */
   protected final long[] shape;
+
+  private final DType dtype;
+  private final Buffer data;
 
   /** Keeps an output alive on the native side. */
   private HybridData hybridData;
 
-  /** In Kotlin's it is internal, which only Kotlin's compiler heeds. */
-  public Tensor(long[] shape) {
+  private Tensor(DType dtype, Buffer data, ByteOrder order, long[] shape) {
+    if (!data.isDirect() || order != ByteOrder.nativeOrder() || data.capacity() != numel(shape)) {
+      throw new IllegalArgumentException(
+          "the buffer must be direct, in native order, and of the shape's size");
+    }
+    this.dtype = dtype;
+    this.data = data;
     this.shape = shape.clone();
   }
 
   public static Tensor fromBlob(FloatBuffer data, long[] shape) {
-    return new Typed(DType.FLOAT, data, data.order(), shape);
+    return new Tensor(DType.FLOAT, data, data.order(), shape);
   }
 
   public static Tensor fromBlob(LongBuffer data, long[] shape) {
-    return new Typed(DType.INT64, data, data.order(), shape);
+    return new Tensor(DType.INT64, data, data.order(), shape);
   }
 
   public static FloatBuffer allocateFloatBuffer(int count) {
@@ -52,15 +60,17 @@ public abstract class Tensor {
     return numel(shape);
   }
 
-  public abstract DType dtype();
+  public DType dtype() {
+    return dtype;
+  }
 
   /** Called by the native side, by this name. */
   int dtypeJniCode() {
-    return dtype().jniCode;
+    return dtype.jniCode;
   }
 
   public Buffer getRawDataBuffer() {
-    throw new IllegalStateException("the tensor cannot return raw data");
+    return data;
   }
 
   /** Called by the native side, by this name. */
@@ -76,30 +86,5 @@ public abstract class Tensor {
     }
     tensor.hybridData = hybridData;
     return tensor;
-  }
-
-  private static final class Typed extends Tensor {
-    private final DType dtype;
-    private final Buffer data;
-
-    Typed(DType dtype, Buffer data, ByteOrder order, long[] shape) {
-      super(shape);
-      if (!data.isDirect() || order != ByteOrder.nativeOrder() || data.capacity() != numel(shape)) {
-        throw new IllegalArgumentException(
-            "the buffer must be direct, in native order, and of the shape's size");
-      }
-      this.dtype = dtype;
-      this.data = data;
-    }
-
-    @Override
-    public DType dtype() {
-      return dtype;
-    }
-
-    @Override
-    public Buffer getRawDataBuffer() {
-      return data;
-    }
   }
 }
