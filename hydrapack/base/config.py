@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from hydrapack.errors import InputError
-from hydrapack.layout import Layout
+from hydrapack.program.layout import Layout
+from hydrapack.support.errors import InputError
 
 SUPPORTED = ("llama", "qwen2")
 

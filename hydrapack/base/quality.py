@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from hydrapack.base.decoder import Decoder
-from hydrapack.errors import InputError
+from hydrapack.support.errors import InputError
 
 TEXTS = (
     "The library opens at nine and closes at six. On Saturdays it stays open until noon, and the "
@@ -115,7 +115,7 @@ def program_logits(
     model: Path, rows: Sequence[Sequence[int]], progress: Callable[[int], None] = lambda done: None
 ) -> list[torch.Tensor]:
     """The same of an exported program, token by token as a device decodes."""
-    from hydrapack.pte import load_method, load_program, no_adapter
+    from hydrapack.program.load import load_method, load_program, no_adapter
 
     forward = load_method(load_program(model, "forward"), "forward")
     adapter = no_adapter(forward)

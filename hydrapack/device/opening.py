@@ -14,12 +14,12 @@ from tokenizers import Tokenizer
 
 from hydrapack.device.manifest import DeviceManifest, Read, read_device_manifest
 from hydrapack.device.text import load_tokenizer
-from hydrapack.digest import file_sha256
-from hydrapack.errors import Mismatch, NotFound, unreadable
-from hydrapack.pack.manifest import ADAPTERS, MANIFEST
-from hydrapack.pack.signature import verify_signature
-from hydrapack.pte import constant, load_program
-from hydrapack.schema import Digest, misfit, parse_json, read_bytes
+from hydrapack.packing.manifest import ADAPTERS, MANIFEST
+from hydrapack.packing.signature import verify_signature
+from hydrapack.program.load import constant, load_program
+from hydrapack.support.digest import file_sha256
+from hydrapack.support.errors import Mismatch, NotFound, unreadable
+from hydrapack.support.schema import Digest, misfit, parse_json, read_bytes
 
 
 class Description(Read):

@@ -3,7 +3,7 @@
     forward(tokens (1, S), input_pos (S,), rows (K,), on (), *A, *B) -> logits (1, K, V)
     shared() -> a        head(route (modules,)) -> b
 
-The package's vectors hold the matrices that ``forward`` takes (``hydrapack.layout``).
+The package's vectors hold the matrices that ``forward`` takes (``hydrapack.program.layout``).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from hydrapack.errors import Invalid, Mismatch
-from hydrapack.layout import a_matrices, b_matrices
-from hydrapack.pack.manifest import ADAPTERS
-from hydrapack.pte import FIRST, constant, constants, execute, load_method
+from hydrapack.packing.manifest import ADAPTERS
+from hydrapack.program.layout import a_matrices, b_matrices
+from hydrapack.program.load import FIRST, constant, constants, execute, load_method
+from hydrapack.support.errors import Invalid, Mismatch
 
 Shape = tuple[int, ...]
 

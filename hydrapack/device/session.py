@@ -24,7 +24,7 @@ from hydrapack.device.options import Options, resolve
 from hydrapack.device.programs import Programs
 from hydrapack.device.sampler import Sampler
 from hydrapack.device.text import Pieces, check_prompt, prompt_ids, stop_ids
-from hydrapack.pte import constant
+from hydrapack.program.load import constant
 
 
 class Session:
