@@ -53,7 +53,7 @@ def main() -> None:
     from hydrapack.packing.package import write_package
     from hydrapack.packing.program import lower_adapters
     from hydrapack.program.layout import layout_of
-    from hydrapack.program.load import load_method, load_program
+    from hydrapack.program.load import load_program
     from hydrapack.program.quantized import Rounding
 
     print("$ python benchmarks/swap.py\n")
@@ -66,7 +66,7 @@ def main() -> None:
             for bits in (4, 8, 16):
                 folder = Path(scratch) / f"{output_rank}-{bits}"
                 storage = write_package(bundle, folder, bits).storage
-                method = load_method(load_program(folder / ADAPTERS, "head"), "head")
+                method = load_program(folder / ADAPTERS, "head").method("head")
                 roundings = dict.fromkeys(bundle.info.modules, Rounding(bits, bits))
                 eager = lower_adapters(bundle, layout, roundings, Path(scratch) / "again.pte")
                 routes = [torch.full((len(layout.modules()),), k) for k in range(TASKS)]

@@ -34,7 +34,7 @@ from hydrapack.device import Session
 from hydrapack.device.native import NativeSession
 from hydrapack.packing.package import write_package
 from hydrapack.packing.signature import sign_manifest
-from hydrapack.program.load import constants, load_program
+from hydrapack.program.load import load_program
 from hydrapack.support.errors import InputError, Mismatch
 
 TEXT = "Grüße! what is this"
@@ -51,7 +51,7 @@ def answers(model, package):
 
 
 def end_tokens(model):
-    return sorted(int(i) for i in constants(load_program(model, "forward"), "get_eos_ids"))
+    return sorted(int(i) for i in load_program(model, "forward").constants("get_eos_ids"))
 
 
 def check_answers(done, want, ends, count):

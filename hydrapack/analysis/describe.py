@@ -8,7 +8,7 @@ from typing import Any
 from hydrapack.adapters.read import CONFIG, read_adapter
 from hydrapack.bundle.format import DESCRIPTION, read_bundle
 from hydrapack.packing.manifest import MANIFEST, read_package
-from hydrapack.program.load import constants, load_program
+from hydrapack.program.load import load_program
 from hydrapack.support.errors import InputError
 
 _CONSTANTS = (
@@ -79,7 +79,7 @@ def _program(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for name in names:
         if name in _CONSTANTS:
-            values = constants(program, name)
+            values = program.constants(name)
             facts[name] = values[0] if len(values) == 1 else values
     kind = "adapter program" if "head" in names else "base program"
     methods = [name for name in names if name not in facts]

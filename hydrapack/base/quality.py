@@ -115,9 +115,9 @@ def program_logits(
     model: Path, rows: Sequence[Sequence[int]], progress: Callable[[int], None] = lambda done: None
 ) -> list[torch.Tensor]:
     """The same of an exported program, token by token as a device decodes."""
-    from hydrapack.program.load import load_method, load_program, no_adapter
+    from hydrapack.program.load import load_program, no_adapter
 
-    forward = load_method(load_program(model, "forward"), "forward")
+    forward = load_program(model, "forward").method("forward")
     adapter = no_adapter(forward)
     first, found = torch.tensor([0]), []
     for row in rows:

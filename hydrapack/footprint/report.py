@@ -114,14 +114,18 @@ def planned(
     if adapter_type not in ("lora", "vera"):
         raise InputError(f"--adapter-type {adapter_type}: choose lora or vera")
     chosen = parse_targets(targets) if targets else shapes.targets
+    layers = shapes.linears.layers
     shared = head = shared_bytes = head_bytes = 0
     modules: dict[str, int] = {}
     for target in chosen:
-        d_out, d_in = shapes.linears[target]
+        d_out, d_in = shapes.linears.linear(target)
         own_shared, own_head = (
             (rank * d_in, rank * d_out) if adapter_type == "lora" else (rank, d_out)
         )
-        shared, head = shared + shapes.layers * own_shared, head + shapes.layers * own_head
+        shared, head = (
+            shared + layers * own_shared,
+            head + layers * own_head,
+        )
         a, b = (
             part_bytes((d_out, d_in), rank, 0, Rounding(bits, bits))
             if adapter_type == "lora"
@@ -129,7 +133,7 @@ def planned(
         )
         if heads < tasks:
             a, b = _with_factors(a, b, tasks, heads)
-        a, b = shapes.layers * a, shapes.layers * b
+        a, b = layers * a, layers * b
         shared_bytes, head_bytes = shared_bytes + a, head_bytes + b
         modules[target] = a + heads * b
     return Report(

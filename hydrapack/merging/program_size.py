@@ -1,7 +1,7 @@
 """How large ``adapters.pte`` gets for a plan, before it is made: never less than the packer writes.
 
-The stored integers, scales and index tables are counted to the byte, as ``pack/banks.py`` lays them
-out; the graph around them is bounded from above by its parts, as measured on executorch 1.5.1
+The stored integers, scales and index tables are counted to the byte, as ``packing/banks.py`` lays
+them out; the graph around them is bounded from above by its parts, as measured on executorch 1.5.1
 (``tests/test_budget.py`` packs plans of every kind and holds this to it).
 """
 

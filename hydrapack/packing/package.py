@@ -36,7 +36,7 @@ from hydrapack.packing.program import lower_adapters, route_tensor
 from hydrapack.packing.sbom import SBOM, ml_bom
 from hydrapack.packing.signature import read_private_key, sign_manifest
 from hydrapack.program.layout import Layout, layout_of
-from hydrapack.program.load import constant, load_program
+from hydrapack.program.load import load_program
 from hydrapack.program.quantized import GROUP_SIZE, Rounding, check_bits, core_bits
 from hydrapack.support.atomic import new_directory
 from hydrapack.support.errors import InputError, Mismatch
@@ -135,13 +135,13 @@ def _base_of(model: Path, name: str, layout: Layout) -> tuple[BaseModelInfo, Lay
     A program holds its layout's digest alone: the count of layers is the one that gives it.
     """
     program = load_program(model, "forward")
-    rank = int(constant(program, "get_adapter_rank"))
+    rank = int(program.constant("get_adapter_rank"))
     if rank != layout.rank:
         raise Mismatch(
             f"{model} takes adapters of rank {rank}, the bundle has rank {layout.rank}: export the "
             f"base with --rank {layout.rank}, or merge with --rank {rank}"
         )
-    digest = str(constant(program, "get_adapter_layout"))
+    digest = str(program.constant("get_adapter_layout"))
     deeper = (replace(layout, layers=n) for n in range(layout.layers, MAX_LAYERS + 1))
     fitting = next((found for found in deeper if found.digest == digest), None)
     if fitting is None:
@@ -151,9 +151,9 @@ def _base_of(model: Path, name: str, layout: Layout) -> tuple[BaseModelInfo, Lay
         )
     info = BaseModelInfo(
         id=name,
-        weights_sha256=str(constant(program, "get_weights_sha256")),
-        tokenizer_sha256=str(constant(program, "get_tokenizer_sha256")),
-        scheme=json.loads(str(constant(program, "get_quant_scheme"))),
+        weights_sha256=str(program.constant("get_weights_sha256")),
+        tokenizer_sha256=str(program.constant("get_tokenizer_sha256")),
+        scheme=json.loads(str(program.constant("get_quant_scheme"))),
     )
     return info, fitting
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,50 @@ FIRST = 3
 """Inputs of ``forward`` before the adapter's: tokens, positions, rows."""
 
 
-def load_program(path: Path, method: str | None = None) -> Any:
+@dataclass(frozen=True)
+class LoadedProgram:
+    """A .pte on the runtime, and the file it came from."""
+
+    path: Path
+    program: Any
+    """ExecuTorch's own object."""
+
+    @property
+    def method_names(self) -> set[str]:
+        """Of methods and constants."""
+        return set(self.program.method_names)
+
+    def method(self, name: str) -> Any:
+        """A method, ready to run.
+
+        Raises:
+            InputError: it cannot be loaded.
+        """
+        try:
+            return self.program.load_method(name)
+        except Exception as error:  # the binding raises bare RuntimeErrors
+            raise Invalid(f"{self.path}: damaged: {name!r} cannot be loaded") from error
+
+    def constants(self, name: str) -> list[Any]:
+        """The values of a constant method.
+
+        Raises:
+            InputError: the program does not have it.
+        """
+        if name not in self.method_names:
+            raise Invalid(f"{self.path}: has no method {name!r}; export it with hydrapack")
+        return execute(self.method(name), [], f"{self.path}: {name}")
+
+    def constant(self, name: str) -> Any:
+        """The value of a constant method of one value.
+
+        Raises:
+            InputError: the program does not have it.
+        """
+        return self.constants(name)[0]
+
+
+def load_program(path: Path, method: str | None = None) -> LoadedProgram:
     """The program at ``path``.
 
     Args:
@@ -42,20 +86,7 @@ def load_program(path: Path, method: str | None = None) -> Any:
         raise Invalid(f"{path}: not an ExecuTorch program, or a damaged one") from error
     if method is not None and method not in names:
         raise Invalid(f"{path}: has no method {method!r}; is it a .pte of hydrapack?")
-    program.hydrapack_path = path
-    return program
-
-
-def load_method(program: Any, method: str) -> Any:
-    """A method of a loaded program.
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
-    try:
-        return program.load_method(method)
-    except Exception as error:  # the binding raises bare RuntimeErrors
-        raise Invalid(f"{program.hydrapack_path}: damaged: {method!r} cannot be loaded") from error
+    return LoadedProgram(path, program)
 
 
 def no_adapter(forward: Any) -> list[Any]:
@@ -79,25 +110,3 @@ def execute(method: Any, inputs: Sequence[Any], name: str) -> list[Any]:
         return list(method.execute(inputs))
     except Exception as error:  # the binding raises bare RuntimeErrors
         raise RuntimeFailure(f"{name} failed on the ExecuTorch runtime: {error}") from error
-
-
-def constants(program: Any, method: str) -> list[Any]:
-    """The values of a constant method.
-
-    Raises:
-        InputError: the program does not have it.
-    """
-    if method not in program.method_names:
-        raise Invalid(
-            f"{program.hydrapack_path}: has no method {method!r}; export it with hydrapack"
-        )
-    return execute(load_method(program, method), [], f"{program.hydrapack_path}: {method}")
-
-
-def constant(program: Any, method: str) -> Any:
-    """The value of a constant method of one value.
-
-    Raises:
-        InputError: the program does not have it.
-    """
-    return constants(program, method)[0]

@@ -26,7 +26,7 @@ from hydrapack.packing.manifest import (
 )
 from hydrapack.packing.signature import SIGNATURE, check_signature
 from hydrapack.program.layout import Layout
-from hydrapack.program.load import constant, load_method, load_program
+from hydrapack.program.load import load_program
 from hydrapack.support.errors import InputError
 from hydrapack.support.junit import Check
 from hydrapack.verification.drift import drift, packed_adapter
@@ -156,12 +156,12 @@ class _Programs:
 
     def load(self) -> str:
         program = load_program(self.path, "head")
-        if constant(program, "get_adapter_layout") != self.manifest.layout_digest:
+        if program.constant("get_adapter_layout") != self.manifest.layout_digest:
             raise InputError(f"{self.path}: has another adapter layout than {MANIFEST}")
-        if int(constant(program, "get_heads")) != self.manifest.heads:
+        if int(program.constant("get_heads")) != self.manifest.heads:
             raise InputError(f"{self.path}: has another number of heads than {MANIFEST}")
-        self._head = load_method(program, "head")
-        self.a = self._run(load_method(program, "shared"), [], self.layout.a_size, "shared")
+        self._head = program.method("head")
+        self.a = self._run(program.method("shared"), [], self.layout.a_size, "shared")
         return f"both methods run, {self.layout.a_size:,} values in a, {self.layout.b_size:,} in b"
 
     def _run(self, method: Any, inputs: list[Any], size: int, name: str) -> torch.Tensor:
