@@ -10,7 +10,7 @@ help:
 	@echo "make demo    the main job on SmolLM2-135M and five real adapters"
 	@echo "make test    the tests (make test ARGS='-k merge' for some of them)"
 	@echo "make test-slow  the long fuzzing of adapters"
-	@echo "make lint    ruff and mypy"
+	@echo "make lint    ruff, mypy and import-linter"
 	@echo "make runtime the C++ runtime and hydrapack-run, in build/runtime"
 	@echo "make android the Android app's APK, by Maven (JDK 17, aapt, apksigner, zipalign, dexdump)"
 	@echo "make bench   measure decode speed, swap and export"
@@ -37,6 +37,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Needs a C++ compiler and nlohmann/json (Debian: g++ nlohmann-json3-dev).
 runtime: setup

@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hydrapack.quiet import silence_libraries
+from hydrapack.support.quiet import silence_libraries
 
 silence_libraries()
 
@@ -57,10 +57,10 @@ def exported(model: str, rank: int, context: int, folder: Path, quants: list[str
 def packed(rank: int, model: Path, folder: Path) -> Path:
     """The example adapters in one package of the program's rank."""
     from hydrapack.adapters.collect import read_adapters
-    from hydrapack.bundle import read_bundle, write_bundle
+    from hydrapack.bundle.format import read_bundle, write_bundle
     from hydrapack.demo.job import example_adapters
-    from hydrapack.merge.adapters import merge_adapters
-    from hydrapack.pack.package import write_package
+    from hydrapack.merging.merge import merge_adapters
+    from hydrapack.packing.package import write_package
 
     adapters = read_adapters(example_adapters())
     write_bundle(merge_adapters(adapters, rank=rank), adapters, folder / "bundle")

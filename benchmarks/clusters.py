@@ -15,11 +15,12 @@ import math
 
 import torch
 
-from hydrapack.adapters.modules import LoraModule
-from hydrapack.merge.module import MergeOptions, difference_norm
-from hydrapack.merge.spectral import assign, joint
-from hydrapack.merge.two_sided import merge_two_sided
-from hydrapack.quantize import Rounding, module_bytes, round_module
+from hydrapack.adapters.update import LoraModule, difference_norm
+from hydrapack.bundle.rounding import module_bytes, round_module
+from hydrapack.merging.method import MergeOptions
+from hydrapack.merging.spectral import assign, joint
+from hydrapack.merging.two_sided import merge_two_sided
+from hydrapack.program.quantized import Rounding
 
 TASKS, RANK, DIM, SPAN = 40, 16, 576, 24
 CLUSTERS = (1, 2, 4, 8)

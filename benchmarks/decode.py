@@ -146,7 +146,7 @@ def hold_a(decoder, rank: int) -> None:
     import torch
     from torch import nn
 
-    from hydrapack.base.quantize import integer_linear, to_int4
+    from hydrapack.base.integers import integer_linear, to_int4
 
     model = decoder.config
 
@@ -229,10 +229,10 @@ def export(shape: str, rank: int, context: int, out: Path, kind: str) -> None:
     import torch
 
     from hydrapack.base.decoder import Decoder
+    from hydrapack.base.integers import quantize_decoder
     from hydrapack.base.lower import lower_decoder
-    from hydrapack.base.quantize import quantize_decoder
     from hydrapack.base.scheme import scheme_of
-    from hydrapack.digest import file_sha256
+    from hydrapack.support.digest import file_sha256
 
     torch.manual_seed(0)
     started = time.monotonic()
@@ -270,7 +270,7 @@ def export(shape: str, rank: int, context: int, out: Path, kind: str) -> None:
 def bundle_of(modules, rank: int, count: int):
     """A bundle of made modules, a head for each of ``count`` tasks."""
     from hydrapack.adapters.task_card import TaskCard
-    from hydrapack.bundle import Bundle, BundleInfo, BundleTask, SourceAdapter
+    from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask, SourceAdapter
 
     names = sorted(modules)
     source = SourceAdapter(digest="0" * 64, rank=rank, alpha=1.0, parameters=1)
@@ -305,8 +305,8 @@ def export_heads(shape: str, rank: int, out: Path, count: int = HEADS) -> dict[s
     """Pack random heads at 8 bits."""
     import torch
 
-    from hydrapack.merge.module import MergedModule
-    from hydrapack.pack.package import write_package
+    from hydrapack.bundle.merged import MergedModule
+    from hydrapack.packing.package import write_package
 
     layout = config(shape).layout(TARGETS, rank)
     generator = torch.Generator().manual_seed(0)
@@ -328,9 +328,9 @@ def measure(programs: dict[str, Path], package: Path, context: int) -> dict[str,
     import torch
     from executorch.runtime import Runtime
 
-    from hydrapack.layout import a_matrices, b_matrices
-    from hydrapack.pack.manifest import read_manifest
-    from hydrapack.pte import forward_inputs
+    from hydrapack.packing.manifest import read_manifest
+    from hydrapack.program.layout import a_matrices, b_matrices
+    from hydrapack.program.load import forward_inputs
 
     runtime = Runtime.get()
     loads, methods, kept = {}, {}, []

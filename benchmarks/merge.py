@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from hydrapack.quiet import silence_libraries
+from hydrapack.support.quiet import silence_libraries
 
 silence_libraries()
 
@@ -33,8 +33,8 @@ LAYERS = 16
 
 def made_adapters(count: int, widths: dict[str, tuple[int, int]], rank: int, layers: int):
     from hydrapack.adapters.adapter import Adapter
-    from hydrapack.adapters.modules import LoraModule
-    from hydrapack.layout import module_name
+    from hydrapack.adapters.update import LoraModule
+    from hydrapack.program.layout import module_name
 
     generator = torch.Generator().manual_seed(0)
     modules: list[dict[str, LoraModule]] = [{} for _ in range(count)]
@@ -63,7 +63,7 @@ def peak_bytes() -> int:
 
 
 def time_shape(count: int, targets: str, heads: int) -> tuple[float, float, float]:
-    from hydrapack.merge.adapters import merge_adapters
+    from hydrapack.merging.merge import merge_adapters
 
     imported = peak_bytes()
     adapters = made_adapters(count, WIDTHS_ALL if targets == "all" else WIDTHS, 32, LAYERS)
@@ -115,7 +115,7 @@ def errors(adapters, merged) -> tuple[float, float]:
 def methods(every: int = 6) -> None:
     import dataclasses
 
-    from hydrapack.merge.adapters import merge_adapters
+    from hydrapack.merging.merge import merge_adapters
 
     adapters = example_adapters()
     names = sorted(adapters[0].modules)[::every]
@@ -149,7 +149,7 @@ def methods(every: int = 6) -> None:
 
 def planted(count: int, groups: int, d: int = 512, rank: int = 16):
     """Updates that share half of A, and half of B within a group."""
-    from hydrapack.adapters.modules import LoraModule
+    from hydrapack.adapters.update import LoraModule
 
     generator = torch.Generator().manual_seed(1)
 
@@ -164,7 +164,7 @@ def planted(count: int, groups: int, d: int = 512, rank: int = 16):
 
 
 def square(updates, merged) -> float:
-    from hydrapack.merge.module import difference_norm
+    from hydrapack.adapters.update import difference_norm
 
     return sum(
         difference_norm(u, merged.shared(), merged.head(a))[0] ** 2
@@ -173,9 +173,10 @@ def square(updates, merged) -> float:
 
 
 def two_sided() -> None:
-    from hydrapack.merge.module import MergeOptions, difference_norm
-    from hydrapack.merge.spectral import merge_spectral
-    from hydrapack.merge.two_sided import merge_two_sided
+    from hydrapack.adapters.update import difference_norm
+    from hydrapack.merging.method import MergeOptions
+    from hydrapack.merging.spectral import merge_spectral
+    from hydrapack.merging.two_sided import merge_two_sided
 
     adapters = example_adapters()
     cases = {
@@ -219,8 +220,8 @@ def budget() -> None:
     Errors are root mean squares of the tasks' relative errors, of the rounded modules. The single
     choice is the best of every M, R, Q and width whose bytes are at most the plan's.
     """
-    from hydrapack.merge.budget import PLANNED_BITS, Planner, merge_plan, rounded_errors
-    from hydrapack.merge.objective import task_sizes
+    from hydrapack.merging.objective import task_sizes
+    from hydrapack.merging.plan import PLANNED_BITS, Planner, merge_plan, rounded_errors
 
     adapters = example_adapters()
     count, sizes = len(adapters), task_sizes(adapters)

@@ -20,22 +20,19 @@ import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import read_adapters
+from hydrapack.adapters.prompt import encode_prompt
+from hydrapack.adapters.update import inner_product
 from hydrapack.base.moments import input_moments
 from hydrapack.base.source import resolve_model
+from hydrapack.bundle.merged import Merge
 from hydrapack.evaluate.backends import PeftBackend
-from hydrapack.evaluate.config import read_rows
-from hydrapack.merge.adapters import (
-    Merge,
-    merge_adapters,
-    merge_modules,
-    module_seed,
-)
-from hydrapack.merge.calibrated import merge_calibrated, spans
-from hydrapack.merge.module import MergeOptions, divided, inner_product, with_sizes
-from hydrapack.merge.objective import task_sizes
-from hydrapack.merge.spectral import merge_spectral
-from hydrapack.merge.two_sided import merge_two_sided
-from hydrapack.prompts import encode_prompt
+from hydrapack.evaluate.spec import read_rows
+from hydrapack.merging.calibrated import merge_calibrated, spans
+from hydrapack.merging.merge import merge_adapters, merge_modules, module_seed
+from hydrapack.merging.method import MergeOptions, divided, with_sizes
+from hydrapack.merging.objective import task_sizes
+from hydrapack.merging.spectral import merge_spectral
+from hydrapack.merging.two_sided import merge_two_sided
 
 REPOSITORY = Path(__file__).parent.parent
 SETS = {

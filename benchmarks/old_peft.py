@@ -93,10 +93,10 @@ def load(folder: Path) -> None:
 def merge(folder: Path) -> dict[str, str]:
     """With this release: every case merged at full rank and unpacked; refusals by case."""
     from hydrapack.adapters.collect import read_adapters
-    from hydrapack.bundle import read_bundle, write_bundle
-    from hydrapack.errors import InputError
-    from hydrapack.merge.adapters import merge_adapters
-    from hydrapack.unpack import unpack_all
+    from hydrapack.bundle.format import read_bundle, write_bundle
+    from hydrapack.bundle.unpack import unpack_all
+    from hydrapack.merging.merge import merge_adapters
+    from hydrapack.support.errors import InputError
 
     refused = {}
     for name in CASES:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from decode import SHAPES, export_heads, exported
 
-from hydrapack.quiet import silence_libraries
+from hydrapack.support.quiet import silence_libraries
 
 silence_libraries()
 

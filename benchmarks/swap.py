@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from decode import bundle_of
 
-from hydrapack.quiet import silence_libraries
+from hydrapack.support.quiet import silence_libraries
 
 silence_libraries()
 
@@ -26,8 +26,8 @@ LAYERS, RANK, TASKS, ROUNDS = 16, 32, 5, 40
 
 def made_bundle(output_rank: int):
     """Random modules with a head a task; with ``output_rank`` as U C."""
-    from hydrapack.layout import module_name
-    from hydrapack.merge.module import MergedModule
+    from hydrapack.bundle.merged import MergedModule
+    from hydrapack.program.layout import module_name
 
     generator = torch.Generator().manual_seed(0)
 
@@ -49,12 +49,12 @@ def made_bundle(output_rank: int):
 
 
 def main() -> None:
-    from hydrapack.layout import layout_of
-    from hydrapack.pack.manifest import ADAPTERS
-    from hydrapack.pack.package import write_package
-    from hydrapack.pack.program import lower_adapters
-    from hydrapack.pte import load_method, load_program
-    from hydrapack.quantize import Rounding
+    from hydrapack.packing.manifest import ADAPTERS
+    from hydrapack.packing.package import write_package
+    from hydrapack.packing.program import lower_adapters
+    from hydrapack.program.layout import layout_of
+    from hydrapack.program.load import load_program
+    from hydrapack.program.quantized import Rounding
 
     print("$ python benchmarks/swap.py\n")
     print(f"{torch.get_num_threads()} cores, Llama-3.2-1B shape, rank {RANK}, {TASKS} tasks\n")
@@ -66,7 +66,7 @@ def main() -> None:
             for bits in (4, 8, 16):
                 folder = Path(scratch) / f"{output_rank}-{bits}"
                 storage = write_package(bundle, folder, bits).storage
-                method = load_method(load_program(folder / ADAPTERS, "head"), "head")
+                method = load_program(folder / ADAPTERS, "head").method("head")
                 roundings = dict.fromkeys(bundle.info.modules, Rounding(bits, bits))
                 eager = lower_adapters(bundle, layout, roundings, Path(scratch) / "again.pte")
                 routes = [torch.full((len(layout.modules()),), k) for k in range(TASKS)]

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from hydrapack.adapters.adapter import WRAPPERS
-from hydrapack.adapters.config import CHANGING_INITS, HARMLESS, KINDS, REFUSED, SAFE_INITS
 from hydrapack.adapters.files import INDEX, OTHER_FORMATS, WEIGHTS
 from hydrapack.adapters.lora import OTHER_KEYS
+from hydrapack.adapters.peft_config import CHANGING_INITS, HARMLESS, KINDS, REFUSED, SAFE_INITS
 
 TARGET = Path(__file__).parent / "adapters.md"
 RELEASES = "## Old releases of PEFT"

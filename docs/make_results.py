@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from hydrapack.evaluate.cases import Result
-from hydrapack.evaluate.report import by_group, markdown
+from hydrapack.evaluate.tables import by_group, markdown
 
 HERE = Path(__file__).parent
 BASELINES = ("task-arithmetic", "ties", "dare", "dare-ties")

@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
+from hydrapack.adapters.prompt import encode_prompt
 from hydrapack.base.smollm2 import NAME, base_model_directory
-from hydrapack.prompts import encode_prompt
 
 HERE = Path(__file__).parent
 STOP = "<|im_end|>"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from hydrapack.errors import InputError
-from hydrapack.quiet import silence_libraries
+from hydrapack.support.errors import InputError
+from hydrapack.support.quiet import silence_libraries
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ WIDTHS |= {"gate": (INTERMEDIATE, DIM), "up": (INTERMEDIATE, DIM), "down": (DIM,
 
 
 def module_names(targets: str = "qkvo") -> list[str]:
-    from hydrapack.layout import module_name
+    from hydrapack.program.layout import module_name
 
     names = {"q": "q", "k": "k", "v": "v", "o": "o", "g": "gate", "u": "up", "d": "down"}
     return [module_name(i, names[t]) for i in range(LAYERS) for t in targets]
@@ -139,9 +139,9 @@ TASKS = ("one", "two", "three")
 
 def make_package(folder, adapters, bits=32, **options):
     from hydrapack.adapters.collect import read_adapters
-    from hydrapack.bundle import read_bundle, write_bundle
-    from hydrapack.merge.adapters import merge_adapters
-    from hydrapack.pack.package import write_package
+    from hydrapack.bundle.format import read_bundle, write_bundle
+    from hydrapack.merging.merge import merge_adapters
+    from hydrapack.packing.package import write_package
 
     read = read_adapters([str(a) for a in adapters])
     write_bundle(merge_adapters(read, **options), read, folder / "bundle")

@@ -21,7 +21,7 @@ TEXT = 1 << 20
 
 def manifest() -> dict[str, Any]:
     """A manifest of one layer and one target, two tasks on two heads."""
-    from hydrapack.layout import Layout
+    from hydrapack.program.layout import Layout
 
     def task(name: str, head: int) -> dict[str, Any]:
         generation = {"max_new_tokens": 64, "temperature": 0.7, "top_k": 40, "top_p": 0.9}

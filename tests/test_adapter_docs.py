@@ -4,7 +4,7 @@ import importlib.util
 
 from conftest import ROOT
 
-from hydrapack.adapters.config import HARMLESS, REFUSED
+from hydrapack.adapters.peft_config import HARMLESS, REFUSED
 
 
 def test_the_page_is_written_from_the_code():

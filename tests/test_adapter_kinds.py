@@ -12,14 +12,14 @@ from conftest import DIM, LAYERS, edit_config, edit_tensors, hydrapack, module_n
 from safetensors.torch import load_file, save_file
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.adapters.config import CHANGING_INITS, HARMLESS, REFUSED, SAFE_INITS
+from hydrapack.adapters.peft_config import CHANGING_INITS, HARMLESS, REFUSED, SAFE_INITS
 from hydrapack.adapters.read import read_adapter
-from hydrapack.bundle import read_bundle, write_bundle
-from hydrapack.errors import InputError
-from hydrapack.extend import add_adapter
-from hydrapack.merge.adapters import METHODS, merge_adapters
-from hydrapack.pack.package import write_package
-from hydrapack.unpack import unpack_all
+from hydrapack.bundle.format import read_bundle, write_bundle
+from hydrapack.bundle.unpack import unpack_all
+from hydrapack.merging.add import add_adapter
+from hydrapack.merging.merge import METHODS, merge_adapters
+from hydrapack.packing.package import write_package
+from hydrapack.support.errors import InputError
 
 FILE = "adapter_model.safetensors"
 
@@ -514,7 +514,7 @@ def test_modules_that_no_adapter_has_get_zeros(tmp_path):
         assert len(manifest.modules) == 5 * 2 and manifest.layout.layers == 5
         for task in manifest.tasks:
             assert task.packed_relative_error < task.merge_relative_error + 0.2
-    from hydrapack.verify import verify_package
+    from hydrapack.verification.package import verify_package
 
     checks = verify_package(tmp_path / "package", None, bundle, read_adapters([str(folder)]))
     assert checks and all(check.passed for check in checks), checks
@@ -522,7 +522,7 @@ def test_modules_that_no_adapter_has_get_zeros(tmp_path):
 
 def test_layers_are_counted_by_the_model(tiny_model, tmp_path):
     from hydrapack.base.export import export_base
-    from hydrapack.verify import verify_package
+    from hydrapack.verification.package import verify_package
 
     export_base(str(tiny_model), tmp_path / "model.pte", 4, ("q", "v"), "fp32", max_context=64)
     folder = write_adapter(tmp_path / "a", 1, names=module_names("qv")[:2])

@@ -7,7 +7,7 @@ from conftest import edit_config, edit_tensors, module_names, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.read import read_adapter
-from hydrapack.errors import InputError
+from hydrapack.support.errors import InputError
 
 
 def refused(folder, match, task="t"):

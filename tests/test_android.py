@@ -23,11 +23,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hydrapack import __version__
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.base import smollm2
-from hydrapack.bundle import read_bundle, write_bundle
+from hydrapack.bundle.format import read_bundle, write_bundle
 from hydrapack.demo import job
-from hydrapack.merge.adapters import merge_adapters
-from hydrapack.pack.package import write_package
-from hydrapack.pack.signature import sign_manifest
+from hydrapack.merging.merge import merge_adapters
+from hydrapack.packing.package import write_package
+from hydrapack.packing.signature import sign_manifest
 
 DEMO = ROOT / "android_demo"
 POM = (DEMO / "pom.xml").read_text()

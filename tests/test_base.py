@@ -11,6 +11,7 @@ from conftest import DIM, HEADS, INTERMEDIATE, KV_HEADS, LAYERS, VOCAB, hydrapac
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from hydrapack.analysis.describe import describe
 from hydrapack.base import smollm2, source
 from hydrapack.base.calibrate import input_products
 from hydrapack.base.config import rope_tables
@@ -18,13 +19,12 @@ from hydrapack.base.decoder import Decoder
 from hydrapack.base.export import export_base
 from hydrapack.base.gguf import Blocks, GgufModel, _split_q4_k
 from hydrapack.base.gptq import gptq
+from hydrapack.base.integers import BlockLinear, bf16_scales, quantize_decoder, to_int4, to_int8
 from hydrapack.base.quality import compare, decoder_logits, encode_rows, program_logits, read_texts
-from hydrapack.base.quantize import BlockLinear, bf16_scales, quantize_decoder, to_int4, to_int8
 from hydrapack.base.scheme import KINDS, choose_quant, scheme_of
 from hydrapack.base.source import Source
 from hydrapack.base.weights import load_weights
-from hydrapack.errors import InputError
-from hydrapack.inspect import describe
+from hydrapack.support.errors import InputError
 
 TEXT = ["what is this, and who made it?", "Grüße! one two three four five six"]
 

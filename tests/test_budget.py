@@ -12,23 +12,16 @@ from conftest import edit_tensors, hydrapack, module_names, write_adapter
 from test_merge import dense, random_updates, squared_error
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.adapters.modules import LoraModule
-from hydrapack.bundle import read_bundle, write_bundle
-from hydrapack.errors import InputError
-from hydrapack.merge.adapters import merge_adapters
-from hydrapack.merge.budget import (
-    Planner,
-    buy,
-    merge_budget,
-    merge_plan,
-    merge_target,
-    steps_of,
-)
-from hydrapack.merge.candidates import Choice, candidates, lower_hull
-from hydrapack.merge.module import MergeOptions, difference_norm
-from hydrapack.merge.objective import task_sizes
-from hydrapack.merge.two_sided import core_of, merge_two_sided
-from hydrapack.pack.package import write_package
+from hydrapack.adapters.update import LoraModule, difference_norm
+from hydrapack.bundle.format import read_bundle, write_bundle
+from hydrapack.merging.candidates import Choice, candidates, lower_hull
+from hydrapack.merging.merge import merge_adapters
+from hydrapack.merging.method import MergeOptions
+from hydrapack.merging.objective import task_sizes
+from hydrapack.merging.plan import Planner, buy, merge_budget, merge_plan, merge_target, steps_of
+from hydrapack.merging.two_sided import core_of, merge_two_sided
+from hydrapack.packing.package import write_package
+from hydrapack.support.errors import InputError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -128,7 +121,7 @@ def test_candidates_foretell_errors():
     updates = random_updates([4, 4, 4], d_out=64, d_in=48, seed=3)
     weights = (2.0, 1.0, 0.5)
     found = candidates(updates, MergeOptions(3, 4, weights=weights), (16,))
-    from hydrapack.merge.spectral import merge_spectral
+    from hydrapack.merging.spectral import merge_spectral
 
     assert {c.heads for c in found if not c.output_rank and c.rank == 4} == {1, 2, 3}
     assert any(c.output_rank for c in found)
@@ -184,7 +177,8 @@ def test_budget_beats_uniform(uneven, tmp_path, kilobytes):
     for heads, rank, width in itertools.product((1, 2, 3, 4), (2, 4, 6, 8), (4, 8, 16)):
         merge = merge_adapters(adapters, heads=heads, rank=rank)
         write_bundle(merge, adapters, tmp_path / "uniform")
-        from hydrapack.quantize import Rounding, module_bytes
+        from hydrapack.bundle.rounding import module_bytes
+        from hydrapack.program.quantized import Rounding
 
         size = sum(module_bytes(m, Rounding(width, width)) for m in merge.modules.values())
         if size <= planned.storage.tensor_bytes:

@@ -10,15 +10,17 @@ from conftest import hydrapack, module_names, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.read import read_adapter
-from hydrapack.bundle import read_bundle, write_bundle
-from hydrapack.errors import InputError
-from hydrapack.extend import add_adapter
-from hydrapack.merge.adapters import merge_adapters
-from hydrapack.merge.budget import merge_budget
-from hydrapack.merge.module import MergeOptions, difference_norm, stored_values, with_sizes
-from hydrapack.merge.spectral import merge_spectral
-from hydrapack.pack.package import write_package
-from hydrapack.unpack import exactly, unpack_all, unpack_task
+from hydrapack.adapters.update import difference_norm
+from hydrapack.bundle.format import read_bundle, write_bundle
+from hydrapack.bundle.merged import stored_values
+from hydrapack.bundle.unpack import exactly, unpack_all, unpack_task
+from hydrapack.merging.add import add_adapter
+from hydrapack.merging.merge import merge_adapters
+from hydrapack.merging.method import MergeOptions, with_sizes
+from hydrapack.merging.plan import merge_budget
+from hydrapack.merging.spectral import merge_spectral
+from hydrapack.packing.package import write_package
+from hydrapack.support.errors import InputError
 
 
 def bundle_of(folders, target, **options):

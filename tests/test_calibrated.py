@@ -8,9 +8,9 @@ from conftest import hydrapack, module_names, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.base.moments import input_moments
-from hydrapack.errors import InputError
-from hydrapack.merge.adapters import merge_adapters
-from hydrapack.merge.calibrated import merge_calibrated, spans
+from hydrapack.merging.calibrated import merge_calibrated, spans
+from hydrapack.merging.merge import merge_adapters
+from hydrapack.support.errors import InputError
 
 
 @pytest.fixture

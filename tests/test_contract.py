@@ -14,8 +14,8 @@ from make_manifests import FOLDER, corpus, manifest, more, sealed, text
 
 from hydrapack.device.manifest import parse_manifest
 from hydrapack.device.sampler import Sampler
-from hydrapack.errors import InputError
-from hydrapack.pack.manifest import read_manifest
+from hydrapack.packing.manifest import read_manifest
+from hydrapack.support.errors import InputError
 
 PROGRAM = "hydrapack-contract"
 VERDICTS = json.loads((FOLDER / "verdicts.json").read_text())

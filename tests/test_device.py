@@ -12,17 +12,17 @@ from conftest import TASKS, TEMPLATE, hydrapack, make_package, write_adapter
 from safetensors.torch import save_file
 
 from hydrapack.adapters.collect import read_adapters
+from hydrapack.adapters.prompt import encode_prompt
 from hydrapack.base import smollm2
 from hydrapack.base.export import export_base
-from hydrapack.bundle import read_bundle, write_bundle
+from hydrapack.bundle.format import read_bundle, write_bundle
+from hydrapack.bundle.rounding import round_module
 from hydrapack.device import Session
-from hydrapack.errors import Busy, ContextFull, InputError, Invalid, Io, Mismatch, NotFound
-from hydrapack.layout import layout_of, pack_a, pack_b
-from hydrapack.merge.adapters import merge_adapters
-from hydrapack.merge.budget import Plan, merge_budget, merge_plan
-from hydrapack.merge.candidates import Choice
-from hydrapack.merge.objective import task_sizes
-from hydrapack.pack.manifest import (
+from hydrapack.merging.candidates import Choice
+from hydrapack.merging.merge import merge_adapters
+from hydrapack.merging.objective import task_sizes
+from hydrapack.merging.plan import Plan, merge_budget, merge_plan
+from hydrapack.packing.manifest import (
     MANIFEST,
     BaseModelInfo,
     TaskGeneration,
@@ -31,10 +31,11 @@ from hydrapack.pack.manifest import (
     read_package,
     sealed,
 )
-from hydrapack.pack.package import write_package
-from hydrapack.pack.signature import SIGNATURE, sign_manifest
-from hydrapack.prompts import encode_prompt
-from hydrapack.quantize import Rounding, round_module
+from hydrapack.packing.package import write_package
+from hydrapack.packing.signature import SIGNATURE, sign_manifest
+from hydrapack.program.layout import layout_of, pack_a, pack_b
+from hydrapack.program.quantized import Rounding
+from hydrapack.support.errors import Busy, ContextFull, InputError, Invalid, Io, Mismatch, NotFound
 
 TEXT = "Grüße! <|end|> what"
 
@@ -153,7 +154,7 @@ def test_swaps_are_exact(tiny):
 
 @pytest.mark.parametrize("targets", ["q,v", "gate,down", "q,k,v,o,gate,up,down", "o,up"])
 def test_any_target_modules(tiny_model, tmp_path, targets):
-    from hydrapack.layout import module_name, parse_targets
+    from hydrapack.program.layout import module_name, parse_targets
 
     wanted = parse_targets(targets)
     names = [module_name(i, t) for i in range(2) for t in wanted]
@@ -168,7 +169,7 @@ def test_8da4w_is_the_quantized_decoder(tiny, tiny_model, tmp_path):
     """The lowered program computes what torchao's quantized modules do in eager mode."""
     from hydrapack.base.config import read_config
     from hydrapack.base.decoder import Decoder
-    from hydrapack.base.quantize import quantize_decoder
+    from hydrapack.base.integers import quantize_decoder
     from hydrapack.base.scheme import scheme_of
     from hydrapack.base.source import Source
     from hydrapack.base.weights import load_weights
@@ -350,7 +351,7 @@ def test_mismatches_are_refused(tiny, tiny_model, tmp_path, monkeypatch):
     (tmp_path / "older.pte").write_bytes(older)
     with pytest.raises(Invalid, match=r"older.pte: its forward takes other inputs.*export it anew"):
         Session(tmp_path / "older.pte", tiny[1], check_digests=False)
-    monkeypatch.setattr("hydrapack.pte.FORWARD_VERSION", 2)
+    monkeypatch.setattr("hydrapack.program.load.FORWARD_VERSION", 2)
     with pytest.raises(Invalid, match=r"export it anew with hydrapack export-base"):
         Session(tiny[0], tiny[1])
     monkeypatch.undo()

@@ -13,18 +13,19 @@ import yaml
 from conftest import TEMPLATE, hydrapack, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.analyze import analyze
-from hydrapack.errors import InputError
+from hydrapack.analysis.similarity import analyze
+from hydrapack.bundle.rounding import module_bytes, round_module
 from hydrapack.evaluate import metrics
 from hydrapack.evaluate.backends import PeftBackend
-from hydrapack.evaluate.config import EvalConfig, quick_config, read_config, read_rows
 from hydrapack.evaluate.memory import PeakMemory
 from hydrapack.evaluate.metrics import edit_counts, score, squad_f1, weighted_rouge, words
-from hydrapack.evaluate.report import markdown, plot
 from hydrapack.evaluate.run import Evaluation
-from hydrapack.merge.budget import merge_budget
-from hydrapack.pack.manifest import read_package
-from hydrapack.quantize import Rounding, module_bytes, round_module
+from hydrapack.evaluate.spec import EvalConfig, quick_config, read_config, read_rows
+from hydrapack.evaluate.tables import markdown, plot
+from hydrapack.merging.plan import merge_budget
+from hydrapack.packing.manifest import read_package
+from hydrapack.program.quantized import Rounding
+from hydrapack.support.errors import InputError
 
 
 def test_words():
@@ -153,7 +154,7 @@ def test_batched_answers_are_pefts(setting, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(config.base_model, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(adapter.folder))
     for text, answer in zip(texts, got, strict=True):
-        from hydrapack.prompts import encode_prompt
+        from hydrapack.adapters.prompt import encode_prompt
 
         ids = torch.tensor([encode_prompt(backend.tokenizer, TEMPLATE, text)])
         made = model.generate(

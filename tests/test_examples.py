@@ -8,8 +8,8 @@ import pytest
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.demo.job import example_adapters, heldout_input
-from hydrapack.errors import InputError
-from hydrapack.merge.adapters import merge_adapters
+from hydrapack.merging.merge import merge_adapters
+from hydrapack.support.errors import InputError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TASKS = ["grammar", "qa", "reply", "summary", "tone"]

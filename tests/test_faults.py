@@ -11,15 +11,15 @@ import time
 import pytest
 from conftest import TASKS, hydrapack
 
-from hydrapack.atomic import new_directory, new_file
-from hydrapack.verify import verify_package
+from hydrapack.support.atomic import new_directory, new_file
+from hydrapack.verification.package import verify_package
 
 EXPORT = ("export-base", "--rank", 4, "--quant", "fp32", "--max-context", 64)
 
 REPLACE = """
 import sys, itertools
 from pathlib import Path
-from hydrapack import atomic
+from hydrapack.support import atomic
 target, file, rounds, exchange = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])
 if not exchange:
     atomic._exchange = lambda one, other: False  # As on systems that have none.
@@ -117,7 +117,8 @@ def test_only_leftovers_of_the_same_target_are_removed(tmp_path, new):
 SLOW = """
 import sys, time
 from pathlib import Path
-from hydrapack import __main__, atomic
+from hydrapack import __main__
+from hydrapack.support import atomic
 marker = Path(sys.argv.pop(1))
 def wait_for_the_kill():
     marker.touch()

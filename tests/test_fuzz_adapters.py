@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.adapters.config import CHANGING_INITS, HARMLESS, REFUSED, SAFE_INITS
-from hydrapack.bundle import read_bundle, write_bundle
-from hydrapack.errors import InputError
-from hydrapack.merge.adapters import merge_adapters
-from hydrapack.unpack import unpack_all
+from hydrapack.adapters.peft_config import CHANGING_INITS, HARMLESS, REFUSED, SAFE_INITS
+from hydrapack.bundle.format import read_bundle, write_bundle
+from hydrapack.bundle.unpack import unpack_all
+from hydrapack.merging.merge import merge_adapters
+from hydrapack.support.errors import InputError
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 NAMES = module_names("qv")

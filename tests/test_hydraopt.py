@@ -4,11 +4,11 @@ import pytest
 import torch
 from test_merge import dense, random_updates, squared_error
 
-from hydrapack.adapters.modules import LoraModule
-from hydrapack.errors import InputError
-from hydrapack.merge.hydraopt import DISTANCES, INITS, assign_hydraopt, merge_hydraopt
-from hydrapack.merge.module import MergeOptions
-from hydrapack.merge.spectral import merge_spectral
+from hydrapack.adapters.update import LoraModule
+from hydrapack.merging.hydraopt import DISTANCES, INITS, assign_hydraopt, merge_hydraopt
+from hydrapack.merging.method import MergeOptions
+from hydrapack.merging.spectral import merge_spectral
+from hydrapack.support.errors import InputError
 
 
 def mean_absolute_error(updates, merged):

@@ -8,18 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.adapters.modules import LoraModule
-from hydrapack.analyze import analyze
-from hydrapack.bundle import read_bundle, write_bundle
-from hydrapack.errors import InputError
-from hydrapack.extend import add_adapter
-from hydrapack.merge.adapters import METHODS, merge_adapters, module_seed
-from hydrapack.merge.budget import merge_budget
-from hydrapack.merge.elementwise import elementwise
-from hydrapack.merge.module import MergedModule, MergeOptions, difference_norm
-from hydrapack.merge.spectral import merge_spectral
-from hydrapack.merge.tradeoff import trade_off
-from hydrapack.merge.two_sided import merge_two_sided
+from hydrapack.adapters.update import LoraModule, difference_norm
+from hydrapack.analysis.similarity import analyze
+from hydrapack.analysis.tradeoff import trade_off
+from hydrapack.bundle.format import read_bundle, write_bundle
+from hydrapack.bundle.merged import MergedModule
+from hydrapack.merging.add import add_adapter
+from hydrapack.merging.elementwise import elementwise
+from hydrapack.merging.merge import METHODS, merge_adapters, module_seed
+from hydrapack.merging.method import MergeOptions
+from hydrapack.merging.plan import merge_budget
+from hydrapack.merging.spectral import merge_spectral
+from hydrapack.merging.two_sided import merge_two_sided
+from hydrapack.support.errors import InputError
 
 
 def random_updates(ranks, d_out=12, d_in=10, seed=0):

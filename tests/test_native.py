@@ -13,7 +13,7 @@ import pytest
 from conftest import hydrapack
 
 from hydrapack.device.native import NativeSession
-from hydrapack.errors import (
+from hydrapack.support.errors import (
     Busy,
     ContextFull,
     InputError,

@@ -6,12 +6,12 @@ import pytest
 from conftest import edit_tensors, hydrapack, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.bundle import read_bundle
-from hydrapack.errors import InputError
-from hydrapack.merge.adapters import merge_adapters
-from hydrapack.merge.budget import merge_budget
-from hydrapack.merge.objective import reweigh, task_sizes
-from hydrapack.merge.tradeoff import trade_off
+from hydrapack.analysis.tradeoff import trade_off
+from hydrapack.bundle.format import read_bundle
+from hydrapack.merging.merge import merge_adapters
+from hydrapack.merging.objective import reweigh, task_sizes
+from hydrapack.merging.plan import merge_budget
+from hydrapack.support.errors import InputError
 
 
 def scaled(folder, factor):

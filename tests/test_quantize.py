@@ -5,18 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.merge.adapters import merge_adapters
-from hydrapack.merge.module import difference_norm
-from hydrapack.pack.banks import MatrixBank, RowBank, pack_nibbles, unpack_nibbles
-from hydrapack.quantize import (
-    Rounding,
-    module_bytes,
-    noise_by_columns,
-    quantize,
-    round_module,
-    rounded,
-    stored_bytes,
-)
+from hydrapack.adapters.update import difference_norm
+from hydrapack.bundle.rounding import module_bytes, round_module
+from hydrapack.merging.merge import merge_adapters
+from hydrapack.packing.banks import MatrixBank, RowBank, pack_nibbles, unpack_nibbles
+from hydrapack.program.quantized import Rounding, noise_by_columns, quantize, rounded, stored_bytes
 
 
 def normal(*shape, seed=0):

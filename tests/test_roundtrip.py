@@ -13,10 +13,10 @@ from peft_models import build, inputs, output, train
 from safetensors.torch import load_file
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.bundle import read_bundle, write_bundle
-from hydrapack.errors import InputError
-from hydrapack.merge.adapters import merge_adapters
-from hydrapack.unpack import unpack_all
+from hydrapack.bundle.format import read_bundle, write_bundle
+from hydrapack.bundle.unpack import unpack_all
+from hydrapack.merging.merge import merge_adapters
+from hydrapack.support.errors import InputError
 
 LLAMA = "LlamaForCausalLM"
 QV = ["q_proj", "v_proj"]

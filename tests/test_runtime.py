@@ -29,13 +29,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hydrapack.base.export import export_base
-from hydrapack.bundle import read_bundle
+from hydrapack.bundle.format import read_bundle
 from hydrapack.device import Session
 from hydrapack.device.native import NativeSession
-from hydrapack.errors import InputError, Mismatch
-from hydrapack.pack.package import write_package
-from hydrapack.pack.signature import sign_manifest
-from hydrapack.pte import constants, load_program
+from hydrapack.packing.package import write_package
+from hydrapack.packing.signature import sign_manifest
+from hydrapack.program.load import load_program
+from hydrapack.support.errors import InputError, Mismatch
 
 TEXT = "Grüße! what is this"
 COUNT = 64
@@ -51,7 +51,7 @@ def answers(model, package):
 
 
 def end_tokens(model):
-    return sorted(int(i) for i in constants(load_program(model, "forward"), "get_eos_ids"))
+    return sorted(int(i) for i in load_program(model, "forward").constants("get_eos_ids"))
 
 
 def check_answers(done, want, ends, count):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hydrapack.device.sampler import Sampler
-from hydrapack.errors import Invalid
+from hydrapack.support.errors import Invalid
 
 
 def plain_pick(logits, uniform, temperature, top_k, top_p):

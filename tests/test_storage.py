@@ -15,18 +15,18 @@ import pytest
 from conftest import TASKS, hydrapack, make_package, module_names, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.bundle import read_bundle, write_bundle
-from hydrapack.errors import InputError
-from hydrapack.layout import layout_of
-from hydrapack.merge.adapters import merge_adapters
-from hydrapack.pack.banks import Head
-from hydrapack.pack.package import write_package
-from hydrapack.pack.program import Shared
-from hydrapack.quantize import SCALE_BYTES, Rounding
-from hydrapack.sizes import parse_size
-from hydrapack.storage import render
-from hydrapack.storage.budgets import PRESETS, judge, read_budgets
-from hydrapack.storage.report import of_path, planned
+from hydrapack.bundle.format import read_bundle, write_bundle
+from hydrapack.footprint import render
+from hydrapack.footprint.budgets import PRESETS, judge, read_budgets
+from hydrapack.footprint.report import of_path, planned
+from hydrapack.merging.merge import merge_adapters
+from hydrapack.packing.banks import Head
+from hydrapack.packing.package import write_package
+from hydrapack.packing.program import Shared
+from hydrapack.program.layout import layout_of
+from hydrapack.program.quantized import SCALE_BYTES, Rounding
+from hydrapack.support.errors import InputError
+from hydrapack.support.sizes import parse_size
 
 ROOT = Path(__file__).parents[1]
 
@@ -168,7 +168,7 @@ def test_heads_and_shared_parts_are_what_is_packed(tmp_path, options, bits):
 def test_one_head_more_is_what_add_adds(tiny, tmp_path):
     """The report's figure against a package with one task more."""
     from hydrapack.adapters.read import read_adapter
-    from hydrapack.extend import add_adapter
+    from hydrapack.merging.add import add_adapter
 
     bundle = read_bundle(tiny[2] / "bundle")
     new = read_adapter(write_adapter(tmp_path / "new", seed=9, shared_seed=99), "new")

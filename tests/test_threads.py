@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hydrapack.threads import one_thread
+from hydrapack.support.threads import one_thread
 
 ADAPTERS = Path(__file__).parents[1] / "examples" / "adapters"
 
@@ -21,15 +21,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 import torch
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.analyze import analyze
-from hydrapack.bundle import read_bundle, write_bundle
-from hydrapack.extend import add_adapter
-from hydrapack.merge.adapters import merge_adapters
-from hydrapack.merge.budget import merge_budget
-from hydrapack.merge.tradeoff import trade_off
-from hydrapack.pack.package import write_package
-from hydrapack.quantize import Rounding, refit_heads, round_module
-from hydrapack.unpack import unpack_all, unpack_task
+from hydrapack.analysis.similarity import analyze
+from hydrapack.bundle.format import read_bundle, write_bundle
+from hydrapack.merging.add import add_adapter
+from hydrapack.merging.merge import merge_adapters
+from hydrapack.merging.plan import merge_budget
+from hydrapack.analysis.tradeoff import trade_off
+from hydrapack.packing.package import write_package
+from hydrapack.program.quantized import Rounding
+from hydrapack.bundle.rounding import refit_heads, round_module
+from hydrapack.bundle.unpack import unpack_all, unpack_task
 
 adapters, out = Path(sys.argv[1]), Path(sys.argv[2])
 if len(sys.argv) > 3:

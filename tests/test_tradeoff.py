@@ -5,11 +5,11 @@ import pytest
 from conftest import hydrapack
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.bundle import read_bundle, write_bundle
-from hydrapack.errors import InputError
-from hydrapack.merge.adapters import merge_adapters
-from hydrapack.merge.tradeoff import trade_off
-from hydrapack.pack.package import write_package
+from hydrapack.analysis.tradeoff import trade_off
+from hydrapack.bundle.format import read_bundle, write_bundle
+from hydrapack.merging.merge import merge_adapters
+from hydrapack.packing.package import write_package
+from hydrapack.support.errors import InputError
 
 
 def errors(merged):

@@ -8,19 +8,19 @@ from conftest import edit_config, edit_tensors, hydrapack
 from test_merge import dense
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.adapters.modules import VeraModule
 from hydrapack.adapters.read import read_adapter
-from hydrapack.bundle import read_bundle, write_bundle
-from hydrapack.errors import InputError
-from hydrapack.extend import add_adapter
-from hydrapack.merge.adapters import merge_adapters
-from hydrapack.merge.budget import merge_budget
-from hydrapack.merge.module import MergeOptions
-from hydrapack.merge.tradeoff import trade_off
-from hydrapack.merge.vera import merge_vera
-from hydrapack.pack.package import write_package
-from hydrapack.storage.report import of_path
-from hydrapack.unpack import unpack_task
+from hydrapack.adapters.update import VeraModule
+from hydrapack.analysis.tradeoff import trade_off
+from hydrapack.bundle.format import read_bundle, write_bundle
+from hydrapack.bundle.unpack import unpack_task
+from hydrapack.footprint.report import of_path
+from hydrapack.merging.add import add_adapter
+from hydrapack.merging.merge import merge_adapters
+from hydrapack.merging.method import MergeOptions
+from hydrapack.merging.plan import merge_budget
+from hydrapack.merging.vera import merge_vera
+from hydrapack.packing.package import write_package
+from hydrapack.support.errors import InputError
 
 TASKS = ("x", "y", "z")
 

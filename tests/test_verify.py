@@ -13,11 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.bundle import read_bundle, write_modules
+from hydrapack.bundle.format import read_bundle, write_modules
 from hydrapack.device import Session
-from hydrapack.errors import InputError
-from hydrapack.junit import Check, junit_xml
-from hydrapack.pack.manifest import (
+from hydrapack.packing.manifest import (
     MANIFEST,
     Manifest,
     describe_file,
@@ -26,9 +24,11 @@ from hydrapack.pack.manifest import (
     read_manifest,
     sealed,
 )
-from hydrapack.pack.package import write_package
-from hydrapack.pack.signature import SIGNATURE, read_private_key, read_public_key
-from hydrapack.verify import verify_package
+from hydrapack.packing.package import write_package
+from hydrapack.packing.signature import SIGNATURE, read_private_key, read_public_key
+from hydrapack.support.errors import InputError
+from hydrapack.support.junit import Check, junit_xml
+from hydrapack.verification.package import verify_package
 
 ROOT = Path(__file__).parents[1]
 
@@ -390,8 +390,8 @@ def test_absurd_sizes_are_refused_before_they_are_taken(tiny, tmp_path):
         "import resource, sys\n"
         "from pathlib import Path\n"
         "from hydrapack.adapters.read import read_adapter\n"
-        "from hydrapack.pack.manifest import read_manifest\n"
-        "from hydrapack.errors import InputError\n"
+        "from hydrapack.packing.manifest import read_manifest\n"
+        "from hydrapack.support.errors import InputError\n"
         "import torch, safetensors.torch\n"
         "used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for call, path in ((lambda p: read_adapter(p, 't'), sys.argv[1]),"

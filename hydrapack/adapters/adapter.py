@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from hydrapack.adapters.modules import Update
 from hydrapack.adapters.task_card import TaskCard
-from hydrapack.errors import InputError
+from hydrapack.adapters.update import Update
+from hydrapack.support.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from hydrapack.adapters.adapter import Adapter
-from hydrapack.adapters.modules import VeraModule
 from hydrapack.adapters.read import read_adapter
-from hydrapack.errors import InputError
+from hydrapack.adapters.update import VeraModule
+from hydrapack.support.errors import InputError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Parts of names that come, go and change places as transformers renames a model's modules.

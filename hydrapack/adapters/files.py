@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from hydrapack.adapters.config import CONFIG, shown
-from hydrapack.errors import InputError
+from hydrapack.adapters.peft_config import CONFIG, shown
+from hydrapack.support.errors import InputError
 
 WEIGHTS, INDEX = "adapter_model.safetensors", "adapter_model.safetensors.index.json"
 _LFS = b"version https://git-lfs.github.com/spec/"

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from hydrapack.adapters.adapter import bare_key, checked
-from hydrapack.adapters.config import CONFIG
-from hydrapack.adapters.modules import LoraModule, Update
 from hydrapack.adapters.patterns import module_alphas
-from hydrapack.errors import InputError
+from hydrapack.adapters.peft_config import CONFIG
+from hydrapack.adapters.update import LoraModule, Update
+from hydrapack.support.errors import InputError
 
 # Older PEFT wrote the adapter's name ("default") into the key.
 _KEY = re.compile(r"(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")

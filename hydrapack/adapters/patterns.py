@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hydrapack.adapters.config import shown
-from hydrapack.errors import InputError
+from hydrapack.adapters.peft_config import shown
+from hydrapack.support.errors import InputError
 
 # PEFT 0.15 and later write these keys, whatever their values.
 _SINCE_0_15 = ("peft_version", "corda_config", "trainable_token_indices")

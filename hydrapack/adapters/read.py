@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydrapack.adapters.adapter import Adapter
-from hydrapack.adapters.config import CONFIG, read_config
 from hydrapack.adapters.files import WEIGHTS, check_folder, read_weights
 from hydrapack.adapters.lora import read_lora
+from hydrapack.adapters.peft_config import CONFIG, read_config
+from hydrapack.adapters.prompt import check_template
 from hydrapack.adapters.task_card import TaskCard
 from hydrapack.adapters.vera import read_vera
-from hydrapack.errors import InputError
-from hydrapack.prompts import check_template
-from hydrapack.schema import read_model
+from hydrapack.support.errors import InputError
+from hydrapack.support.schema import read_model
 
 __all__ = ["CARD", "CONFIG", "WEIGHTS", "read_adapter"]
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from hydrapack.prompts import PLACEHOLDER
-from hydrapack.schema import Strict, utf8_at_most
+from hydrapack.adapters.prompt import PLACEHOLDER
+from hydrapack.support.schema import Strict, utf8_at_most
 
 MAX_TEXT = 1 << 20
 """Bytes of UTF-8 of a template, a stop string or a language."""

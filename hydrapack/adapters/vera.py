@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from hydrapack.adapters.adapter import bare_key, checked
-from hydrapack.adapters.config import CONFIG
-from hydrapack.adapters.modules import Update, VeraModule
-from hydrapack.errors import InputError
+from hydrapack.adapters.peft_config import CONFIG
+from hydrapack.adapters.update import Update, VeraModule
+from hydrapack.support.errors import InputError
 
 _KEY = re.compile(r"^(.+)\.vera_lambda_([bd])(?:\.[^.]+)?$")
 _PROJECTION = re.compile(r"^(?:base_model\.)?vera_([AB])(?:\.[^.]+)?$")

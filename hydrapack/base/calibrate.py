@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from hydrapack.base.decoder import Decoder
+from hydrapack.base.integers import linears, quantize_decoder
 from hydrapack.base.quality import Quality, compare, decoder_logits
-from hydrapack.base.quantize import linears, quantize_decoder
-from hydrapack.errors import InputError
-from hydrapack.threads import one_thread
+from hydrapack.support.errors import InputError
+from hydrapack.support.threads import one_thread
 
 HOLD_OUT = 4
 """Every so many rows one is kept back, to judge by."""

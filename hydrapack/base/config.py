@@ -1,19 +1,45 @@
-"""What the decoder needs of a Hugging Face model's config.json, and which models it takes."""
+"""What is read of a Hugging Face model's config.json, and which models the decoder takes."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hydrapack.errors import InputError
-from hydrapack.layout import Layout
+from hydrapack.program.layout import Layout
+from hydrapack.support.errors import InputError
 
 SUPPORTED = ("llama", "qwen2")
+
+
+@dataclass(frozen=True)
+class LinearShapes:
+    """Sizes of a decoder's linears, equal in all ``layers``."""
+
+    layers: int
+    dim: int
+    attention: int
+    """Columns of q's output: heads times their size."""
+    key_value: int
+    intermediate: int
+
+    def linear(self, target: str) -> tuple[int, int]:
+        """(d_out, d_in) of the linear named ``target`` (q, k, v, o, gate, up, down)."""
+        return {
+            "q": (self.attention, self.dim),
+            "k": (self.key_value, self.dim),
+            "v": (self.key_value, self.dim),
+            "o": (self.dim, self.attention),
+            "gate": (self.intermediate, self.dim),
+            "up": (self.intermediate, self.dim),
+            "down": (self.dim, self.intermediate),
+        }[target]
 
 
 @dataclass(frozen=True)
@@ -38,17 +64,9 @@ class DecoderConfig:
 
     def linear_shape(self, target: str) -> tuple[int, int]:
         """(d_out, d_in) of the linear named ``target`` (q, k, v, o, gate, up, down)."""
-        attention = self.heads * self.head_dim
-        key_value = self.kv_heads * self.head_dim
-        return {
-            "q": (attention, self.dim),
-            "k": (key_value, self.dim),
-            "v": (key_value, self.dim),
-            "o": (self.dim, attention),
-            "gate": (self.intermediate, self.dim),
-            "up": (self.intermediate, self.dim),
-            "down": (self.dim, self.intermediate),
-        }[target]
+        attention, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes = LinearShapes(self.layers, self.dim, attention, key_value, self.intermediate)
+        return shapes.linear(target)
 
     def layout(self, targets: tuple[str, ...], rank: int) -> Layout:
         """The packing layout of adapters of ``rank`` on ``targets`` of this model."""
@@ -63,11 +81,46 @@ def read_config(folder: Path) -> DecoderConfig:
         InputError: no readable config.json, a missing key, or an architecture not supported.
     """
     path = folder / "config.json"
+    return parse_config(_read(path), str(path))
+
+
+def read_shapes(path: Path) -> LinearShapes:
+    """The linears that the config.json at ``path`` describes, of any decoder.
+
+    Raises:
+        InputError: not readable, or without the keys of a decoder.
+    """
+    raw = _read(path)
+    with _described(str(path)):
+        raw = raw.get("text_config", raw)
+        heads, dim = int(raw["num_attention_heads"]), int(raw["hidden_size"])
+        head_dim = int(raw.get("head_dim") or dim // heads)
+        key_value = int(raw.get("num_key_value_heads") or heads) * head_dim
+        layers, intermediate = int(raw["num_hidden_layers"]), int(raw["intermediate_size"])
+    if min(heads, dim, head_dim, layers, intermediate) < 1:
+        raise InputError(f"{path}: sizes must be above 0")
+    return LinearShapes(layers, dim, heads * head_dim, key_value, intermediate)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable config.json: {error}") from error
-    return parse_config(raw, str(path))
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: not a readable config.json: no JSON object")
+    return raw
+
+
+@contextmanager
+def _described(where: str) -> Iterator[None]:
+    """Name the key that is missing or of the wrong type."""
+    try:
+        yield
+    except KeyError as error:
+        raise InputError(f"{where}: the key {error.args[0]!r} is missing") from error
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{where}: a value has the wrong type: {error}") from error
 
 
 def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
@@ -90,7 +143,7 @@ def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
         raise InputError(f"{where}: use_sliding_window is not supported")
     if kind == "llama" and raw.get("attention_bias"):
         raise InputError(f"{where}: attention_bias with model_type 'llama' is not supported")
-    try:
+    with _described(where):
         heads = int(raw["num_attention_heads"])
         # Older files have rope_theta and rope_scaling, newer ones rope_parameters.
         rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
@@ -117,10 +170,6 @@ def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
             bos_id=-1 if bos is None else int(bos),
             eos_ids=tuple([] if eos is None else eos if isinstance(eos, list) else [int(eos)]),
         )
-    except KeyError as error:
-        raise InputError(f"{where}: the key {error.args[0]!r} is missing") from error
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: a value has the wrong type: {error}") from error
 
 
 def rope_tables(config: DecoderConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:

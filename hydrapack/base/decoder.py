@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hydrapack.base.config import DecoderConfig, rope_tables
-from hydrapack.layout import Layout
+from hydrapack.program.layout import Layout
 
 # Attention reads the cache in steps of this many positions, so that its cost follows the text and
 # not the context limit.

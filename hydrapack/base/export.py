@@ -11,9 +11,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from hydrapack.atomic import new_file
 from hydrapack.base.calibrate import Calibration, calibrated, generate_rows
 from hydrapack.base.decoder import CACHE_STEP, Decoder
+from hydrapack.base.integers import quantize_decoder
 from hydrapack.base.lower import lower_decoder
 from hydrapack.base.quality import (
     TEXTS,
@@ -24,12 +24,12 @@ from hydrapack.base.quality import (
     program_logits,
     read_texts,
 )
-from hydrapack.base.quantize import quantize_decoder
 from hydrapack.base.scheme import INT4, choose_quant, scheme_of
 from hydrapack.base.source import Source
 from hydrapack.base.weights import load_weights
-from hydrapack.digest import bytes_sha256, file_sha256
-from hydrapack.errors import InputError
+from hydrapack.support.atomic import new_file
+from hydrapack.support.digest import bytes_sha256, file_sha256
+from hydrapack.support.errors import InputError
 
 DEFAULT_CONTEXT = 2048
 SELF = "self"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hydrapack.errors import InputError
+from hydrapack.support.errors import InputError
 
 BLOCK = 32
 """Columns that share a scale and an offset in every 4-bit format taken over here."""

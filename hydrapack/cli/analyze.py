@@ -32,12 +32,13 @@ def analyze(
 
         hydrapack analyze adapters/* -o analysis
     """
-    from hydrapack import plots
     from hydrapack.adapters.collect import read_adapters
-    from hydrapack.analyze import analyze as compare
-    from hydrapack.atomic import new_directory
+    from hydrapack.analysis import plots
+    from hydrapack.analysis.similarity import analyze as compare
+    from hydrapack.support.atomic import new_directory
+    from hydrapack.support.extras import require_matplotlib
 
-    plots.require_matplotlib()
+    require_matplotlib()
     read = read_adapters(adapters, allow_base_mismatch)
     with progress_bar("comparing modules") as progress:
         found = compare(read, progress)

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json, stages
-from hydrapack.sizes import megabytes, parse_size
+from hydrapack.support.sizes import megabytes, parse_size
 
 
 def demo(

@@ -34,11 +34,11 @@ def evaluate(
 
         hydrapack eval examples/eval.yaml -o results --quick
     """
-    from hydrapack.atomic import new_file
-    from hydrapack.evaluate.config import quick_config, read_config
-    from hydrapack.evaluate.report import by_group, markdown, plot
     from hydrapack.evaluate.run import Evaluation
-    from hydrapack.plots import require_matplotlib
+    from hydrapack.evaluate.spec import quick_config, read_config
+    from hydrapack.evaluate.tables import by_group, markdown, plot
+    from hydrapack.support.atomic import new_file
+    from hydrapack.support.extras import require_matplotlib
 
     require_matplotlib()
     read = read_config(config)

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 from hydrapack.cli.terminal import output, print_json, stages
-from hydrapack.errors import InputError
-from hydrapack.sizes import megabytes
+from hydrapack.support.errors import InputError
+from hydrapack.support.sizes import megabytes
 
 if TYPE_CHECKING:
     from hydrapack.base.export import ExportedBase
@@ -74,7 +74,7 @@ def export_base(
         hydrapack export-base ./Llama-3.2-1B-Instruct -o model.pte --rank 32 --calibrate self
     """
     from hydrapack.base.export import export_base as export
-    from hydrapack.layout import parse_targets
+    from hydrapack.program.layout import parse_targets
 
     if bundle is not None:
         if rank is not None or target_modules is not None:
@@ -108,8 +108,8 @@ def export_base(
 
 def _of_bundle(folder: Path) -> tuple[int, tuple[str, ...]]:
     """The rank and the adapted linears of a bundle."""
-    from hydrapack.bundle import read_bundle
-    from hydrapack.layout import layout_of
+    from hydrapack.bundle.format import read_bundle
+    from hydrapack.program.layout import layout_of
 
     bundle = read_bundle(folder)
     return bundle.info.rank, layout_of(bundle.shapes, bundle.info.rank).targets

@@ -23,7 +23,7 @@ def inspect(
 
         hydrapack inspect package/adapters.pte --json
     """
-    from hydrapack.inspect import describe
+    from hydrapack.analysis.describe import describe
 
     facts = describe(path)
     if as_json:

@@ -12,12 +12,12 @@ import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json, progress_bar
-from hydrapack.errors import InputError
-from hydrapack.sizes import megabytes, parse_size
+from hydrapack.support.errors import InputError
+from hydrapack.support.sizes import megabytes, parse_size
 
 if TYPE_CHECKING:
-    from hydrapack.merge.adapters import Merge
-    from hydrapack.merge.budget import Plan
+    from hydrapack.bundle.merged import Merge
+    from hydrapack.merging.plan import Plan
 
 
 def merge(
@@ -141,10 +141,10 @@ def merge(
     from hydrapack.base.moments import input_moments
     from hydrapack.base.quality import read_texts
     from hydrapack.base.source import resolve_model
-    from hydrapack.bundle import write_bundle
-    from hydrapack.merge.adapters import absent_modules, merge_adapters
-    from hydrapack.merge.budget import merge_budget, merge_target
-    from hydrapack.merge.calibrated import merge_calibrated, spans
+    from hydrapack.bundle.format import write_bundle
+    from hydrapack.merging.calibrated import merge_calibrated, spans
+    from hydrapack.merging.merge import absent_modules, merge_adapters
+    from hydrapack.merging.plan import merge_budget, merge_target
 
     limit = None if budget is None else parse_size("--budget", budget)
     _check_plan(limit, target_error, bits, objective, (heads, output_rank, method))

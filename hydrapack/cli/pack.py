@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, stages
-from hydrapack.sizes import megabytes
+from hydrapack.support.sizes import megabytes
 
 
 def pack(
@@ -47,9 +47,9 @@ def pack(
 
         hydrapack pack bundle -o package --model model.pte --card --sbom --signing-key key.pem
     """
-    from hydrapack.bundle import read_bundle
-    from hydrapack.pack.manifest import manifest_text
-    from hydrapack.pack.package import write_package
+    from hydrapack.bundle.format import read_bundle
+    from hydrapack.packing.manifest import manifest_text
+    from hydrapack.packing.package import write_package
 
     with stages("packing"):
         manifest = write_package(

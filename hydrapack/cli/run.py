@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hydrapack.cli.terminal import print_json
-from hydrapack.errors import InputError
+from hydrapack.support.errors import InputError
 
 
 def run(
@@ -73,7 +73,7 @@ def run(
     """
     from hydrapack.device import Session
     from hydrapack.device.native import NativeSession
-    from hydrapack.pack.signature import read_public_key
+    from hydrapack.packing.signature import read_public_key
 
     if engine not in ("python", "native"):
         raise InputError(f"--engine {engine}: choose python or native")

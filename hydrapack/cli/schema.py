@@ -12,6 +12,6 @@ def schema() -> None:
 
         hydrapack schema > manifest.schema.json
     """
-    from hydrapack.pack.manifest import manifest_schema
+    from hydrapack.packing.manifest import manifest_schema
 
     print_json(manifest_schema())

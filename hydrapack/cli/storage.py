@@ -10,12 +10,12 @@ import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json
-from hydrapack.errors import InputError
+from hydrapack.support.errors import InputError
 
 if TYPE_CHECKING:
-    from hydrapack.storage.budgets import Judged
-    from hydrapack.storage.render import Growth
-    from hydrapack.storage.report import Report
+    from hydrapack.footprint.budgets import Judged
+    from hydrapack.footprint.render import Growth
+    from hydrapack.footprint.report import Report
 
 
 def storage(
@@ -70,10 +70,10 @@ def storage(
 
         hydrapack storage package --markdown > comment.md
     """
-    from hydrapack.junit import junit_xml
-    from hydrapack.storage import render
-    from hydrapack.storage.budgets import judge, read_budgets
-    from hydrapack.storage.report import of_path, planned
+    from hydrapack.footprint import render
+    from hydrapack.footprint.budgets import judge, read_budgets
+    from hydrapack.footprint.report import of_path, planned
+    from hydrapack.support.junit import junit_xml
 
     if (layout is None) == (not paths):
         raise InputError("give packages or bundles, or --layout (--help has examples)")
@@ -105,7 +105,7 @@ def storage(
 
 
 def _write(path: Path | None, text: Any) -> None:
-    from hydrapack.atomic import new_file
+    from hydrapack.support.atomic import new_file
 
     if path is not None:
         content = text()
@@ -140,7 +140,7 @@ def _document(reports: list[Report], judged: list[Judged], growth: Growth | None
 
 
 def _print_tables(reports: list[Report], judged: list[Judged], growth: Growth | None) -> None:
-    from hydrapack.storage import render
+    from hydrapack.footprint import render
 
     console = output()
     tables = [(render.COLUMNS, render.rows(reports))]

@@ -11,8 +11,8 @@ import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json, progress_bar
-from hydrapack.errors import InputError
-from hydrapack.sizes import megabytes
+from hydrapack.support.errors import InputError
+from hydrapack.support.sizes import megabytes
 
 
 def tradeoff(
@@ -45,9 +45,10 @@ def tradeoff(
         hydrapack tradeoff adapters/* -o tradeoff --ranks 8,16,24,32 --bits 8
     """
     from hydrapack.adapters.collect import read_adapters
-    from hydrapack.atomic import new_directory
-    from hydrapack.merge.tradeoff import trade_off
-    from hydrapack.plots import plot_trade_off, require_matplotlib
+    from hydrapack.analysis.plots import plot_trade_off
+    from hydrapack.analysis.tradeoff import trade_off
+    from hydrapack.support.atomic import new_directory
+    from hydrapack.support.extras import require_matplotlib
 
     require_matplotlib()
     widths = _numbers("--bits", bits)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hydrapack.cli.terminal import output, print_json
-from hydrapack.errors import InputError
+from hydrapack.support.errors import InputError
 
 
 def unpack(
@@ -27,8 +27,8 @@ def unpack(
 
         hydrapack unpack bundle --all -o merged --dtype bfloat16
     """
-    from hydrapack.bundle import read_bundle
-    from hydrapack.unpack import unpack_all, unpack_task
+    from hydrapack.bundle.format import read_bundle
+    from hydrapack.bundle.unpack import unpack_all, unpack_task
 
     if every == (task is not None):
         raise InputError("give either --task NAME or --all")

@@ -58,11 +58,11 @@ def verify(
         hydrapack verify package --public-key release.pub.pem --junit verify.xml
     """
     from hydrapack.adapters.collect import read_adapters
-    from hydrapack.atomic import new_file
-    from hydrapack.bundle import read_bundle
-    from hydrapack.junit import junit_xml
-    from hydrapack.pack.signature import read_public_key
-    from hydrapack.verify import verify_package
+    from hydrapack.bundle.format import read_bundle
+    from hydrapack.packing.signature import read_public_key
+    from hydrapack.support.atomic import new_file
+    from hydrapack.support.junit import junit_xml
+    from hydrapack.verification.package import verify_package
 
     # A shell that expands --adapters runs/* leaves all but the first as arguments.
     sources = [*(adapters or []), *(more or [])]

@@ -14,17 +14,17 @@ from typing import Any
 from hydrapack import __version__
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import read_adapters
+from hydrapack.adapters.prompt import encode_prompt
 from hydrapack.adapters.read import WEIGHTS
 from hydrapack.base import smollm2
 from hydrapack.base.export import export_base
-from hydrapack.bundle import read_bundle, write_bundle
+from hydrapack.bundle.format import read_bundle, write_bundle
 from hydrapack.device.session import Session
-from hydrapack.errors import InputError
-from hydrapack.merge.adapters import merge_adapters
-from hydrapack.merge.budget import merge_budget
-from hydrapack.pack.package import DEFAULT_BITS, write_package
-from hydrapack.prompts import encode_prompt
-from hydrapack.sizes import megabytes
+from hydrapack.merging.merge import merge_adapters
+from hydrapack.merging.plan import merge_budget
+from hydrapack.packing.package import DEFAULT_BITS, write_package
+from hydrapack.support.errors import InputError
+from hydrapack.support.sizes import megabytes
 
 MAX_NEW_TOKENS = 40
 CONTEXT = 512

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from hydrapack.device.text import Pieces
-from hydrapack.errors import Busy, InputError
+from hydrapack.support.errors import Busy, InputError
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """What a device reads of ``manifest.json``: what it uses, and no key more.
 
 The digest answers for the rest. The C++ runtime gives the same verdict on any bytes
-(docs/runtime-contract.md); the packing tools read with hydrapack.pack.manifest instead.
+(docs/runtime-contract.md); the packing tools read with hydrapack.packing.manifest instead.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from hydrapack.adapters.prompt import check_template
 from hydrapack.adapters.task_card import MaxNewTokens, Stop, Temperature, Text, TopK, TopP
-from hydrapack.errors import Invalid, Mismatch, NotFound
-from hydrapack.pack.manifest import ADAPTERS, MANIFEST, check_version
-from hydrapack.prompts import check_template
-from hydrapack.schema import Digest, misfit, parse_json, read_bytes, utf8_at_most
+from hydrapack.packing.manifest import ADAPTERS, MANIFEST, check_version
+from hydrapack.support.errors import Invalid, Mismatch, NotFound
+from hydrapack.support.schema import Digest, misfit, parse_json, read_bytes, utf8_at_most
 
 _STATED_DIGEST = re.compile(rb'\n  "package_digest": "([0-9a-f]{64})')
 

@@ -18,8 +18,8 @@ from hydrapack.device.answer import Answer, Stats, Turns
 from hydrapack.device.manifest import Task, read_device_manifest
 from hydrapack.device.options import resolve
 from hydrapack.device.text import Pieces, check_prompt, load_tokenizer, prompt_ids, stop_ids
-from hydrapack.errors import InputError, Invalid, Io, NotFound, RuntimeFailure, of_kind
-from hydrapack.schema import parse_json, read_bytes
+from hydrapack.support.errors import InputError, Invalid, Io, NotFound, RuntimeFailure, of_kind
+from hydrapack.support.schema import parse_json, read_bytes
 
 PROGRAM = "hydrapack-run"
 SECONDS_TO_END = 5.0

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, ValidationError
 from tokenizers import Tokenizer
 
 from hydrapack.device.manifest import DeviceManifest, Read, read_device_manifest
 from hydrapack.device.text import load_tokenizer
-from hydrapack.digest import file_sha256
-from hydrapack.errors import Mismatch, NotFound, unreadable
-from hydrapack.pack.manifest import ADAPTERS, MANIFEST
-from hydrapack.pack.signature import verify_signature
-from hydrapack.pte import check_forward, constant, load_program
-from hydrapack.schema import Digest, misfit, parse_json, read_bytes
+from hydrapack.packing.manifest import ADAPTERS, MANIFEST
+from hydrapack.packing.signature import verify_signature
+from hydrapack.program.load import LoadedProgram, check_forward, load_program
+from hydrapack.support.digest import file_sha256
+from hydrapack.support.errors import Mismatch, NotFound, unreadable
+from hydrapack.support.schema import Digest, misfit, parse_json, read_bytes
 
 
 class Description(Read):
@@ -34,8 +34,8 @@ class Opened:
     """Files that belong together."""
 
     manifest: DeviceManifest
-    model: Any
-    adapters: Any
+    model: LoadedProgram
+    adapters: LoadedProgram
     tokenizer: Tokenizer
 
 
@@ -64,7 +64,7 @@ def open_files(
     check_forward(programs[0])
     _check_layout(manifest, *programs)
     check_base(manifest, programs[0])
-    own = str(constant(programs[0], "get_tokenizer_sha256")) if check_digests else None
+    own = str(programs[0].constant("get_tokenizer_sha256")) if check_digests else None
     return Opened(manifest, *programs, load_tokenizer(tokenizer, own))
 
 
@@ -100,27 +100,27 @@ def _check_file(path: Path, size: int, sha256: str, check_digests: bool, source:
         raise Mismatch(f"{path}: is not the file that {source} describes")
 
 
-def _check_layout(manifest: DeviceManifest, model: Any, adapters: Any) -> None:
-    path = model.hydrapack_path
-    rank = int(constant(model, "get_adapter_rank"))
+def _check_layout(manifest: DeviceManifest, model: LoadedProgram, adapters: LoadedProgram) -> None:
+    path = model.path
+    rank = int(model.constant("get_adapter_rank"))
     if rank != manifest.rank:
         raise Mismatch(
             f"{path} takes adapters of rank {rank}, the package has rank {manifest.rank}: export "
             f"the base with --rank {manifest.rank}, or merge with --rank {rank}"
         )
-    if int(constant(adapters, "get_adapter_rank")) != manifest.rank:
+    if int(adapters.constant("get_adapter_rank")) != manifest.rank:
         raise Mismatch(f"{ADAPTERS}: has another rank than its manifest")
-    if str(constant(model, "get_adapter_layout")) != manifest.layout_digest:
+    if str(model.constant("get_adapter_layout")) != manifest.layout_digest:
         raise Mismatch(
             f"{path} has another adapter layout than the package (base model "
             f"{manifest.base_model.id!r}): export that base with the --target-modules that "
             f"hydrapack inspect shows for the package"
         )
-    if str(constant(adapters, "get_adapter_layout")) != manifest.layout_digest:
+    if str(adapters.constant("get_adapter_layout")) != manifest.layout_digest:
         raise Mismatch(f"{ADAPTERS}: has another adapter layout than its manifest")
 
 
-def check_base(manifest: DeviceManifest, model: Any) -> None:
+def check_base(manifest: DeviceManifest, model: LoadedProgram) -> None:
     """Refuse a model of other weights or another tokenizer than the package is bound to.
 
     Raises:
@@ -131,7 +131,5 @@ def check_base(manifest: DeviceManifest, model: Any) -> None:
         (base.weights_sha256, "get_weights_sha256"),
         (base.tokenizer_sha256, "get_tokenizer_sha256"),
     ):
-        if stated is not None and (own := str(constant(model, method))) != stated:
-            raise Mismatch(
-                f"{model.hydrapack_path}: {method} is {own}, the package was made for {stated}"
-            )
+        if stated is not None and (own := str(model.constant(method))) != stated:
+            raise Mismatch(f"{model.path}: {method} is {own}, the package was made for {stated}")

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from hydrapack.adapters.task_card import Generation as Defaults
 from hydrapack.adapters.task_card import Stop
 from hydrapack.device.manifest import Generation, Task
-from hydrapack.errors import Invalid
+from hydrapack.support.errors import Invalid
 
 
 class Options(Generation):

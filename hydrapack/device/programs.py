@@ -3,36 +3,27 @@
     forward(tokens, input_pos, rows, on, *A, *B) -> logits (1, K, V)
     shared() -> a        head(route (modules,)) -> b
 
-``hydrapack.pte.forward_inputs`` has what they are; the package's vectors hold the matrices
-(``hydrapack.layout``).
+``hydrapack.program.load.forward_inputs`` has what they are; the package's vectors hold the matrices
+(``hydrapack.program.layout``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from hydrapack.errors import Invalid, Mismatch
-from hydrapack.layout import a_matrices, b_matrices
-from hydrapack.pack.manifest import ADAPTERS
-from hydrapack.pte import (
-    constant,
-    constants,
-    execute,
-    forward_inputs,
-    load_method,
-    matrix_shapes,
-)
+from hydrapack.packing.manifest import ADAPTERS
+from hydrapack.program.layout import a_matrices, b_matrices
+from hydrapack.program.load import LoadedProgram, execute, forward_inputs, matrix_shapes
+from hydrapack.support.errors import Invalid, Mismatch
 
 
 class Programs:
     """Loaded, with no head bound."""
 
-    def __init__(self, model: Any, adapters: Any, modules: int) -> None:
+    def __init__(self, model: LoadedProgram, adapters: LoadedProgram, modules: int) -> None:
         """Args:
         model: the base program.
         adapters: the package's.
@@ -41,14 +32,14 @@ class Programs:
         Raises:
             InputError: a constant is missing, or the two do not fit each other.
         """
-        self.max_context = int(constant(model, "get_max_context_len"))
-        self.max_seq = int(constant(model, "get_max_seq_len"))
-        self.max_rows = int(constant(model, "get_max_rows"))
-        self.vocabulary = int(constant(model, "get_vocab_size"))
-        self.eos_ids = {int(i) for i in constants(model, "get_eos_ids")}
-        self._forward = load_method(model, "forward")
-        self._head = load_method(adapters, "head")
-        self._shared = self.a = execute(load_method(adapters, "shared"), [], "shared")[0]
+        self.max_context = int(model.constant("get_max_context_len"))
+        self.max_seq = int(model.constant("get_max_seq_len"))
+        self.max_rows = int(model.constant("get_max_rows"))
+        self.vocabulary = int(model.constant("get_vocab_size"))
+        self.eos_ids = {int(i) for i in model.constants("get_eos_ids")}
+        self._forward = model.method("forward")
+        self._head = adapters.method("head")
+        self._shared = self.a = execute(adapters.method("shared"), [], "shared")[0]
         shapes = matrix_shapes(self._forward)
         # A head chooses for each module, and each has a matrix of its own in b.
         self._a_shapes, self._b_shapes = shapes[:-modules], shapes[-modules:]
@@ -57,8 +48,7 @@ class Programs:
         own = tuple(meta.input_tensor_meta(0).sizes()), tuple(meta.output_tensor_meta(0).sizes())
         size = sum(map(math.prod, self._a_shapes))
         if len(shapes) <= modules or own != ((modules,), self.b.shape) or len(self.a) != size:
-            path: Path = model.hydrapack_path
-            raise Mismatch(f"{path} and {ADAPTERS} differ in their adapter's size")
+            raise Mismatch(f"{model.path} and {ADAPTERS} differ in their adapter's size")
         self.bind_vectors(self.a, self.b)
         self.unbind()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrapack.errors import Invalid
+from hydrapack.support.errors import Invalid
 
 _MASK = (1 << 64) - 1
 

@@ -24,7 +24,6 @@ from hydrapack.device.options import Options, resolve
 from hydrapack.device.programs import Programs
 from hydrapack.device.sampler import Sampler
 from hydrapack.device.text import Pieces, check_prompt, prompt_ids, stop_ids
-from hydrapack.pte import constant
 
 
 class Session:
@@ -117,7 +116,7 @@ class Session:
         Raises:
             Invalid: it does not have it.
         """
-        return constant(self._model, method)
+        return self._model.constant(method)
 
     def reset(self) -> None:
         """Forget the text so far."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from hydrapack.adapters.prompt import PLACEHOLDER, check_template, encode_prompt
 from hydrapack.device.manifest import Task
-from hydrapack.digest import bytes_sha256
-from hydrapack.errors import ContextFull, Invalid, Mismatch, NotFound, unreadable
-from hydrapack.prompts import PLACEHOLDER, check_template, encode_prompt
+from hydrapack.support.digest import bytes_sha256
+from hydrapack.support.errors import ContextFull, Invalid, Mismatch, NotFound, unreadable
 
 
 def load_tokenizer(path: Path, sha256: str | None = None) -> Tokenizer:

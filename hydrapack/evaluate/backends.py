@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hydrapack.prompts import encode_prompt
+from hydrapack.adapters.prompt import encode_prompt
 
 Pairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 """A (rank, d_in) and B (d_out, rank), scaled, by module name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydrapack.evaluate.config import MethodConfig
+from hydrapack.evaluate.spec import MethodConfig
 
 
 @dataclass(frozen=True)

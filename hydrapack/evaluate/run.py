@@ -16,26 +16,27 @@ import torch
 from hydrapack import __version__
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.atomic import new_file
+from hydrapack.adapters.prompt import check_template
 from hydrapack.base.config import read_config as read_model_config
 from hydrapack.base.export import export_base
 from hydrapack.base.source import resolve_model, weights_sha256
-from hydrapack.bundle import read_bundle, write_bundle
-from hydrapack.errors import InputError
+from hydrapack.bundle.format import read_bundle, write_bundle
+from hydrapack.bundle.merged import Merge, Merged, MergedModule, stored_values
+from hydrapack.bundle.rounding import module_bytes, round_module
 from hydrapack.evaluate import metrics
 from hydrapack.evaluate.backends import Pairs, PeftBackend, executorch_answers
 from hydrapack.evaluate.cases import Case, Result, cases
-from hydrapack.evaluate.config import EvalConfig, Row, TaskConfig, read_rows
 from hydrapack.evaluate.memory import PeakMemory
-from hydrapack.layout import parse_targets
-from hydrapack.merge.adapters import Merge, merge_adapters
-from hydrapack.merge.budget import merge_budget
-from hydrapack.merge.module import Merged, MergedModule, stored_values
-from hydrapack.pack.package import write_package
-from hydrapack.prompts import check_template
-from hydrapack.quantize import Rounding, module_bytes, round_module
-from hydrapack.sizes import parse_size
-from hydrapack.threads import one_thread
+from hydrapack.evaluate.spec import EvalConfig, Row, TaskConfig, read_rows
+from hydrapack.merging.merge import merge_adapters
+from hydrapack.merging.plan import merge_budget
+from hydrapack.packing.package import write_package
+from hydrapack.program.layout import parse_targets
+from hydrapack.program.quantized import Rounding
+from hydrapack.support.atomic import new_file
+from hydrapack.support.errors import InputError
+from hydrapack.support.sizes import parse_size
+from hydrapack.support.threads import one_thread
 
 CONTEXT = 1024
 Progress = Callable[[float, int, str], None]

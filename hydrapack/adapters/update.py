@@ -1,0 +1,120 @@
+"""One adapted linear of one task, as LoRA and as VeRA hold it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """A LoRA update: ``scaling`` * B @ A.
+
+    A (rank, d_in) and B (d_out, rank) are in the file's precision; rank 0 stands for no update.
+    """
+
+    A: torch.Tensor
+    B: torch.Tensor
+    scaling: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the linear."""
+        return self.B.shape[0], self.A.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return self.A.shape[0]
+
+    @property
+    def trained(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What training changed, float32: A, which a merge shares, and B."""
+        return self.A.float(), self.B.float()
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and the scaled B, float64: the update is B @ A."""
+        return self.A.double(), self.B.double() * self.scaling
+
+    def expand(self, A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A merged A and head as the two factors of an update: themselves."""
+        return A, B
+
+    def times(self, factor: float) -> LoraModule:
+        """The update times ``factor``."""
+        return replace(self, scaling=self.scaling * factor)
+
+    def absent(self) -> LoraModule:
+        """The update of a task that leaves this linear alone."""
+        return LoraModule(self.A[:0], self.B[:, :0])
+
+
+@dataclass(frozen=True)
+class VeraModule:
+    """A VeRA update (https://arxiv.org/abs/2310.11454): diag(b) @ B @ diag(d) @ A.
+
+    d (rank,) and b (d_out,) are the task's; A (rank, d_in) and B (d_out, rank) are frozen, random
+    and common to all tasks.
+    """
+
+    d: torch.Tensor
+    b: torch.Tensor
+    A: torch.Tensor
+    B: torch.Tensor
+    scaling: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the linear; d_in is the widest of the model's adapted linears."""
+        return self.B.shape[0], self.A.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """Values of d; 0 for a task that leaves this linear alone."""
+        return self.d.shape[0] if self.d.any() else 0
+
+    @property
+    def trained(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What training changed, float32: d, which a merge shares, and b."""
+        return self.d.float(), self.b.float()
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """diag(d) A and diag(b) B, float64: the update is the second times the first."""
+        return self.expand(self.d.double(), self.b.double())
+
+    def expand(self, d: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A merged d and head b as the two factors of an update."""
+        return d[:, None] * self.A.to(d), b[:, None] * self.B.to(b)
+
+    def times(self, factor: float) -> VeraModule:
+        """The update times ``factor``."""
+        return replace(self, b=self.b * factor)
+
+    def absent(self) -> VeraModule:
+        """The update of a task that leaves this linear alone."""
+        return VeraModule(torch.zeros_like(self.d), torch.zeros_like(self.b), self.A, self.B)
+
+
+Update = LoraModule | VeraModule
+
+
+def inner_product(
+    A: torch.Tensor, B: torch.Tensor, other_a: torch.Tensor, other_b: torch.Tensor
+) -> torch.Tensor:
+    """Sum of (B @ A) * (other_b @ other_a), by Gram matrices: no d_out x d_in product."""
+    return ((B.T @ other_b) * (A @ other_a.T)).sum()
+
+
+def difference_norm(update: Update, A: torch.Tensor, B: torch.Tensor) -> tuple[float, float]:
+    """Frobenius norms of (update - B @ A) and of the update.
+
+    From Gram matrices in float64, without a d_out x d_in product; differences below 1e-8 of the
+    update's norm are rounding.
+    """
+    own_a, own_b = update.factors()
+    A, B = A.double(), B.double()
+    own = inner_product(own_a, own_b, own_a, own_b)
+    rest = own - 2 * inner_product(own_a, own_b, A, B) + inner_product(A, B, A, B)
+    return math.sqrt(max(float(rest), 0.0)), math.sqrt(max(float(own), 0.0))

@@ -1,0 +1,1 @@
+"""Looking at adapters, merges and files: similarity, trade-offs, plots, descriptions."""

@@ -1,0 +1,86 @@
+"""What any artifact is: adapter folder, bundle, package or .pte, as one JSON-able description."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydrapack.adapters.read import CONFIG, read_adapter
+from hydrapack.bundle.format import DESCRIPTION, read_bundle
+from hydrapack.packing.manifest import MANIFEST, read_package
+from hydrapack.program.load import load_program
+from hydrapack.support.errors import InputError
+
+_CONSTANTS = (
+    "get_adapter_layout",
+    "get_adapter_rank",
+    "get_base_model",
+    "get_quant",
+    "get_quant_scheme",
+    "get_weights_sha256",
+    "get_tokenizer_sha256",
+    "get_heads",
+    "get_vocab_size",
+    "get_max_context_len",
+    "get_bos_id",
+    "get_eos_ids",
+)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The kind of ``path`` and its main facts.
+
+    Raises:
+        InputError: nothing that hydrapack reads or writes, or a damaged one.
+    """
+    if path.suffix == ".pte" and path.is_file():
+        return _program(path)
+    if (path / MANIFEST).exists():
+        manifest = read_package(path)
+        facts = {**manifest.model_dump(), "bits": manifest.bits, "modules": len(manifest.modules)}
+        return {"kind": "package", **facts}
+    if (path / DESCRIPTION).exists():
+        info = read_bundle(path).info
+        facts = info.model_dump(exclude={"module_errors", "modules", "bits"})
+        return {
+            "kind": "bundle",
+            **facts,
+            "modules": len(info.modules),
+            "s_percent": info.s_percent,
+        }
+    if (path / CONFIG).exists():
+        return _adapter(path)
+    raise InputError(
+        f"{path}: neither an adapter folder ({CONFIG}), a bundle ({DESCRIPTION}), a package "
+        f"({MANIFEST}) nor a .pte file"
+    )
+
+
+def _adapter(path: Path) -> dict[str, Any]:
+    adapter = read_adapter(path, path.absolute().name)
+    ranks = {m.rank for m in adapter.modules.values()}
+    return {
+        "kind": "adapter",
+        "task": adapter.task,
+        "base_model": adapter.base_model,
+        "digest": adapter.digest,
+        "modules": len(adapter.modules),
+        "target_modules": sorted({name.rsplit(".", 1)[-1] for name in adapter.modules}),
+        "ranks": sorted(ranks),
+        "scalings": sorted({m.scaling for m in adapter.modules.values()}),
+        "parameters": adapter.parameters,
+        "card": adapter.card.model_dump(),
+    }
+
+
+def _program(path: Path) -> dict[str, Any]:
+    program = load_program(path)
+    names = sorted(program.method_names)
+    facts: dict[str, Any] = {}
+    for name in names:
+        if name in _CONSTANTS:
+            values = program.constants(name)
+            facts[name] = values[0] if len(values) == 1 else values
+    kind = "adapter program" if "head" in names else "base program"
+    methods = [name for name in names if name not in facts]
+    return {"kind": kind, "bytes": path.stat().st_size, "methods": methods, **facts}

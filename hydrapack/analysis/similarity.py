@@ -1,0 +1,147 @@
+"""How alike a set of adapters is, module by module, and how well a shared A suits it.
+
+A against B by mean absolute error (the HydraOpt paper's Fig. 2), goodness of fit by canonical
+correlations (Fig. 10, after https://arxiv.org/abs/2402.05406 and the R^2 of
+https://arxiv.org/abs/1905.00414), and the error a shared A has to leave (spectral, M = N).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.update import difference_norm
+from hydrapack.merging.merge import check_any, module_names, module_updates
+from hydrapack.merging.method import MergeOptions
+from hydrapack.merging.spectral import merge_spectral
+from hydrapack.support.errors import InputError
+from hydrapack.support.threads import one_thread
+
+SHARED_START = 0.5
+"""Mean R^2 of the A's above which they seem to have started from one initialisation."""
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Of one module, means over all pairs of adapters; 1 is the same."""
+
+    module: str
+    a_mae: float
+    """Mean absolute error between two A's over their mean absolute value."""
+    b_mae: float
+    a_cca: float
+    """R^2 of canonical correlation: how much of one A's row space lies in the other's."""
+    b_cca: float
+    shared_error: float
+    """Relative error of all tasks together with one A and a head each."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The set of adapters as a whole."""
+
+    tasks: tuple[str, ...]
+    modules: list[Similarity]
+    relative_errors: dict[str, float]
+    """By task: spectral, M = N, at the adapters' rank."""
+
+    def mean(self, key: str) -> float:
+        """Mean of one of ``Similarity``'s figures over the modules."""
+        return sum(getattr(m, key) for m in self.modules) / len(self.modules)
+
+    @property
+    def advice(self) -> str:
+        """One line: does a shared A suit these adapters, and with what error."""
+        error = math.sqrt(sum(e**2 for e in self.relative_errors.values()) / len(self.tasks))
+        if self.mean("a_cca") >= SHARED_START:
+            return (
+                f"suited: the A's are alike (R² {self.mean('a_cca'):.2f}, B's "
+                f"{self.mean('b_cca'):.2f}); a shared A with a head each leaves an error of about "
+                f"{error:.2f}"
+            )
+        return (
+            f"badly suited: the A's share little (R² {self.mean('a_cca'):.2f}), as those of "
+            f"adapters not trained from one initialisation do; a shared A leaves an error of about "
+            f"{error:.2f}. Train all adapters from one seed, or give A a larger --rank"
+        )
+
+
+@one_thread()
+def analyze(
+    adapters: Sequence[Adapter],
+    progress: Callable[[float, int, str], None] = lambda done, total, note: None,
+) -> Analysis:
+    """Compare every pair of adapters in every module.
+
+    Raises:
+        InputError: fewer than two adapters, an untrained one, or VeRA's.
+    """
+    if len(adapters) < 2:
+        raise InputError("give two adapters or more: they are compared with each other")
+    check_any(adapters)
+    if adapters[0].kind != "LORA":
+        raise InputError(
+            "VeRA adapters share their A and B as they are: there is nothing to compare"
+        )
+    for adapter in adapters:
+        if not any(m.rank and bool(m.trained[1].any()) for m in adapter.modules.values()):
+            raise InputError(
+                f"{adapter.folder}: is untrained, every lora_B is zero: there is nothing to compare"
+            )
+    found, squares = [], [[0.0, 0.0] for _ in adapters]
+    names = module_names(adapters)
+    for done, name in enumerate(names):
+        progress(done, len(names), "")
+        updates = module_updates(adapters, name)
+        factors = [u.factors() for u in updates if u.rank]
+        pairs = list(itertools.combinations(factors, 2))
+        rank = max(u.rank for u in updates)
+        merged = merge_spectral(updates, MergeOptions(len(updates), rank))
+        lost = whole = 0.0
+        for k, update in enumerate(updates):
+            difference, own = difference_norm(update, merged.A, merged.heads[k])
+            squares[k][0] += difference**2
+            squares[k][1] += own**2
+            lost, whole = lost + difference**2, whole + own**2
+        found.append(
+            Similarity(
+                module=name,
+                a_mae=_mean([_mae(x[0], y[0]) for x, y in pairs]),
+                b_mae=_mean([_mae(x[1], y[1]) for x, y in pairs]),
+                a_cca=_mean([_cca(x[0].T, y[0].T) for x, y in pairs]),
+                b_cca=_mean([_cca(x[1], y[1]) for x, y in pairs]),
+                shared_error=math.sqrt(lost / whole) if whole else 0.0,
+            )
+        )
+    progress(len(names), len(names), "")
+    errors = {
+        a.task: math.sqrt(lost / own) if own else 0.0
+        for a, (lost, own) in zip(adapters, squares, strict=True)
+    }
+    return Analysis(tuple(a.task for a in adapters), found, errors)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _mae(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Mean |x - y| over the mean of |x| and |y|; of different ranks, the rows they share."""
+    rows, columns = (min(sizes) for sizes in zip(one.shape, other.shape, strict=True))
+    one, other = one[:rows, :columns], other[:rows, :columns]
+    size = float((one.abs().mean() + other.abs().mean()) / 2)
+    return float((one - other).abs().mean()) / size if size else 0.0
+
+
+def _cca(one: torch.Tensor, other: torch.Tensor) -> float:
+    """||Q_x^T Q_y||_F^2 / rank: the mean squared canonical correlation of two column spaces."""
+    if not (one.any() and other.any()):
+        return 0.0
+    q_one, q_other = (torch.linalg.qr(m)[0] for m in (one, other))
+    smaller = min(q_one.shape[1], q_other.shape[1])
+    return float((q_one.T @ q_other).square().sum()) / smaller

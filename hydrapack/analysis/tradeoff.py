@@ -1,0 +1,217 @@
+"""Bytes, error and decode cost of every M, rank and bit width, from one factorization a module.
+
+For a given assignment the best A of rank R is the first R of one set of eigenvectors, so one
+eigenproblem for each M serves all ranks: the squared error is the sum of the eigenvalues left out.
+Rounding is measured, not modelled: A and heads are quantized as the packer does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.update import Update, difference_norm
+from hydrapack.bundle.merged import Merged, MergedModule, stored_values
+from hydrapack.bundle.rounding import module_bytes, round_module
+from hydrapack.merging.merge import (
+    check_any,
+    merge_adapters,
+    module_names,
+    module_seed,
+    module_updates,
+)
+from hydrapack.merging.method import MergeOptions, divided, with_sizes
+from hydrapack.merging.objective import task_sizes
+from hydrapack.merging.spectral import assign, fit, joint
+from hydrapack.merging.two_sided import merge_two_sided
+from hydrapack.program.quantized import Rounding, check_bits
+from hydrapack.support.errors import InputError
+from hydrapack.support.threads import one_thread
+
+BASELINES: tuple[tuple[str, bool], ...] = (
+    ("task-arithmetic", False),
+    ("ties", False),
+    ("dare", False),
+    ("dare-ties", False),
+    ("task-arithmetic", True),
+)
+
+OUTPUT_RANKS = (1, 2, 3, 4)
+"""two-sided's Q, in adapters' ranks; below the adapters' own R the first two only."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way of storing all tasks."""
+
+    method: str
+    heads: int
+    rank: int
+    output_rank: int
+    """two-sided's Q; 0 for whole heads."""
+    bits: int
+    parameters: int
+    bytes: int
+    s_percent: float
+    percent_of_fp16: float
+    """Bytes over those of the adapters apart at 16 bits, as PEFT's files hold them."""
+    relative_error: float
+    """Root mean square of the tasks' relative errors, all modules together."""
+    worst_error: float
+    """The largest of them."""
+    decode_bytes: int
+    """A and B at this rank in float32, which the base program reads for each token."""
+
+
+@dataclass
+class _Sum:
+    parameters: int
+    bytes: int
+    squared: list[float]
+    """By task."""
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """The adapters as they are."""
+
+    sizes: list[float]
+    """Squared norm of each task's updates."""
+    parameters: int
+    values_per_rank: int
+    """Sum of d_in + d_out over the modules."""
+
+
+@one_thread()
+def trade_off(
+    adapters: Sequence[Adapter],
+    ranks: Sequence[int] | None = None,
+    bits: Sequence[int] = (4, 8, 16),
+    seed: int = 0,
+    progress: Callable[[float, int, str], None] = lambda done, total, note: None,
+    objective: str = "relative",
+) -> list[Point]:
+    """Points of the spectral merge for M = 1..N, every rank and bit width, and the baselines'.
+
+    Args:
+        ranks: R; from a quarter to twice the adapters' own by default. With M < N the tasks are
+            assigned to heads once, at the adapters' rank.
+        bits: 4, 8, 16 or 32 a value.
+        objective: relative or absolute.
+
+    Raises:
+        InputError: no adapters, VeRA's, a rank or a bit width out of range, or another objective.
+    """
+    check_any(adapters)
+    if not bits:
+        raise InputError("no bit widths given: choose of 4, 8, 16 and 32")
+    own = max(a.rank for a in adapters)
+    ranks = sorted(set(ranks or [max(1, own * i // 4) for i in (1, 2, 3, 4, 6, 8)]))
+    if min(ranks) < 1:
+        raise InputError(f"--ranks {min(ranks)}: must be 1 or more")
+    for width in bits:
+        check_bits("--bits", width)
+    if adapters[0].kind != "LORA":
+        raise InputError("the trade-off is of LoRA adapters; VeRA's is merge's S for each --heads")
+    if objective not in ("relative", "absolute"):
+        raise InputError(f"--objective {objective}: choose relative or absolute")
+    names = module_names(adapters)
+    sums: dict[tuple[str, int, int, int, int], _Sum] = {}
+    count, norms = len(adapters), task_sizes(adapters)
+    sizes = norms if objective == "relative" else None
+    values = 0
+    for done, name in enumerate(names):
+        progress(done, len(names), "")
+        updates = module_updates(adapters, name)
+        values += sum(updates[0].shape)
+        sized = divided(updates, sizes)
+        problem = joint(sized)
+        for heads in range(1, count + 1):
+            options = MergeOptions(heads, own, module_seed(seed, name))
+            assignment = assign([problem], options)
+            A, found = fit(problem, sized, assignment, replace(options, rank=max(ranks)))
+            for rank in ranks:
+                part = MergedModule(A[:rank].float(), found[:, :, :rank].float(), assignment)
+                stored = with_sizes(part, updates, sizes)
+                _add_points(sums, "spectral", (heads, rank, 0), updates, stored, bits)
+        for rank in sorted({own, *(r for r in ranks if r < own)}):
+            factors = OUTPUT_RANKS if rank == own else OUTPUT_RANKS[:2]
+            for width in sorted({min(f, count) * rank for f in factors}):
+                wanted = MergeOptions(count, rank, output_rank=width)
+                merged = with_sizes(merge_two_sided(sized, wanted), updates, sizes)
+                _add_points(sums, "two-sided", (count, rank, width), updates, merged, bits)
+    progress(len(names), len(names), "")
+    whole = _Apart([norm**2 for norm in norms], sum(a.parameters for a in adapters), values)
+    points = [_point(method, key, total, whole) for (method, *key), total in sorted(sums.items())]
+    apart = _Sum(whole.parameters, 2 * whole.parameters, [0.0] * count)
+    return [
+        *points,
+        *_baselines(adapters, seed, own, whole),
+        _point("adapters apart", (count, own, 0, 16), apart, whole),
+    ]
+
+
+def _errors(updates: Sequence[Update], merged: Merged) -> list[float]:
+    """Squared error of a module, by task."""
+    return [
+        difference_norm(update, merged.shared(), merged.head(head))[0] ** 2
+        for update, head in zip(updates, merged.assignment, strict=True)
+    ]
+
+
+def _add_points(
+    sums: dict[tuple[str, int, int, int, int], _Sum],
+    method: str,
+    shape: tuple[int, int, int],
+    updates: Sequence[Update],
+    merged: Merged,
+    bits: Sequence[int],
+) -> None:
+    """Add a module's bytes and errors as the packer would write it; ``shape`` is (M, R, Q)."""
+    assert isinstance(merged, MergedModule)
+    for width in bits:
+        total = sums.setdefault((method, *shape, width), _Sum(0, 0, [0.0] * len(updates)))
+        rounding = Rounding(width, width)
+        total.parameters += stored_values([merged])
+        total.bytes += module_bytes(merged, rounding)
+        _add(total.squared, _errors(updates, round_module(merged, rounding)))
+
+
+def _add(sums: list[float], more: Sequence[float]) -> None:
+    sums[:] = [a + b for a, b in zip(sums, more, strict=True)]
+
+
+def _baselines(adapters: Sequence[Adapter], seed: int, rank: int, whole: _Apart) -> list[Point]:
+    if {m.rank for a in adapters for m in a.modules.values()} != {rank}:
+        return []  # They merge value by value, which needs one rank.
+    points = []
+    for method, only_a in BASELINES:
+        merged = merge_adapters(adapters, method, seed=seed, only_a=only_a, refit_b=only_a)
+        total = _Sum(merged.parameters, 2 * merged.parameters, [0.0] * len(adapters))
+        for name, module in merged.modules.items():
+            _add(total.squared, _errors(module_updates(adapters, name), module))
+        points.append(_point(merged.method, (merged.heads, rank, 0, 16), total, whole))
+    return points
+
+
+def _point(method: str, key: Sequence[int], total: _Sum, whole: _Apart) -> Point:
+    heads, rank, output_rank, bits = key
+    squares = [
+        lost / size if size else lost for lost, size in zip(total.squared, whole.sizes, strict=True)
+    ]
+    return Point(
+        method=method,
+        heads=heads,
+        rank=rank,
+        output_rank=output_rank,
+        bits=bits,
+        parameters=total.parameters,
+        bytes=total.bytes,
+        s_percent=100 * total.parameters / whole.parameters,
+        percent_of_fp16=100 * total.bytes / (2 * whole.parameters),
+        relative_error=math.sqrt(sum(squares) / len(squares)),
+        worst_error=math.sqrt(max(squares)),
+        decode_bytes=4 * rank * whole.values_per_rank,
+    )

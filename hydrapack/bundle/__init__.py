@@ -1,0 +1,1 @@
+"""A merge: its modules, on disk, rounded, and as PEFT adapters."""

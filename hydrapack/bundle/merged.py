@@ -1,0 +1,183 @@
+"""Merged modules: a shared A and heads, of LoRA and of VeRA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from hydrapack.adapters.update import Update, VeraModule
+
+Objective = Literal["relative", "absolute", "minimax"]
+
+
+LOST = 0.9
+"""Relative error above which a task counts as lost: 1 is that of leaving its adapter out."""
+
+
+@dataclass(frozen=True)
+class MergedModule:
+    """A shared A (rank, d_in), heads B (M, d_out, rank), and each task's head.
+
+    The scaling is folded into the heads: task k's update is ``head(assignment[k]) @ A``. With a
+    common output basis ``U`` (d_out, Q) the heads are C (M, Q, rank), and B is U @ C. Where tasks
+    of unlike size share heads, ``scales`` holds a factor for each task and ``of`` its head; what a
+    task is assigned then is one of those pairs.
+    """
+
+    A: torch.Tensor
+    heads: torch.Tensor
+    assignment: tuple[int, ...]
+    U: torch.Tensor | None = None
+    scales: torch.Tensor | None = None
+    of: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the linear."""
+        return (self.heads.shape[1] if self.U is None else self.U.shape[0]), self.A.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return self.A.shape[0]
+
+    @property
+    def output_rank(self) -> int:
+        """Q, columns of U; 0 for whole heads."""
+        return 0 if self.U is None else self.U.shape[1]
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is stored, by the name it has in a bundle."""
+        own = {"A": self.A, "C": self.heads, "U": self.U}
+        if self.U is None:
+            own = {"A": self.A, "B": self.heads}
+        own["s"] = self.scales
+        return {name: tensor for name, tensor in own.items() if tensor is not None}
+
+    @property
+    def choices(self) -> int:
+        """How many heads, scaled ones apart, a route may name."""
+        return len(self.of) or len(self.heads)
+
+    def shared(self) -> torch.Tensor:
+        """A (rank, d_in) as a plain LoRA has it."""
+        return self.A
+
+    def head(self, index: int) -> torch.Tensor:
+        """B (d_out, rank) as a plain LoRA has it."""
+        own = _scaled_head(self, index)
+        return own if self.U is None else self.U @ own
+
+
+@dataclass(frozen=True)
+class MergedVera:
+    """A shared d (rank,) and heads b (M, d_out) over VeRA's common frozen A and B.
+
+    ``scales`` and ``of`` are as ``MergedModule``'s.
+    """
+
+    d: torch.Tensor
+    heads: torch.Tensor
+    assignment: tuple[int, ...]
+    A: torch.Tensor
+    B: torch.Tensor
+    scales: torch.Tensor | None = None
+    of: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the linear; d_in is the widest of the model's adapted linears."""
+        return self.B.shape[0], self.A.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """Values of d."""
+        return self.d.shape[0]
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is stored for this module, by the name it has in a bundle."""
+        own = {"d": self.d, "b": self.heads, "s": self.scales}
+        return {name: tensor for name, tensor in own.items() if tensor is not None}
+
+    @property
+    def choices(self) -> int:
+        """How many heads, scaled ones apart, a route may name."""
+        return len(self.of) or len(self.heads)
+
+    def shared(self) -> torch.Tensor:
+        """A (rank, d_in) as a plain LoRA has it."""
+        return self.d[:, None] * self.A.to(self.d)
+
+    def head(self, index: int) -> torch.Tensor:
+        """B (d_out, rank) as a plain LoRA has it."""
+        return self.vector(index)[:, None] * self.B.to(self.heads)
+
+    def vector(self, index: int) -> torch.Tensor:
+        """b (d_out,) as a plain VeRA has it."""
+        return _scaled_head(self, index)
+
+
+Merged = MergedModule | MergedVera
+
+
+def _scaled_head(merged: Merged, index: int) -> torch.Tensor:
+    if merged.scales is None:
+        return merged.heads[index]
+    return merged.scales[index] * merged.heads[merged.of[index]]
+
+
+def stored_values(modules: Iterable[Merged]) -> int:
+    """Values that are stored for the modules, as the paper counts them.
+
+    VeRA's common frozen A and B are left out, and so are tasks' factors: those count as bytes.
+    """
+    return sum(
+        tensor.numel()
+        for module in modules
+        for part, tensor in module.tensors.items()
+        if part != "s"
+    )
+
+
+def merged_like(
+    update: Update, shared: torch.Tensor, heads: torch.Tensor, assignment: tuple[int, ...]
+) -> Merged:
+    """A and heads B, or for VeRA d and heads b, as a merged module in float32."""
+    if isinstance(update, VeraModule):
+        return MergedVera(shared.float(), heads.float(), assignment, update.A, update.B)
+    return MergedModule(shared.float(), heads.float(), assignment)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """The merge of N adapters: modules by name, and what it costs and saves."""
+
+    tasks: tuple[str, ...]
+    method: str
+    objective: Objective | None
+    """relative, absolute or minimax; None for a method that minimises no error."""
+    heads: int
+    rank: int
+    seed: int
+    modules: dict[str, Merged]
+    relative_errors: dict[str, float]
+    """By task: norm of (updates - merged) over norm of the updates, all modules together."""
+    module_errors: dict[str, tuple[float, ...]]
+    """By module: the same for each task, in task order."""
+    parameters: int
+    baseline_parameters: int
+
+    @property
+    def s_percent(self) -> float:
+        """S (%): values stored over values of all adapters apart (the HydraOpt paper's S)."""
+        return 100.0 * self.parameters / self.baseline_parameters
+
+    @property
+    def lost(self) -> list[str]:
+        """Tasks of which next to nothing is left: their relative error is above 0.9."""
+        return [task for task, error in self.relative_errors.items() if error > LOST]

@@ -1,0 +1,150 @@
+"""A bundle's heads as standard PEFT adapters, for whoever reads those."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from hydrapack.adapters.read import CARD, CONFIG, WEIGHTS
+from hydrapack.bundle.format import Bundle, BundleTask
+from hydrapack.bundle.merged import MergedVera
+from hydrapack.support.atomic import new_directory
+from hydrapack.support.errors import InputError
+from hydrapack.support.threads import one_thread
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_LAYER = re.compile(r"(.*?)\.(\d+)\.(.+)")
+
+
+@one_thread()
+def unpack_task(bundle: Bundle, task: str, target: Path, dtype: str = "float32") -> None:
+    """Write the task's merged adapter: A of the bundle, B of the task's heads, scaling 1.
+
+    Raises:
+        InputError: an unknown task or dtype, or an unwritable target.
+    """
+    found = bundle.info.task(task)
+    files = _adapter_files(bundle, found, dtype)
+    with new_directory(target) as partial:
+        for name, data in files.items():
+            (partial / name).write_bytes(data)
+
+
+@one_thread()
+def unpack_all(bundle: Bundle, target: Path, dtype: str = "float32") -> None:
+    """Write every task's merged adapter to ``target/<task>``.
+
+    Raises:
+        InputError: an unknown dtype, or an unwritable target.
+    """
+    with new_directory(target) as partial:
+        for task in bundle.info.tasks:
+            (partial / task.name).mkdir()
+            for name, data in _adapter_files(bundle, task, dtype).items():
+                (partial / task.name / name).write_bytes(data)
+
+
+def _adapter_files(bundle: Bundle, task: BundleTask, dtype: str) -> dict[str, bytes]:
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
+    kind = bundle.info.adapter_type.upper()
+    tensors = _vera_tensors(bundle, task) if kind == "VERA" else _lora_tensors(bundle, task)
+    tensors = {key: tensors[key].to(DTYPES[dtype]).contiguous() for key in sorted(tensors)}
+    if not all(t.isfinite().all() for t in tensors.values()):
+        raise InputError(f"--dtype {dtype}: task {task.name!r} has values beyond it; take float32")
+    config: dict[str, object] = {
+        "base_model_name_or_path": bundle.info.base_model or None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "modules_to_save": None,
+        "peft_type": kind,
+        "revision": bundle.info.base_revision or None,
+        "task_type": task.task_type,
+    }
+    names = bundle.info.modules
+    if kind == "VERA":
+        config |= {"d_initial": 0.1, "projection_prng_key": 0, "save_projection": True}
+        config |= {"r": bundle.info.rank, "vera_dropout": 0.0}
+    else:
+        names = [name for name in names if _key(name, "A") in tensors]
+        config |= {"init_lora_weights": True, "lora_dropout": 0.0, "use_rslora": False}
+        config |= _ranks({name: len(tensors[_key(name, "A")]) for name in names})
+    config["target_modules"] = exactly(names)
+    return {
+        CONFIG: _json(config),
+        WEIGHTS: save(tensors, metadata={"format": "pt"}),
+        CARD: _json(task.card.model_dump()),
+    }
+
+
+def _ranks(ranks: dict[str, int]) -> dict[str, object]:
+    """r and, by full name, what differs from it; alpha is each module's rank, for scaling 1.
+
+    Any release of PEFT takes a module's full name as a pattern.
+    """
+    common = max(sorted(set(ranks.values())), key=list(ranks.values()).count)
+    odd = {name: rank for name, rank in ranks.items() if rank != common}
+    return {"r": common, "lora_alpha": common, "rank_pattern": odd, "alpha_pattern": odd}
+
+
+def _key(name: str, part: str) -> str:
+    return f"base_model.model.{name}.lora_{part}.weight"
+
+
+def _lora_tensors(bundle: Bundle, task: BundleTask) -> dict[str, torch.Tensor]:
+    """A and B by PEFT's keys; without the modules that the task leaves alone (zero heads)."""
+    heads = bundle.head(task)
+    kept = {name: B for name, B in heads.items() if bool(B.any())} or heads
+    # One rank for all where names alone would not tell two modules apart.
+    nested = any(name.endswith(f".{other}") for name in kept for other in kept)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, B in kept.items():
+        A = bundle.modules[name].shared()
+        missing = bundle.info.rank - len(A) if nested else 0
+        tensors[_key(name, "A")] = torch.nn.functional.pad(A, (0, 0, 0, missing))
+        tensors[_key(name, "B")] = torch.nn.functional.pad(B, (0, missing))
+    return tensors
+
+
+def _vera_tensors(bundle: Bundle, task: BundleTask) -> dict[str, torch.Tensor]:
+    """d, b and the frozen projections by the keys of ``peft.tuners.vera``."""
+    tensors: dict[str, torch.Tensor] = {}
+    for (name, module), head in zip(bundle.modules.items(), task.route, strict=True):
+        if not isinstance(module, MergedVera):
+            continue
+        key = f"base_model.model.{name}.vera_lambda_"
+        tensors[f"{key}d"], tensors[f"{key}b"] = module.d, module.vector(head)
+        widest = tensors.get("base_model.vera_B", module.B)
+        tensors["base_model.vera_A"] = module.A
+        tensors["base_model.vera_B"] = module.B if len(module.B) > len(widest) else widest
+    return tensors
+
+
+def exactly(names: list[str]) -> str:
+    """The regular expression of PEFT's target_modules that matches these names and no others.
+
+    A list would do by name endings, and so also name a vision tower's q_proj.
+    """
+    layers: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        match = _LAYER.fullmatch(name)
+        before, number, after = match.groups() if match else ("", "", name)
+        layers.setdefault((before, after), []).append(number)
+    same: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (before, after), numbers in sorted(layers.items()):
+        own = tuple(sorted(numbers, key=lambda n: (len(n), n)))
+        same.setdefault((before, own), []).append(re.escape(after))
+    parts = []
+    for (before, own), after in same.items():
+        start = f"{re.escape(before)}\\.({'|'.join(own)})\\." if own != ("",) else ""
+        parts.append(f"{start}({'|'.join(after)})")
+    return "|".join(parts)
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,150 @@
+"""``budgets.toml``: limits on sizes, judged for a release."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from hydrapack.footprint.report import Report
+from hydrapack.support.errors import InputError
+from hydrapack.support.junit import Check
+from hydrapack.support.schema import Strict, misfit
+from hydrapack.support.sizes import parse_size
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# Compressed download sizes, as Google Play counts them:
+# https://support.google.com/googleplay/android-developer/answer/9859372 (read November 2026).
+PRESETS = {
+    "play-base-module": 200 * 10**6,
+    "play-asset-pack": 1500 * 10**6,
+    "play-install-time-total": 4 * 10**9,
+}
+
+
+def _size(text: str) -> str:
+    try:
+        parse_size("size", text)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+Size = Annotated[str, AfterValidator(_size)]
+Measure = Literal["package", "head", "task", "model", "zip", "zstd", "total", "total-zip"]
+
+
+class Budget(Strict):
+    """One limit; ``limit`` or ``preset`` is given."""
+
+    name: str = Field(min_length=1)
+    measure: Measure
+    """package: all its files; head: one more head; task: package over tasks; model: the base
+    program; zip, zstd: the package's download; total, total-zip: with the base program (as it is:
+    quantized weights hardly compress)."""
+    limit: Size | None = None
+    preset: str | None = None
+    warn: Size | None = None
+
+
+class Budgets(Strict):
+    """The content of budgets.toml: ``[[budget]]`` tables."""
+
+    budget: list[Budget] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A budget against a size, in bytes."""
+
+    name: str
+    measure: str
+    size: int
+    limit: int
+    warn: int | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the size is within the limit."""
+        return self.size <= self.limit
+
+    @property
+    def warned(self) -> bool:
+        """Whether it is within the limit and above the warning level."""
+        return self.passed and self.warn is not None and self.size > self.warn
+
+    def check(self) -> Check:
+        """For JUnit."""
+        level = ", above the warning level" if self.warned else ""
+        return Check(self.name, self.passed, f"{self.size:,} of {self.limit:,} bytes{level}")
+
+
+def read_budgets(path: Path) -> list[Budget]:
+    """The budgets of a TOML file.
+
+    Raises:
+        InputError: unreadable, no TOML, unknown keys, or a budget without limit or with two.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        budgets = Budgets.model_validate(content).budget
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not TOML: {error}") from error
+    except ValidationError as error:
+        raise misfit(path, error) from error
+    for budget in budgets:
+        if (budget.limit is None) == (budget.preset is None):
+            raise InputError(f"{path}: budget {budget.name!r}: give limit or preset")
+        if budget.preset is not None and budget.preset not in PRESETS:
+            raise InputError(
+                f"{path}: budget {budget.name!r}: preset {budget.preset!r}: choose one of "
+                f"{', '.join(PRESETS)}"
+            )
+    return budgets
+
+
+def judge(budgets: list[Budget], report: Report) -> list[Judged]:
+    """Every budget against ``report``.
+
+    Raises:
+        InputError: a measure that the report does not have.
+    """
+    judged = []
+    for budget in budgets:
+        size = _measure(budget, report)
+        limit = PRESETS[budget.preset] if budget.preset else parse_size("limit", budget.limit or "")
+        warn = None if budget.warn is None else parse_size("warn", budget.warn)
+        judged.append(Judged(budget.name, budget.measure, size, limit, warn))
+    return judged
+
+
+def _measure(budget: Budget, report: Report) -> int:
+    found: dict[str, int | None] = {
+        "package": report.bytes,
+        "head": report.head_bytes,
+        "task": -(-report.bytes // report.tasks),
+        "model": report.model_bytes,
+        "zip": report.zip_bytes,
+        "zstd": report.zstd_bytes,
+        "total": None if report.model_bytes is None else report.bytes + report.model_bytes,
+        "total-zip": None
+        if report.model_bytes is None or report.zip_bytes is None
+        else report.zip_bytes + report.model_bytes,
+    }
+    size = found[budget.measure]
+    if size is None:
+        need = {"zip": "a package", "zstd": "a package, and zstandard (hydrapack[report])"}
+        raise InputError(
+            f"budget {budget.name!r}: measure {budget.measure!r} needs "
+            f"{need.get(budget.measure, 'a package and --model model.pte')}"
+        )
+    return size

@@ -1,0 +1,307 @@
+"""Parameters, bytes and S (%) of packages, bundles and plans, against what they replace."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydrapack.bundle.format import DESCRIPTION, read_bundle
+from hydrapack.bundle.merged import LOST, MergedModule
+from hydrapack.footprint.shapes import model_shapes
+from hydrapack.packing.manifest import MANIFEST, read_package
+from hydrapack.program.layout import ORDER, parse_targets
+from hydrapack.program.quantized import SCALE_BYTES, Rounding, check_bits, part_bytes, stored_bytes
+from hydrapack.support.errors import InputError
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Another way to store the same tasks."""
+
+    name: str
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one package, bundle or plan takes."""
+
+    name: str
+    kind: str
+    tasks: int
+    heads: int
+    rank: int
+    bits: str
+    parameters: int
+    baseline_parameters: int
+    bytes: int
+    baseline_bytes: int
+    shared_bytes: int
+    """A (and what else all tasks share) by arithmetic."""
+    head_bytes: int
+    """One head, by arithmetic: what one head more would take."""
+    task_names: tuple[str, ...] = ()
+    task_errors: dict[str, float] = field(default_factory=dict)
+    """By task: relative error, of a package as packed."""
+    modules: dict[str, int] = field(default_factory=dict)
+    """Bytes by target module."""
+    files: dict[str, int] = field(default_factory=dict)
+    baselines: tuple[Baseline, ...] = ()
+    model_bytes: int | None = None
+    """The base program, where one was given."""
+    zip_bytes: int | None = None
+    zstd_bytes: int | None = None
+
+    @property
+    def s_percent(self) -> float:
+        """S (%): parameters stored over those of all adapters apart (the HydraOpt paper's S)."""
+        return 100.0 * self.parameters / self.baseline_parameters
+
+    @property
+    def percent_of_fp16(self) -> float:
+        """Bytes over those of the adapters apart in half precision, as PEFT's files hold them."""
+        return 100.0 * self.bytes / self.baseline_bytes
+
+    @property
+    def lost_tasks(self) -> list[str]:
+        """Tasks of which next to nothing is left."""
+        return [task for task, error in self.task_errors.items() if error > LOST]
+
+    @property
+    def bytes_per_task(self) -> float:
+        """Bytes over tasks."""
+        return self.bytes / self.tasks
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON form."""
+        content = asdict(self)
+        content["s_percent"] = self.s_percent
+        content["percent_of_fp16"] = self.percent_of_fp16
+        content["lost_tasks"] = self.lost_tasks
+        content["bytes_per_task"] = self.bytes_per_task
+        content["task_names"] = list(self.task_names)
+        return content
+
+
+def planned(
+    layout: str,
+    rank: int,
+    tasks: int,
+    heads: int,
+    adapter_type: str = "lora",
+    bits: int = 16,
+    targets: str | None = None,
+) -> Report:
+    """The report of a merge that is not made yet, from shapes alone.
+
+    S = (|A| + M |B|) / (N (|A| + |B|)); for VeRA |d| and |b| in their place.
+
+    Raises:
+        InputError: an unknown layout, adapter type or width, or numbers out of range.
+    """
+    shapes = model_shapes(layout)
+    check_bits("--bits", bits)
+    for flag, value in (("--rank", rank), ("--tasks", tasks), ("--heads", heads)):
+        if not 1 <= value <= 65536:
+            raise InputError(f"{flag} {value}: must be from 1 to 65536")
+    if heads > tasks:
+        raise InputError(f"--heads {heads}: must be at most --tasks, {tasks}")
+    if adapter_type not in ("lora", "vera"):
+        raise InputError(f"--adapter-type {adapter_type}: choose lora or vera")
+    chosen = parse_targets(targets) if targets else shapes.targets
+    layers = shapes.linears.layers
+    shared = head = shared_bytes = head_bytes = 0
+    modules: dict[str, int] = {}
+    for target in chosen:
+        d_out, d_in = shapes.linears.linear(target)
+        own_shared, own_head = (
+            (rank * d_in, rank * d_out) if adapter_type == "lora" else (rank, d_out)
+        )
+        shared, head = (
+            shared + layers * own_shared,
+            head + layers * own_head,
+        )
+        a, b = (
+            part_bytes((d_out, d_in), rank, 0, Rounding(bits, bits))
+            if adapter_type == "lora"
+            else _vera_bytes(rank, d_out, bits)
+        )
+        if heads < tasks:
+            a, b = _with_factors(a, b, tasks, heads)
+        a, b = layers * a, layers * b
+        shared_bytes, head_bytes = shared_bytes + a, head_bytes + b
+        modules[target] = a + heads * b
+    return Report(
+        name=f"{shapes.name}, rank {rank}, {adapter_type}",
+        kind="plan",
+        tasks=tasks,
+        heads=heads,
+        rank=rank,
+        bits=str(bits),
+        parameters=shared + heads * head,
+        baseline_parameters=tasks * (shared + head),
+        bytes=shared_bytes + heads * head_bytes,
+        baseline_bytes=2 * tasks * (shared + head),
+        shared_bytes=shared_bytes,
+        head_bytes=head_bytes,
+        modules=modules,
+        baselines=_baselines(tasks, shared, head, None),
+    )
+
+
+def of_path(path: Path, model: Path | None = None) -> Report:
+    """The report of a package or bundle directory.
+
+    Args:
+        model: its model.pte, for the program-per-adapter baseline and the base's size.
+
+    Raises:
+        InputError: neither, a damaged one, or no such model.
+    """
+    model_bytes = None
+    if model is not None:
+        if not model.is_file():
+            raise InputError(f"{model}: no such file")
+        model_bytes = model.stat().st_size
+    if (path / MANIFEST).exists():
+        return _of_package(path, model_bytes)
+    if (path / DESCRIPTION).exists():
+        return _of_bundle(path, model_bytes)
+    raise InputError(f"{path}: neither a package ({MANIFEST}) nor a bundle ({DESCRIPTION})")
+
+
+def _of_package(path: Path, model_bytes: int | None) -> Report:
+    manifest = read_package(path)
+    files = {file.name: file.bytes for file in manifest.files}
+    files[MANIFEST] = (path / MANIFEST).stat().st_size
+    shapes = dict(manifest.layout.shapes)
+    shared = head = most = 0
+    modules: dict[str, int] = {}
+    for module in manifest.modules:
+        target = _target(module.name)
+        rounding = Rounding(module.bits_a, module.bits_b, manifest.group_size)
+        a, b = part_bytes(shapes[target], module.rank, module.output_rank, rounding)
+        if module.stored_heads:
+            a, b = _with_factors(a, b, module.heads, module.stored_heads)
+        shared, head = shared + a, head + b
+        stored = module.stored_heads or module.heads
+        most = max(most, stored)
+        modules[target] = modules.get(target, 0) + a + stored * b
+    zipped, zstd = download_bytes([path / name for name in files])
+    storage = manifest.storage
+    whole = storage.baseline_parameters // len(manifest.tasks)
+    return Report(
+        name=str(path),
+        kind="package",
+        tasks=len(manifest.tasks),
+        heads=most,
+        rank=manifest.rank,
+        bits=manifest.bits,
+        parameters=storage.parameters,
+        baseline_parameters=storage.baseline_parameters,
+        bytes=sum(files.values()),
+        baseline_bytes=storage.baseline_bytes,
+        shared_bytes=shared,
+        head_bytes=head,
+        task_names=tuple(task.name for task in manifest.tasks),
+        task_errors={task.name: task.packed_relative_error for task in manifest.tasks},
+        modules=modules,
+        files=files,
+        baselines=_baselines(len(manifest.tasks), whole, 0, model_bytes),
+        model_bytes=model_bytes,
+        zip_bytes=zipped,
+        zstd_bytes=zstd,
+    )
+
+
+def _of_bundle(path: Path, model_bytes: int | None) -> Report:
+    bundle = read_bundle(path)
+    info = bundle.info
+    planned_bits = info.bits or {}
+    modules: dict[str, int] = {}
+    shared = total = head = 0
+    for name, module in bundle.modules.items():
+        bits = planned_bits.get(name, 8)
+        a, b = (
+            part_bytes(module.shape, module.rank, module.output_rank, Rounding(bits, bits))
+            if isinstance(module, MergedModule)
+            else _vera_bytes(module.rank, len(module.B), bits)
+        )
+        if module.of:
+            a, b = _with_factors(a, b, module.choices, len(module.heads))
+        size = a + len(module.heads) * b
+        shared, head, total = shared + a, head + b, total + size
+        target = _target(name)
+        modules[target] = modules.get(target, 0) + size
+    whole = info.baseline_parameters // len(info.tasks)
+    widths = {planned_bits.get(name, 8) for name in info.modules}
+    return Report(
+        name=str(path),
+        kind="bundle",
+        tasks=len(info.tasks),
+        heads=info.heads,
+        rank=info.rank,
+        bits=str(widths.pop()) if len(widths) == 1 else "mixed",
+        parameters=info.parameters,
+        baseline_parameters=info.baseline_parameters,
+        bytes=total,
+        baseline_bytes=2 * info.baseline_parameters,
+        shared_bytes=shared,
+        head_bytes=head,
+        task_names=tuple(task.name for task in info.tasks),
+        task_errors={task.name: task.relative_error for task in info.tasks},
+        modules=modules,
+        baselines=_baselines(len(info.tasks), whole, 0, model_bytes),
+        model_bytes=model_bytes,
+    )
+
+
+def _with_factors(shared: int, head: int, choices: int, heads: int) -> tuple[int, int]:
+    """With the tasks' factors: one head more brings one, the others are shared."""
+    return shared + SCALE_BYTES * (choices - heads), head + SCALE_BYTES
+
+
+def _vera_bytes(rank: int, d_out: int, bits: int) -> tuple[int, int]:
+    """Bytes of a module's d, which all tasks share, and of one b."""
+    return stored_bytes(1, rank, bits), stored_bytes(1, d_out, bits)
+
+
+def _target(name: str) -> str:
+    short = name.rsplit(".", 1)[-1].removesuffix("_proj")
+    return short if short in ORDER else name
+
+
+def _baselines(tasks: int, shared: int, head: int, model_bytes: int | None) -> tuple[Baseline, ...]:
+    """``shared`` + ``head`` are the values of one adapter."""
+    one = shared + head
+    found = [
+        Baseline(f"{tasks} PEFT files, fp16", tasks * one, 2 * tasks * one),
+        Baseline("merged to one adapter (TA), fp16", one, 2 * one),
+    ]
+    if model_bytes is not None:
+        size = tasks * (model_bytes + 4 * one)
+        name = f"{tasks} ExecuTorch programs, the adapter (fp32) inside"
+        found.append(Baseline(name, tasks * one, size))
+    return tuple(found)
+
+
+def download_bytes(paths: Sequence[Path]) -> tuple[int, int | None]:
+    """Size of the files in one zip (deflate 9) and, with zstandard installed, as zstd -19.
+
+    zstd's is that of the files one by one, without a container.
+    """
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for path in sorted(paths):
+            archive.writestr(zipfile.ZipInfo(path.name), path.read_bytes(), zipfile.ZIP_DEFLATED, 9)
+    try:
+        import zstandard
+    except ImportError:
+        return len(out.getvalue()), None
+    squeeze = zstandard.ZstdCompressor(level=19)
+    return len(out.getvalue()), sum(len(squeeze.compress(path.read_bytes())) for path in paths)

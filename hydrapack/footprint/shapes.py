@@ -1,0 +1,48 @@
+"""Shapes of the linears of known models, and of any Hugging Face config.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydrapack.base.config import LinearShapes, read_shapes
+from hydrapack.support.errors import InputError
+
+
+@dataclass(frozen=True)
+class ModelShapes:
+    """A model's linears, and which of them adapters change unless said otherwise."""
+
+    name: str
+    linears: LinearShapes
+    targets: tuple[str, ...] = ("q", "k", "v", "o")
+
+
+# Targets are those of the HydraOpt paper's appendix A.1; Phi's fused qkv counts as three linears.
+KNOWN = {
+    shapes.name: shapes
+    for shapes in (
+        ModelShapes("llama-3.2-1b", LinearShapes(16, 2048, 2048, 512, 8192)),
+        ModelShapes("llama-3.2-3b", LinearShapes(28, 3072, 3072, 1024, 8192)),
+        ModelShapes("gemma-2-2b", LinearShapes(26, 2304, 2048, 1024, 9216), ("q", "v")),
+        ModelShapes("phi-3.5-mini", LinearShapes(32, 3072, 3072, 3072, 8192)),
+        ModelShapes("smollm2-135m", LinearShapes(30, 576, 576, 192, 1536)),
+    )
+}
+
+
+def model_shapes(layout: str) -> ModelShapes:
+    """A known layout by name, or that of a config.json (a file, or a folder with one).
+
+    Raises:
+        InputError: neither, or a config.json without the keys of a decoder.
+    """
+    if layout in KNOWN:
+        return KNOWN[layout]
+    path = Path(layout)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(
+            f"--layout {layout}: no such file; give a config.json or one of {', '.join(KNOWN)}"
+        )
+    return ModelShapes(str(path), read_shapes(path))

@@ -1,1 +1,0 @@
-"""Merge methods: each takes one module's updates to a shared A, heads and an assignment."""

@@ -1,0 +1,1 @@
+"""From adapters to a bundle: methods, plans for a byte budget, one task more."""

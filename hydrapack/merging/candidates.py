@@ -1,0 +1,146 @@
+"""Every way to store one module that the planner weighs, with its bytes and squared errors.
+
+A module offers whole heads (M, R) or a common output basis (R, Q), each at several bit widths.
+Errors are estimates: the energy left out, which is exact for whole heads and an upper bound for a
+common basis, plus the noise of rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from hydrapack.adapters.update import Update
+from hydrapack.merging.method import MergeOptions
+from hydrapack.merging.spectral import assign, fit, joint
+from hydrapack.merging.two_sided import core_of
+from hydrapack.program.quantized import (
+    SCALE_BYTES,
+    core_bits,
+    noise_by_columns,
+    rounded,
+    stored_bytes,
+)
+
+FINE = (1, 2, 3, 4, 6, 8, 12, 16)
+"""Ranks offered; from there on in steps of an eighth of the largest."""
+
+
+@dataclass(frozen=True, order=True)
+class Choice:
+    """What one module gets; ``output_rank`` Q above 0 is a common output basis."""
+
+    bytes: int
+    error: float
+    """Estimate of the squared error, all tasks together, each with its weight."""
+    heads: int
+    rank: int
+    output_rank: int
+    bits: int
+    errors: tuple[float, ...] = ()
+    """The same for each task, without its weight."""
+    assignment: tuple[int, ...] = ()
+    """Each task's head."""
+
+
+def steps_to(largest: int) -> list[int]:
+    """Ranks from 1 to ``largest``: every one that is small, then fewer."""
+    coarse = range(FINE[-1], largest + 1, max(1, largest // 8))
+    return sorted({r for r in (*FINE, *coarse, largest) if r <= largest})
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """Squared errors of the tasks, and what they weigh."""
+
+    whole: torch.Tensor
+    """(N,): squared norms of the updates."""
+    weights: torch.Tensor
+
+    def choice(
+        self, size: int, lost: torch.Tensor, shape: tuple[int, int, int, int], route: Iterable[int]
+    ) -> Choice:
+        lost = lost.clamp(min=0)
+        error = float((lost * self.weights).sum())
+        return Choice(size, error, *shape, tuple(lost.tolist()), tuple(route))
+
+
+def candidates(
+    updates: Sequence[Update], options: MergeOptions, widths: Sequence[int]
+) -> list[Choice]:
+    """The ways to store one module, sorted by bytes.
+
+    Args:
+        options: ``heads`` N, ``rank`` the largest R, ``seed``, ``weights``.
+        widths: bits a value.
+    """
+    problem = joint(updates)
+    weights = torch.tensor([options.weight(k) for k in range(len(updates))], dtype=torch.float64)
+    errors = _Errors(problem.products().diagonal(), weights)
+    found = []
+    for heads in range(1, options.heads + 1):
+        now = replace(options, heads=heads)
+        assignment = assign([problem], now)
+        A, B = fit(problem, updates, assignment, now)
+        route = torch.tensor(assignment)
+        # By task and rank: what its head shares with it, and the head's own energy.
+        own = torch.stack([b @ (a @ A.T) for a, b in (u.factors() for u in updates)])
+        shared = (own * B[route]).sum(1).cumsum(1)
+        energy = B.square().sum(1)
+        fitted = errors.whole[:, None] - 2 * shared + energy[route].cumsum(1)
+        for bits in widths:
+            noise_a = (energy * (A - rounded(A, bits).double()).square().sum(1)).cumsum(1)
+            noise = (noise_a + noise_by_columns(B, bits))[route]
+            for rank in sorted({min(rank, len(A)) for rank in steps_to(options.rank)}):
+                size = stored_bytes(rank, A.shape[1], bits)
+                size += stored_bytes(heads * B.shape[1], rank, bits)
+                size += SCALE_BYTES * len(updates) * (heads < len(updates))
+                lost = (fitted + noise)[:, rank - 1]
+                found.append(errors.choice(size, lost, (heads, rank, 0, bits), assignment))
+    return sorted(found + _two_sided(updates, options, widths, errors))
+
+
+def _two_sided(
+    updates: Sequence[Update], options: MergeOptions, widths: Sequence[int], errors: _Errors
+) -> list[Choice]:
+    count = len(updates)
+    core = core_of(updates, options)
+    left, right = core.left(None, 1 << 30), core.right(None, options.rank)
+    U, A = core.output @ left, (core.input @ right).T
+    cores = core.projected(left, right) / errors.weights.sqrt()[:, None, None]
+    kept = cores.square().cumsum(1).cumsum(2)
+    found = []
+    for bits in widths:
+        noise_a = (A - rounded(A, bits).double()).square().sum(1).cumsum(0)
+        noise_u = (U.T - rounded(U.T, bits).double()).square().sum(1).cumsum(0)
+        for rank in steps_to(len(A)):
+            for width in steps_to(U.shape[1]):
+                held = kept[:, width - 1, rank - 1]
+                # U and A are orthonormal: noise of a basis scales with the energy it carries.
+                noise = held * (noise_u[width - 1] / width + noise_a[rank - 1] / rank)
+                size = stored_bytes(rank, A.shape[1], bits) + stored_bytes(width, len(U), bits)
+                size += stored_bytes(count * rank, width, core_bits(bits))
+                lost = errors.whole - held + noise
+                found.append(errors.choice(size, lost, (count, rank, width, bits), range(count)))
+    return found
+
+
+def lower_hull(found: Iterable[Choice]) -> list[Choice]:
+    """Of choices sorted by bytes, those on the lower convex hull of (bytes, error)."""
+    hull: list[Choice] = []
+    for choice in found:
+        if hull and choice.error >= hull[-1].error:
+            continue
+        while len(hull) > 1 and gain(hull[-2], choice) >= gain(hull[-2], hull[-1]):
+            hull.pop()
+        if hull and choice.bytes == hull[-1].bytes:
+            hull.pop()
+        hull.append(choice)
+    return hull
+
+
+def gain(old: Choice, new: Choice) -> float:
+    """Squared error saved a byte."""
+    return (old.error - new.error) / max(new.bytes - old.bytes, 1)

@@ -1,0 +1,90 @@
+"""Heads that share an output basis too: B_k = U C_k, with U common and C_k tiny.
+
+A Tucker-2 decomposition of the updates, as in Compress then Serve
+(https://arxiv.org/abs/2407.00066): R d_in + Q d_out + M Q R values for a module, so that a task
+more costs kilobytes. A and U come from alternating eigenproblems (higher-order orthogonal
+iteration) on the updates in the span of all A's and all B's; both are orthonormal, so the best C_k
+is U^T dW_k A^T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hydrapack.adapters.update import Update
+from hydrapack.bundle.merged import MergedModule
+from hydrapack.merging.method import MergeOptions
+from hydrapack.merging.spectral import top_eigenvectors
+
+ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Core:
+    """One module's updates in the span of all their A's and all their B's, float64.
+
+    Task k's update is ``output @ S_k @ R_k^T @ input^T``; ``pairs`` holds (S_k, R_k).
+    """
+
+    input: torch.Tensor
+    output: torch.Tensor
+    pairs: list[tuple[torch.Tensor, torch.Tensor]]
+
+    def left(self, right: torch.Tensor | None, width: int) -> torch.Tensor:
+        """The output basis (P, width) that keeps most, for an input basis."""
+        grams = (s @ _square(r, right) @ s.T for s, r in self.pairs)
+        return top_eigenvectors(_sum(grams, self.output), width)
+
+    def right(self, left: torch.Tensor | None, rank: int) -> torch.Tensor:
+        """The input basis (P, rank) that keeps most, for an output basis."""
+        grams = (r @ _square(s, left) @ r.T for s, r in self.pairs)
+        return top_eigenvectors(_sum(grams, self.input), rank)
+
+    def projected(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """The updates (N, Q, R) in those bases."""
+        return torch.stack([(left.T @ s) @ (r.T @ right) for s, r in self.pairs])
+
+
+def core_of(updates: Sequence[Update], options: MergeOptions) -> Core:
+    """The updates of one module as one small problem; each counts with its weight."""
+    factors = [u.factors() for u in updates]
+    ranks = [len(A) for A, _ in factors]
+    basis_in, inner = torch.linalg.qr(torch.cat([A for A, _ in factors]).T)
+    basis_out, outer = torch.linalg.qr(torch.cat([B for _, B in factors], 1))
+    roots = [options.weight(k) ** 0.5 for k in range(len(updates))]
+    parts = zip(outer.split(ranks, 1), inner.split(ranks, 1), roots, strict=True)
+    return Core(basis_in, basis_out, [(root * s, r) for s, r, root in parts])
+
+
+def merge_two_sided(updates: Sequence[Update], options: MergeOptions) -> MergedModule:
+    """A, U and a C for each task.
+
+    Args:
+        updates: the tasks' LoRA updates of one module, in task order.
+        options: ``rank`` R, ``output_rank`` Q (both cut to what the updates span), ``weights``.
+    """
+    core = core_of(updates, options)
+    width = options.output_rank or 2 * options.rank
+    left = core.left(None, width)
+    for _ in range(ROUNDS):
+        right = core.right(left, options.rank)
+        left = core.left(right, width)
+    roots = torch.tensor([options.weight(k) ** 0.5 for k in range(len(updates))])
+    heads = core.projected(left, right) / roots[:, None, None]
+    A, U = (core.input @ right).T, core.output @ left
+    return MergedModule(A.float(), heads.float(), tuple(range(len(updates))), U.float())
+
+
+def _square(factor: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:
+    inside = factor if basis is None else basis.T @ factor
+    return inside.T @ inside
+
+
+def _sum(grams: Iterable[torch.Tensor], basis: torch.Tensor) -> torch.Tensor:
+    total = torch.zeros(basis.shape[1], basis.shape[1], dtype=torch.float64)
+    for gram in grams:
+        total += gram
+    return total

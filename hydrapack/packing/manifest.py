@@ -1,0 +1,309 @@
+"""``manifest.json``: what the device must know of a package (docs/manifest.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from hydrapack.adapters.prompt import check_template
+from hydrapack.adapters.task_card import (
+    Generation,
+    MaxNewTokens,
+    Stop,
+    Temperature,
+    Text,
+    TopK,
+    TopP,
+)
+from hydrapack.program.layout import Layout, parse_targets
+from hydrapack.program.quantized import BitWidth
+from hydrapack.support.digest import file_sha256
+from hydrapack.support.errors import Invalid, Mismatch, unreadable
+from hydrapack.support.schema import Digest, Strict, misfit, parse_json, read_bytes, utf8_at_most
+
+MANIFEST, ADAPTERS = "manifest.json", "adapters.pte"
+
+
+Count = Annotated[int, Field(ge=0, lt=1 << 31)]
+Width = Annotated[int, Field(ge=1, le=1 << 24)]
+Name = Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class BaseModelInfo(Strict):
+    """The base model the tasks were trained on."""
+
+    id: Annotated[str, Field(max_length=1000), AfterValidator(utf8_at_most(1000))]
+    """Hugging Face id or path, as the adapters name it."""
+    weights_sha256: Digest | None
+    """SHA-256 of the base weights' tensors, where the package was checked against a model.pte."""
+    tokenizer_sha256: Digest | None
+    """SHA-256 of tokenizer.json, likewise."""
+    scheme: dict[str, str] | None = None
+    """Format of the base program's weights by kind, likewise (docs/architecture.md)."""
+
+
+class SourceInfo(Strict):
+    """An adapter that went into the merge."""
+
+    task: Name
+    digest: Digest
+    """SHA-256 of the adapter's adapter_model.safetensors."""
+    rank: int = Field(ge=1, le=65536)
+    alpha: float
+    parameters: Count
+    license: str | None
+    base_model: str
+
+
+class ModuleInfo(Strict):
+    """How one module is stored."""
+
+    name: Name
+    heads: int = Field(ge=1, le=4096)
+    """Heads that a route may name."""
+    stored_heads: int | None = Field(default=None, ge=1, le=4096, exclude_if=lambda n: n is None)
+    """Heads that are stored, where those named are these times a factor each; left out else."""
+    rank: int = Field(ge=1, le=65536)
+    output_rank: Count
+    """Q of a two-sided module; 0 for whole heads."""
+    bits_a: BitWidth
+    bits_b: BitWidth
+
+
+class TaskGeneration(Generation):
+    """How an answer is generated where the caller does not say; here every key is needed."""
+
+    max_new_tokens: MaxNewTokens
+    temperature: Temperature
+    """0 is greedy."""
+    top_k: TopK
+    """Tokens to choose among; 0 for all."""
+    top_p: TopP
+    """Least probability mass of the tokens to choose among."""
+
+
+class ManifestTask(Strict):
+    """A task: how it is prompted, and its head in each module, in packing order."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200), AfterValidator(utf8_at_most(200))]
+    prompt_template: Text
+    stop: Stop
+    generation: TaskGeneration
+    language: Text | None
+    route: list[Annotated[int, Field(ge=0, lt=4096)]]
+    merge_relative_error: float = Field(ge=0)
+    """Norm of (adapter's updates - head's) over norm of the updates, before quantization."""
+    packed_relative_error: float = Field(ge=0)
+    """The same after quantization."""
+
+
+class ManifestFile(Strict):
+    """A file of the package."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+    bytes: int = Field(ge=0, lt=1 << 40)
+    sha256: Digest
+
+
+class Storage(Strict):
+    """What the package takes against the adapters kept apart."""
+
+    parameters: Annotated[int, Field(ge=1)]
+    baseline_parameters: Annotated[int, Field(ge=1)]
+    s_percent: float = Field(ge=0)
+    bytes: int = Field(ge=1)
+    tensor_bytes: int = Field(ge=1)
+    """Integers and scales alone, by arithmetic; the rest of the file is the program."""
+    baseline_bytes: int = Field(ge=1)
+    """The adapters in half precision, as PEFT files: 2 bytes a value."""
+
+
+class Manifest(Strict):
+    """The content of manifest.json."""
+
+    schema_version: Literal[1]
+    hydrapack_version: str
+    tools: dict[str, str]
+    """Versions of what wrote adapters.pte."""
+    base_model: BaseModelInfo
+    layout_digest: Digest
+    rank: int = Field(ge=1, le=65536)
+    heads: int = Field(ge=1, le=4096)
+    target_modules: list[str] = Field(min_length=1)
+    target_shapes: list[tuple[Width, Width]]
+    """(d_out, d_in) of each target."""
+    group_size: int = Field(ge=1, le=65536)
+    """Columns that share a scale at 4 bits."""
+    modules: list[ModuleInfo] = Field(min_length=1, max_length=65536)
+    """In packing order."""
+    sources: list[SourceInfo] = Field(min_length=1)
+    tasks: list[ManifestTask] = Field(min_length=1, max_length=65536)
+    lost_tasks: list[Name] = Field(default_factory=list)
+    """Tasks whose packed_relative_error is above 0.9; left out of the file where there are none."""
+    fallback: str
+    """What a name that is no task gets: ``error``, ``base`` for the bare model, or a task."""
+    files: list[ManifestFile] = Field(min_length=1, max_length=65536)
+    storage: Storage
+    package_digest: Digest
+    """SHA-256 of manifest.json with this field empty; the files are in it by their digests."""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    """Anything; left out of the file where it is empty."""
+
+    @property
+    def bits(self) -> str:
+        """Bits a value, of A and of B: ``8``, ``8/4``, or ``mixed``."""
+        widths = {(m.bits_a, m.bits_b) for m in self.modules}
+        if len(widths) > 1:
+            return "mixed"
+        (a, b) = widths.pop()
+        return str(a) if a == b else f"{a}/{b}"
+
+    @property
+    def layout(self) -> Layout:
+        """How the vectors ``a`` and ``b`` are packed."""
+        layers = len(self.modules) // len(self.target_modules)
+        shapes = tuple(zip(self.target_modules, self.target_shapes, strict=True))
+        return Layout(layers=layers, rank=self.rank, shapes=shapes)
+
+
+def manifest_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of manifest.json."""
+    schema = Manifest.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def check_version(content: dict[str, Any], where: Path) -> None:
+    """Refuse a manifest of another schema version; first, before anything else in it is.
+
+    Raises:
+        Invalid: naming ``where``.
+    """
+    version = content.get("schema_version")
+    # True and 1.0 equal 1 in Python.
+    if type(version) is not int or version != 1:
+        raise Invalid(f"{where}: schema_version: is not 1, the version read here; update hydrapack")
+
+
+def read_manifest(package: Path) -> Manifest:
+    """Read and check a package's manifest.
+
+    Raises:
+        InputError: missing or malformed, a template without its hole, a route out of range.
+    """
+    path = package / MANIFEST
+    data = read_bytes(path, "; is it a package?")
+    check_version(parse_json(data, path), path)
+    try:
+        manifest = Manifest.model_validate_json(data, strict=True)
+    except ValidationError as error:
+        raise misfit(path, error) from error
+    _check_layout(manifest, path)
+    heads = [module.heads for module in manifest.modules]
+    for task in manifest.tasks:
+        check_template(task.prompt_template, f"{path}: task {task.name!r}")
+        if len(task.route) != len(heads):
+            raise Invalid(
+                f"{path}: task {task.name!r}: route has {len(task.route)} entries, there are "
+                f"{len(heads)} modules"
+            )
+        if any(head >= count for head, count in zip(task.route, heads, strict=True)):
+            raise Invalid(f"{path}: task {task.name!r}: route names a head that is not there")
+    names = [task.name for task in manifest.tasks]
+    if not set(manifest.lost_tasks) <= set(names):
+        raise Invalid(f"{path}: lost_tasks: names one that is no task")
+    if len(set(names)) != len(names):
+        raise Invalid(f"{path}: tasks: a name twice")
+    check_fallback(manifest.fallback, names, f"{path}: fallback")
+    files = [file.name for file in manifest.files]
+    if ADAPTERS not in files or len(set(files)) != len(files) or MANIFEST in files:
+        raise Invalid(f"{path}: files: must name {ADAPTERS}, and each file once")
+    return manifest
+
+
+def _check_layout(manifest: Manifest, path: Path) -> None:
+    targets = manifest.target_modules
+    if tuple(targets) != parse_targets(targets) or len(manifest.target_shapes) != len(targets):
+        raise Invalid(f"{path}: target_modules: not in packing order, or without target_shapes")
+    if manifest.layout.digest != manifest.layout_digest:
+        raise Invalid(f"{path}: layout_digest: is not that of the layout described")
+    if [module.name for module in manifest.modules] != manifest.layout.modules():
+        raise Invalid(f"{path}: modules: are not those of the layout")
+    for module in manifest.modules:
+        stored = module.stored_heads or module.heads
+        if module.rank > manifest.rank or not stored <= module.heads <= manifest.heads:
+            raise Invalid(f"{path}: modules: {module.name} exceeds rank or heads")
+
+
+def check_fallback(fallback: str, tasks: Sequence[str], where: str) -> None:
+    """Refuse a fallback that is neither ``error``, ``base`` nor a task.
+
+    Raises:
+        InputError: naming ``where``.
+    """
+    if fallback not in ("error", "base", *tasks):
+        raise Invalid(f"{where} {fallback!r}: give error, base or one of {', '.join(tasks)}")
+
+
+def package_digest(manifest: Manifest) -> str:
+    """SHA-256 (hex) of the manifest's text with an empty ``package_digest``."""
+    text = manifest_text(manifest.model_copy(update={"package_digest": ""}))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed(manifest: Manifest, more: Sequence[ManifestFile] = ()) -> Manifest:
+    """The manifest with more files, and its package digest over all of them."""
+    files = sorted([*manifest.files, *more], key=lambda file: file.name)
+    manifest = manifest.model_copy(update={"files": files})
+    return manifest.model_copy(update={"package_digest": package_digest(manifest)})
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """The content of manifest.json; the same manifest gives the same text."""
+    left_out = {name for name in ("lost_tasks", "metadata") if not getattr(manifest, name)}
+    fields = manifest.model_dump(exclude=left_out)
+    content = json.dumps(fields, ensure_ascii=False, indent=2, sort_keys=True)
+    return content + "\n"
+
+
+def describe_file(path: Path) -> ManifestFile:
+    """Name, size and digest of a file of the package."""
+    return ManifestFile(name=path.name, bytes=path.stat().st_size, sha256=file_sha256(path))
+
+
+def check_files(package: Path, manifest: Manifest) -> None:
+    """Compare the package's files with the manifest.
+
+    Raises:
+        InputError: a file is missing, or its size or SHA-256 is another, or the manifest's own
+            digest does not fit, or it is not written as ``manifest_text`` writes it.
+    """
+    if package_digest(manifest) != manifest.package_digest:
+        raise Mismatch(f"{package / MANIFEST}: package_digest does not fit: it was changed by hand")
+    if (package / MANIFEST).read_bytes() != manifest_text(manifest).encode():
+        raise Invalid(f"{package / MANIFEST}: is not as hydrapack writes it; pack again")
+    for file in manifest.files:
+        path = package / file.name
+        try:
+            # The size first: nothing of an absurd file is read.
+            same = path.stat().st_size == file.bytes
+            same = same and file_sha256(path) == file.sha256
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if not same:
+            raise Mismatch(f"{path}: is not the file that {MANIFEST} describes; pack again")
+
+
+def read_package(package: Path) -> Manifest:
+    """The manifest of a package whose files are all as it says.
+
+    Raises:
+        InputError: see ``read_manifest`` and ``check_files``.
+    """
+    manifest = read_manifest(package)
+    check_files(package, manifest)
+    return manifest

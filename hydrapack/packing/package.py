@@ -1,0 +1,299 @@
+"""A package directory, written whole from a bundle."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from hydrapack import __version__
+from hydrapack.adapters.update import LoraModule, difference_norm
+from hydrapack.bundle.format import Bundle, BundleTask
+from hydrapack.bundle.merged import LOST, MergedModule
+from hydrapack.bundle.rounding import module_bytes
+from hydrapack.packing.manifest import (
+    ADAPTERS,
+    MANIFEST,
+    BaseModelInfo,
+    Manifest,
+    ManifestTask,
+    ModuleInfo,
+    SourceInfo,
+    Storage,
+    TaskGeneration,
+    check_fallback,
+    describe_file,
+    manifest_text,
+    sealed,
+)
+from hydrapack.packing.model_card import CARD, model_card
+from hydrapack.packing.program import lower_adapters, route_tensor
+from hydrapack.packing.sbom import SBOM, ml_bom
+from hydrapack.packing.signature import read_private_key, sign_manifest
+from hydrapack.program.layout import Layout, layout_of
+from hydrapack.program.load import load_program
+from hydrapack.program.quantized import GROUP_SIZE, Rounding, check_bits, core_bits
+from hydrapack.support.atomic import new_directory
+from hydrapack.support.errors import InputError, Mismatch
+from hydrapack.support.schema import misfit
+from hydrapack.support.threads import one_thread
+
+DEFAULT_BITS = 8
+MAX_LAYERS = 1024
+HALF_MAX = 65504.0
+
+
+@one_thread()
+def write_package(
+    bundle: Bundle,
+    target: Path,
+    bits: int | None = None,
+    *,
+    bits_a: int | None = None,
+    bits_b: int | None = None,
+    group_size: int = GROUP_SIZE,
+    fallback: str = "error",
+    model: Path | None = None,
+    card: bool = False,
+    sbom: bool = False,
+    signing_key: Path | None = None,
+) -> Manifest:
+    """Pack ``bundle`` into ``target``: ``adapters.pte`` and ``manifest.json``.
+
+    Args:
+        bits: 4, 8, 16 or 32 a value; by default what the bundle was planned for, else 8.
+        bits_a, bits_b: of A and of B (or U) apart, in place of ``bits``.
+        group_size: columns that share a scale at 4 bits.
+        fallback: what a name that is no task gets: ``error``, ``base`` or a task's name.
+        model: the model.pte it will run on: its layout and rank are checked, its layers counted
+            (without one, up to the last adapted), and the digests of its weights and tokenizer
+            noted. Modules that no adapter has get zeros.
+        card: write a model card (README.md) too.
+        sbom: write a CycloneDX ML-BOM (sbom.cdx.json) too.
+        signing_key: an Ed25519 private key (PEM) to sign the manifest with.
+
+    Raises:
+        InputError: bits not offered, modules no base program adapts, a VeRA bundle, or an
+            unwritable target; more bytes than the bundle was planned for; a model.pte or a key that
+            does not fit; cyclonedx-python-lib or cryptography not installed.
+    """
+    key = None if signing_key is None else read_private_key(signing_key)
+    _roundings(bundle, bits, bits_a, bits_b, group_size)
+    check_fallback(fallback, [task.name for task in bundle.info.tasks], "--fallback")
+    if bundle.info.adapter_type != "lora":
+        raise InputError(
+            "a VeRA bundle cannot be packed: base programs take A and B of LoRA's size; write "
+            "PEFT adapters with hydrapack unpack"
+        )
+    layout = layout_of(bundle.shapes, bundle.info.rank)
+    base = BaseModelInfo(id=bundle.info.base_model, weights_sha256=None, tokenizer_sha256=None)
+    if model is not None:
+        base, layout = _base_of(model, bundle.info.base_model, layout)
+    bundle = with_all_modules(bundle, layout)
+    roundings = _roundings(bundle, bits, bits_a, bits_b, group_size)
+    _check_range(bundle, roundings)
+    with new_directory(target) as partial:
+        packed = lower_adapters(bundle, layout, roundings, partial / ADAPTERS)
+        _check_budget(bundle, (partial / ADAPTERS).stat().st_size)
+        try:
+            manifest = _manifest(
+                bundle, layout, roundings, packed, partial / ADAPTERS, fallback, base
+            )
+        except ValidationError as error:
+            raise misfit(target / MANIFEST, error) from error
+        documents = {}
+        if card:
+            documents[CARD] = model_card(manifest)
+        if sbom:
+            documents[SBOM] = ml_bom(manifest)
+        for name, text in documents.items():
+            (partial / name).write_text(text, encoding="utf-8", newline="\n")
+        manifest = sealed(manifest, [describe_file(partial / name) for name in documents])
+        (partial / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8", newline="\n")
+        if key is not None:
+            sign_manifest(partial, key)
+    return manifest
+
+
+def _check_budget(bundle: Bundle, size: int) -> None:
+    budget = bundle.info.budget_bytes
+    if budget is not None and size > budget:
+        raise InputError(
+            f"{ADAPTERS} takes {size:,} bytes, the bundle was planned for {budget:,}: pack with "
+            "the planned bits and group size, or merge with another --budget"
+        )
+
+
+def _base_of(model: Path, name: str, layout: Layout) -> tuple[BaseModelInfo, Layout]:
+    """What ``model`` says of its base, once it is seen to take the layout, with its layers.
+
+    A program holds its layout's digest alone: the count of layers is the one that gives it.
+    """
+    program = load_program(model, "forward")
+    rank = int(program.constant("get_adapter_rank"))
+    if rank != layout.rank:
+        raise Mismatch(
+            f"{model} takes adapters of rank {rank}, the bundle has rank {layout.rank}: export the "
+            f"base with --rank {layout.rank}, or merge with --rank {rank}"
+        )
+    digest = str(program.constant("get_adapter_layout"))
+    deeper = (replace(layout, layers=n) for n in range(layout.layers, MAX_LAYERS + 1))
+    fitting = next((found for found in deeper if found.digest == digest), None)
+    if fitting is None:
+        raise Mismatch(
+            f"{model} has another adapter layout than the bundle (base model {name!r}, target "
+            f"modules {','.join(layout.targets)})"
+        )
+    info = BaseModelInfo(
+        id=name,
+        weights_sha256=str(program.constant("get_weights_sha256")),
+        tokenizer_sha256=str(program.constant("get_tokenizer_sha256")),
+        scheme=json.loads(str(program.constant("get_quant_scheme"))),
+    )
+    return info, fitting
+
+
+def with_all_modules(bundle: Bundle, layout: Layout) -> Bundle:
+    """The bundle with a module of zeros, rank 1 and one head, wherever the layout has one more."""
+    missing = layout.missing(bundle.modules)
+    if not missing:
+        return bundle
+    tasks = [
+        task.model_copy(update={"route": [*task.route, *[0] * len(missing)]})
+        for task in bundle.info.tasks
+    ]
+    modules = dict(bundle.modules)
+    for name, (d_out, d_in) in missing.items():
+        modules[name] = MergedModule(
+            torch.zeros(1, d_in), torch.zeros(1, d_out, 1), (0,) * len(tasks)
+        )
+    info = bundle.info.model_copy(update={"modules": list(modules), "tasks": tasks})
+    return Bundle(info=info, modules=modules)
+
+
+def _check_range(bundle: Bundle, roundings: dict[str, Rounding]) -> None:
+    """Refuse values that the half-precision scales of a bit width cannot hold."""
+    top = {4: 7 * HALF_MAX, 8: 127 * HALF_MAX, 16: HALF_MAX}
+    for name, module in bundle.modules.items():
+        for part, tensor in module.tensors.items():
+            own = roundings[name]
+            bits = {"A": own.bits_a, "C": core_bits(own.bits_b), "s": 32}.get(part, own.bits_b)
+            largest = float(tensor.abs().max())
+            if largest > top.get(bits, math.inf):
+                raise InputError(
+                    f"{name}: {part} has values up to {largest:.3g}, {bits} bits hold up to "
+                    f"{top[bits]:.3g}; pack with --bits 32 (is the adapter's lora_alpha right?)"
+                )
+
+
+def _roundings(
+    bundle: Bundle, bits: int | None, bits_a: int | None, bits_b: int | None, group_size: int
+) -> dict[str, Rounding]:
+    for flag, value in (("--bits", bits), ("--bits-a", bits_a), ("--bits-b", bits_b)):
+        if value is not None:
+            check_bits(flag, value)
+    if not 2 <= group_size <= 65536 or group_size % 2:
+        # Two 4-bit values share a byte.
+        raise InputError(f"--group-size {group_size}: must be even, from 2 to 65536")
+    planned = bundle.info.bits or {}
+    roundings = {}
+    for name in bundle.info.modules:
+        own: int = bits or planned.get(name, DEFAULT_BITS)
+        roundings[name] = Rounding(bits_a or own, bits_b or own, group_size)
+    return roundings
+
+
+def _manifest(
+    bundle: Bundle,
+    layout: Layout,
+    roundings: dict[str, Rounding],
+    packed: dict[str, torch.Tensor],
+    adapters: Path,
+    fallback: str,
+    base: BaseModelInfo,
+) -> Manifest:
+    file = describe_file(adapters)
+    info = bundle.info
+    tasks = [_task(bundle, layout, task, packed) for task in info.tasks]
+    modules = {n: m for n, m in bundle.modules.items() if isinstance(m, MergedModule)}
+    return Manifest(
+        schema_version=1,
+        hydrapack_version=__version__,
+        tools={name: version(name) for name in ("executorch", "torch")},
+        base_model=base,
+        layout_digest=layout.digest,
+        rank=layout.rank,
+        heads=max(module.choices for module in modules.values()),
+        target_modules=list(layout.targets),
+        target_shapes=[shape for _, shape in layout.shapes],
+        group_size=roundings[info.modules[0]].group_size,
+        modules=[
+            ModuleInfo(
+                name=name,
+                heads=modules[name].choices,
+                stored_heads=len(modules[name].heads) if modules[name].of else None,
+                rank=modules[name].rank,
+                output_rank=modules[name].output_rank,
+                bits_a=roundings[name].bits_a,
+                bits_b=roundings[name].bits_b,
+            )
+            for name in layout.modules()
+        ],
+        sources=[
+            SourceInfo(
+                task=task.name,
+                license=task.card.license,
+                base_model=info.base_model,
+                **task.source.model_dump(),
+            )
+            for task in info.tasks
+        ],
+        tasks=tasks,
+        lost_tasks=[task.name for task in tasks if task.packed_relative_error > LOST],
+        fallback=fallback,
+        files=[file],
+        storage=Storage(
+            parameters=info.parameters,
+            baseline_parameters=info.baseline_parameters,
+            s_percent=info.s_percent,
+            bytes=file.bytes,
+            tensor_bytes=sum(module_bytes(m, roundings[name]) for name, m in modules.items()),
+            baseline_bytes=2 * info.baseline_parameters,
+        ),
+        package_digest="0" * 64,
+    )
+
+
+def _task(
+    bundle: Bundle, layout: Layout, task: BundleTask, packed: dict[str, torch.Tensor]
+) -> ManifestTask:
+    rounding = _rounding_error(bundle, layout, task, packed)
+    return ManifestTask(
+        name=task.name,
+        prompt_template=task.card.prompt_template,
+        stop=task.card.stop,
+        generation=TaskGeneration(**task.card.generation.model_dump()),
+        language=task.card.language,
+        route=route_tensor(bundle, layout, task.route).tolist(),
+        merge_relative_error=task.relative_error,
+        packed_relative_error=math.hypot(task.relative_error, rounding),
+    )
+
+
+def _rounding_error(
+    bundle: Bundle, layout: Layout, task: BundleTask, packed: dict[str, torch.Tensor]
+) -> float:
+    """Norm of (merged update - quantized update) over norm of the merged update."""
+    heads = bundle.head(task)
+    rounded = layout.unpack(packed[""], packed[task.name])
+    norms = [
+        difference_norm(LoraModule(bundle.modules[name].shared(), heads[name]), a, b)
+        for name, (a, b) in zip(layout.modules(), rounded, strict=True)
+    ]
+    own = math.hypot(*(norm for _, norm in norms))
+    return math.hypot(*(norm for norm, _ in norms)) / own if own else 0.0

@@ -1,0 +1,1 @@
+"""What whoever writes or runs a .pte shares: the packed layout, stored integers, loading."""

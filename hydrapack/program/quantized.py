@@ -1,0 +1,165 @@
+"""Symmetric integers with half-precision scales, and the merged modules rounded to them.
+
+8 bits: one scale a row. 4 bits: one scale for each group of columns of a row. 16 and 32 bits are
+half and single precision. A is stored as it is, U transposed: a row is a component, and few rows
+have few scales.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import AfterValidator, Field
+
+from hydrapack.support.errors import InputError
+
+BITS = (4, 8, 16, 32)
+
+
+def _known(bits: int) -> int:
+    if bits not in BITS:
+        raise ValueError(f"must be one of {', '.join(map(str, BITS))}")
+    return bits
+
+
+BitWidth = Annotated[int, Field(json_schema_extra={"enum": list(BITS)}), AfterValidator(_known)]
+GROUP_SIZE = 32
+"""Columns that share a scale at 4 bits."""
+SCALE_BYTES = 12
+"""Of a task's factor where tasks of unlike size share heads: a float32 and its head's int64."""
+_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How A and B are stored: bits a value of each, and the group size of 4 bits."""
+
+    bits_a: int = 8
+    bits_b: int = 8
+    group_size: int = GROUP_SIZE
+
+
+def check_bits(flag: str, bits: int) -> int:
+    """``bits``, if it is one of the widths.
+
+    Raises:
+        InputError: it is not; ``flag`` is named.
+    """
+    if bits not in BITS:
+        raise InputError(f"{flag} {bits}: choose one of {', '.join(map(str, BITS))}")
+    return bits
+
+
+def core_bits(bits: int) -> int:
+    """Bits a value of the small C's of a two-sided module whose U has ``bits``."""
+    return max(bits, 8)
+
+
+def group_columns(columns: int, bits: int, group_size: int) -> int:
+    """Columns that share a scale: ``group_size`` at 4 bits, else the whole row."""
+    return min(group_size, columns) if bits == 4 else columns
+
+
+def quantize(
+    matrix: torch.Tensor, bits: int, group_size: int = GROUP_SIZE
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Integers and scales of float32 (..., rows, columns) at 4 or 8 bits.
+
+    At 4 bits each group's scale is the one of least squared error among a few that clip its
+    largest values.
+
+    Returns:
+        values int8 (..., rows, columns), from -127 to 127 or -7 to 7; scales float16
+        (..., rows, groups). A last group may be short.
+    """
+    columns = matrix.shape[-1]
+    width = group_columns(columns, bits, group_size)
+    padded = torch.nn.functional.pad(matrix.float(), (0, -columns % width))
+    groups = padded.reshape(*padded.shape[:-1], -1, width)
+    top = 7 if bits == 4 else 127
+    exact = groups.abs().amax(-1, keepdim=True) / top
+    best = values = error = None
+    for shrink in _SHRINKS if bits == 4 else (1.0,):
+        scales = _half_above(exact * shrink)
+        divisor = scales.float().masked_fill(scales == 0, 1.0)
+        rounded = (groups / divisor).round().clamp(-top, top)
+        now = (rounded * scales.float() - groups).square().sum(-1, keepdim=True)
+        if best is None or values is None or error is None:
+            best, values, error = scales, rounded, now
+            continue
+        better = now < error
+        best = torch.where(better, scales, best)
+        values, error = torch.where(better, rounded, values), torch.where(better, now, error)
+    assert best is not None and values is not None
+    return values.to(torch.int8).flatten(-2)[..., :columns], best[..., 0]
+
+
+def _half_above(scales: torch.Tensor) -> torch.Tensor:
+    """float16 at or above ``scales``: one rounded down would clip the row's largest value."""
+    half = scales.clamp(max=65504.0).to(torch.float16)
+    bumped = torch.nextafter(half, torch.full_like(half, torch.inf)).clamp(max=65504.0)
+    return torch.where(half.float() < scales, bumped, half)
+
+
+def rounded(matrix: torch.Tensor, bits: int, group_size: int = GROUP_SIZE) -> torch.Tensor:
+    """What storage at ``bits`` a value gives back of float32 (..., rows, columns), float32."""
+    if bits == 32:
+        return matrix.float()
+    if bits == 16:
+        return matrix.half().float()
+    values, scales = quantize(matrix, bits, group_size)
+    width = group_columns(matrix.shape[-1], bits, group_size)
+    wide = scales.float().repeat_interleave(width, -1)[..., : matrix.shape[-1]]
+    return values.float() * wide
+
+
+def noise_by_columns(matrix: torch.Tensor, bits: int, group_size: int = GROUP_SIZE) -> torch.Tensor:
+    """Estimate of the squared rounding error of the first 1, 2, ... columns.
+
+    Args:
+        matrix: (..., rows, columns).
+
+    Returns:
+        (..., columns): a value's error is uniform over its step, so each adds step^2 / 12.
+    """
+    columns = matrix.shape[-1]
+    if bits >= 16:
+        # A half of size x has steps of 2^-11 x to 2^-10 x.
+        step = matrix.abs() * (0.72 * 2.0**-10 if bits == 16 else 2.0**-23)
+        return (step.square() / 12).sum(-2).cumsum(-1)
+    top = 7 if bits == 4 else 127
+    width = group_columns(columns, bits, group_size)
+    whole, before = [], matrix.new_zeros(matrix.shape[:-2])
+    for group in torch.split(matrix.abs(), width, -1):
+        steps = (group.cummax(-1).values / top).square().sum(-2) / 12
+        counts = torch.arange(1, group.shape[-1] + 1, device=matrix.device)
+        whole.append(before[..., None] + steps * counts)
+        before = whole[-1][..., -1]
+    return torch.cat(whole, -1)
+
+
+def stored_bytes(rows: int, columns: int, bits: int, group_size: int = GROUP_SIZE) -> int:
+    """Bytes of a (rows, columns) matrix with its scales, as packed."""
+    if bits >= 16:
+        return rows * columns * bits // 8
+    groups = -(-columns // group_columns(columns, bits, group_size)) if columns else 0
+    return rows * ((columns * bits + 7) // 8 + 2 * groups)
+
+
+def part_bytes(
+    shape: tuple[int, int], rank: int, output_rank: int, rounding: Rounding
+) -> tuple[int, int]:
+    """Bytes as packed of what all tasks share of a module, A (and U), and of one head, B (or C).
+
+    Args:
+        shape: (d_out, d_in).
+        output_rank: Q of U; 0 for whole heads.
+    """
+    (d_out, d_in), bits, group = shape, rounding.bits_b, rounding.group_size
+    shared = stored_bytes(rank, d_in, rounding.bits_a, group)
+    if not output_rank:
+        return shared, stored_bytes(d_out, rank, bits, group)
+    shared += stored_bytes(output_rank, d_out, bits, group)
+    return shared, stored_bytes(rank, output_rank, core_bits(bits), group)

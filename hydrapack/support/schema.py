@@ -1,0 +1,154 @@
+"""JSON files with a pydantic model: strict, and one clear line when they do not fit."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hydrapack.support.errors import Invalid, unreadable
+
+MAX_BYTES = 64 << 20
+MAX_DEPTH = 64
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""SHA-256 in hex."""
+
+# A string is one match, so that the brackets in it are not counted.
+# One that nothing closes is a match too: no text is looked at twice.
+_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{\]}]', re.DOTALL)
+
+
+class Strict(BaseModel):
+    """Unknown keys, NaN and infinity are refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def utf8_at_most(most: int) -> Callable[[str], str]:
+    """A validator of texts: at most so many bytes of UTF-8."""
+
+    def check(text: str) -> str:
+        if len(text.encode()) > most:
+            raise ValueError(f"is longer than {most:,} bytes")
+        return text
+
+    return check
+
+
+def read_bytes(path: Path, hint: str = "") -> bytes:
+    """The content of a JSON file; ``hint`` ends the error of a file not there.
+
+    Raises:
+        InputError: it cannot be read, or is larger than any such file is.
+    """
+    try:
+        # The size first: nothing of an absurd file is read. A file may grow meanwhile.
+        large = path.stat().st_size > MAX_BYTES
+        with path.open("rb") as file:
+            data = b"" if large else file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise unreadable(path, error, hint) from error
+    if large or len(data) > MAX_BYTES:
+        raise Invalid(f"{path}: larger than {MAX_BYTES:,} bytes; no such file is that large")
+    return data
+
+
+def read_model(path: Path, kind: type[Model], hint: str = "") -> Model:
+    """The JSON file at ``path`` as ``kind``; ``hint`` ends the error of a file not there.
+
+    Raises:
+        InputError: unreadable, or not as ``kind`` asks; names the file and the key.
+    """
+    data = read_bytes(path, hint)
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise misfit(path, error) from error
+
+
+def parse_json(data: bytes, where: Path) -> dict[str, Any]:
+    """The JSON object in ``data``, as RFC 8259 has it and no wider.
+
+    UTF-8 without a byte order mark; no NaN, infinity or number beyond a double; no key twice, no
+    lone surrogate, and no nesting deeper than 64.
+
+    Raises:
+        Invalid: anything else; names ``where``.
+    """
+    if len(data) > MAX_BYTES:
+        raise Invalid(f"{where}: larger than {MAX_BYTES:,} bytes; no such file is that large")
+    try:
+        text = data.decode("utf-8")
+        _check_depth(text)
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_integer,
+        )
+        if re.search(r"\\u[dD]", text):
+            # A lone surrogate has no UTF-8.
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Invalid(f"{where}: is not JSON: a lone surrogate") from None
+    except UnicodeDecodeError as error:
+        raise Invalid(f"{where}: is not UTF-8 at byte {error.start}") from error
+    except ValueError as error:  # JSONDecodeError among them
+        raise Invalid(f"{where}: is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise Invalid(f"{where}: the file is no JSON object")
+    return value
+
+
+def _check_depth(text: str) -> None:
+    depth = 0
+    for match in _BRACKETS.finditer(text):
+        bracket = match[0]
+        if bracket in "[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_DEPTH}")
+        elif bracket in "]}":
+            depth -= 1
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} stands twice")
+        found[key] = value
+    return found
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]}… is too large")
+    return value
+
+
+def _integer(text: str) -> int:
+    _finite(text)
+    return int(text)
+
+
+def misfit(path: Path, error: ValidationError) -> Invalid:
+    """The first of pydantic's complaints as one line that names the file and the key."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "the file"
+    return Invalid(f"{path}: {where}: {first['msg']}")

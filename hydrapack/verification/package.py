@@ -1,0 +1,273 @@
+"""Is a package what its manifest says, does it run, and does every head do something?
+
+Checks go from the cheap to the dear, and what is damaged is never run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.update import LoraModule, difference_norm
+from hydrapack.bundle.format import Bundle
+from hydrapack.device.session import Session
+from hydrapack.packing.manifest import (
+    ADAPTERS,
+    MANIFEST,
+    Manifest,
+    ManifestTask,
+    check_files,
+    read_manifest,
+)
+from hydrapack.packing.signature import SIGNATURE, check_signature
+from hydrapack.program.layout import Layout
+from hydrapack.program.load import load_program
+from hydrapack.support.errors import InputError
+from hydrapack.support.junit import Check
+from hydrapack.verification.drift import drift, packed_adapter
+
+TOLERANCE = 0.02
+"""Of a stated relative error, absolute: stated ones add merge and rounding as independent."""
+
+
+def verify_package(
+    package: Path,
+    model: Path | None = None,
+    bundle: Bundle | None = None,
+    adapters: Sequence[Adapter] = (),
+    public_key: str | None = None,
+    max_drift: float | None = None,
+    max_task_error: float | None = None,
+    stage: Callable[[str], None] = lambda name: None,
+) -> list[Check]:
+    """Every check, in order; after a failed one only those that it does not make unsafe.
+
+    Args:
+        model: the model.pte it is to run on.
+        bundle: what it was packed from.
+        adapters: what it was merged from, by task name.
+        public_key: Ed25519, hex, that must have signed it.
+        max_drift: nats that a head's next-token distributions may be from its adapter's, with
+            ``model`` and ``adapters``; not judged by default.
+        max_task_error: relative error, as packed, that no task may be above; not judged by default.
+
+    Raises:
+        InputError: no package there, or a ``model`` that is none.
+    """
+    if not (package / MANIFEST).is_file():
+        raise InputError(f"{package}: no package, it has no {MANIFEST}")
+    checks: list[Check] = []
+
+    def check(name: str, run: Callable[[], str]) -> bool:
+        stage(name)
+        try:
+            checks.append(Check(name, True, run()))
+        except InputError as error:
+            checks.append(Check(name, False, str(error)))
+        return checks[-1].passed
+
+    manifest: list[Manifest] = []
+    whole = check("schema", lambda: _schema(package, manifest))
+    whole = whole and check("files", lambda: _files(package, manifest[0]))
+    if public_key is not None or (package / SIGNATURE).exists():
+        signed = check("signature", lambda: f"by {check_signature(package, public_key)[:16]}…")
+        whole = whole and signed
+    if not whole:
+        return checks
+    read, programs = manifest[0], _Programs(package, manifest[0])
+    check("task errors", lambda: _task_errors(read, max_task_error))
+    if not check("program", programs.load):
+        return checks
+    for task in read.tasks:
+        check(f"head {task.name}", lambda task=task: programs.head(task))  # type: ignore[misc]
+    if bundle is not None:
+        for task in read.tasks:
+            check(
+                f"bundle {task.name}",
+                lambda task=task: programs.against_bundle(task, bundle),  # type: ignore[misc]
+            )
+    for adapter in adapters:
+        check(
+            f"adapter {adapter.task}",
+            lambda adapter=adapter: programs.against_adapter(adapter),  # type: ignore[misc]
+        )
+    if model is not None:
+        load_program(model, "forward")
+        sessions: list[Session] = []
+        if check("model", lambda: _on_model(model, package, read, sessions)):
+            session = sessions[0]
+            for task in read.tasks:
+                check(
+                    f"output {task.name}",
+                    lambda task=task: _changes_output(session, task.name),  # type: ignore[misc]
+                )
+            for adapter in adapters:
+                check(
+                    f"drift {adapter.task}",
+                    lambda adapter=adapter: _drift(  # type: ignore[misc]
+                        session, programs.layout, adapter, max_drift
+                    ),
+                )
+    return checks
+
+
+def _schema(package: Path, found: list[Manifest]) -> str:
+    found.append(read_manifest(package))
+    return f"schema version {found[0].schema_version}, {len(found[0].tasks)} tasks"
+
+
+def _files(package: Path, manifest: Manifest) -> str:
+    check_files(package, manifest)
+    known = {MANIFEST, SIGNATURE, *(file.name for file in manifest.files)}
+    odd = sorted(path.name for path in package.iterdir() if path.name not in known)
+    if odd:
+        raise InputError(f"{package / odd[0]}: is not in the manifest; remove it or pack again")
+    total = sum(file.bytes for file in manifest.files)
+    return f"{len(manifest.files)} files, {total:,} bytes, SHA-256 as stated"
+
+
+def _task_errors(manifest: Manifest, limit: float | None) -> str:
+    errors = {task.name: task.packed_relative_error for task in manifest.tasks}
+    above = {name: e for name, e in errors.items() if limit is not None and e > limit}
+    if above:
+        found = ", ".join(f"{name} {error:.4f}" for name, error in above.items())
+        raise InputError(f"relative errors above {limit:g}: {found}")
+    if manifest.lost_tasks:
+        found = ", ".join(f"{name} ({errors[name]:.2f})" for name in manifest.lost_tasks)
+        return f"warning: lost tasks, next to nothing is left of them: {found}"
+    worst = max(errors, key=errors.__getitem__)
+    return f"none lost; the worst is {worst}, {errors[worst]:.4f} from its adapter"
+
+
+class _Programs:
+    """adapters.pte on the runtime, and what it gives."""
+
+    def __init__(self, package: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = package / ADAPTERS, manifest
+        self.layout: Layout = manifest.layout
+        self.a = torch.zeros(0)
+        self.heads: dict[str, torch.Tensor] = {}
+        self._head: Any = None
+
+    def load(self) -> str:
+        program = load_program(self.path, "head")
+        if program.constant("get_adapter_layout") != self.manifest.layout_digest:
+            raise InputError(f"{self.path}: has another adapter layout than {MANIFEST}")
+        if int(program.constant("get_heads")) != self.manifest.heads:
+            raise InputError(f"{self.path}: has another number of heads than {MANIFEST}")
+        self._head = program.method("head")
+        self.a = self._run(program.method("shared"), [], self.layout.a_size, "shared")
+        return f"both methods run, {self.layout.a_size:,} values in a, {self.layout.b_size:,} in b"
+
+    def _run(self, method: Any, inputs: list[Any], size: int, name: str) -> torch.Tensor:
+        try:
+            (value,) = method.execute(inputs)
+        except Exception as error:  # the binding raises bare RuntimeErrors
+            raise InputError(f"{self.path}: {name} does not run") from error
+        if value.shape != (size,) or not bool(torch.isfinite(value).all()):
+            raise InputError(f"{self.path}: {name} gives another size than the layout's, or NaN")
+        return value
+
+    def head(self, task: ManifestTask) -> str:
+        b = self._run(self._head, [torch.tensor(task.route)], self.layout.b_size, "head")
+        self.heads[task.name] = b = b.clone()
+        pairs = list(self.layout.unpack(self.a, b))
+        norm = math.hypot(*(difference_norm(LoraModule(A, B), A * 0, B * 0)[1] for A, B in pairs))
+        if norm == 0:
+            raise InputError(f"task {task.name!r}: its head changes nothing: B @ A is zero")
+        for other in self.manifest.tasks:
+            known = self.heads.get(other.name)
+            if other.route == task.route or known is None:
+                continue
+            if torch.equal(known, b):
+                raise InputError(
+                    f"task {task.name!r}: its head is that of {other.name!r}, whose route differs"
+                )
+        silent = sum(not bool(B.any()) for _, B in pairs)
+        return f"norm {norm:.4g}" + (f", {silent} modules silent" if silent else "")
+
+    def updates(self, task: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """A and B by module name, as the device has them."""
+        if task not in self.heads:
+            raise InputError(f"task {task!r}: its head does not run")
+        pairs = self.layout.unpack(self.a, self.heads[task])
+        return dict(zip(self.layout.modules(), pairs, strict=True))
+
+    def against_bundle(self, task: ManifestTask, bundle: Bundle) -> str:
+        stored = self.updates(task.name)
+        sums = [0.0, 0.0]
+        for name, B in bundle.head(bundle.info.task(task.name)).items():
+            if name not in stored:
+                raise InputError(f"task {task.name!r}: the package does not have {name}")
+            update = LoraModule(bundle.modules[name].shared(), B)
+            for i, norm in enumerate(difference_norm(update, *stored[name])):
+                sums[i] += norm**2
+        found = math.sqrt(sums[0] / sums[1]) if sums[1] else 0.0
+        stated = math.sqrt(max(task.packed_relative_error**2 - task.merge_relative_error**2, 0.0))
+        if found > stated * 1.01 + 1e-6:
+            raise InputError(
+                f"task {task.name!r}: dequantized it is {found:.4f} from the bundle, "
+                f"{stated:.4f} are stated"
+            )
+        return f"{found:.4f} from the bundle, {stated:.4f} stated"
+
+    def against_adapter(self, adapter: Adapter) -> str:
+        task = _task_of(self.manifest, adapter)
+        (source,) = (s for s in self.manifest.sources if s.task == adapter.task)
+        if source.digest != adapter.digest:
+            raise InputError(f"{adapter.folder}: is not the adapter that was merged (SHA-256)")
+        stored = self.updates(task.name)
+        sums = [0.0, 0.0]
+        for name, pair in stored.items():
+            (d_out, _), (_, d_in) = pair[1].shape, pair[0].shape
+            absent = LoraModule(torch.zeros(0, d_in), torch.zeros(d_out, 0))
+            update = adapter.modules.get(name, absent)
+            for i, norm in enumerate(difference_norm(update, *pair)):
+                sums[i] += norm**2
+        found = math.sqrt(sums[0] / sums[1]) if sums[1] else math.sqrt(sums[0])
+        if abs(found - task.packed_relative_error) > TOLERANCE + 0.02 * found:
+            raise InputError(
+                f"task {task.name!r}: its head is {found:.4f} from the adapter, "
+                f"{task.packed_relative_error:.4f} are stated"
+            )
+        return f"{found:.4f} from the adapter, {task.packed_relative_error:.4f} stated"
+
+
+def _task_of(manifest: Manifest, adapter: Adapter) -> ManifestTask:
+    for task in manifest.tasks:
+        if task.name == adapter.task:
+            return task
+    raise InputError(f"{adapter.folder}: the package has no task {adapter.task!r}")
+
+
+def _on_model(model: Path, package: Path, manifest: Manifest, sessions: list[Session]) -> str:
+    sessions.append(Session(model, package))
+    bound = ", digests" if manifest.base_model.weights_sha256 else ""
+    return f"layout, rank {manifest.rank}{bound}"
+
+
+def _changes_output(session: Session, task: str) -> str:
+    ids = session.use(task).encode("The quick brown fox jumps over the lazy dog.")
+    with_head = session.forward(ids)
+    without = session.use(None).forward(ids)
+    change = float((with_head - without).abs().max())
+    if not math.isfinite(change):
+        raise InputError(f"task {task!r}: the model gives NaN or infinity")
+    if change == 0:
+        raise InputError(f"task {task!r}: its head does not change the model's output")
+    return f"logits change by up to {change:.4g}"
+
+
+def _drift(session: Session, layout: Layout, adapter: Adapter, limit: float | None) -> str:
+    vectors = packed_adapter(layout, adapter)
+    nats = drift(session, adapter.task, *vectors)
+    if limit is not None and nats > limit:
+        raise InputError(
+            f"task {adapter.task!r}: {nats:.4f} nats a token from its adapter, at most {limit:g}"
+        )
+    return f"{nats:.4f} nats a token from its adapter"
