@@ -241,7 +241,7 @@ def budget() -> None:
     for limit in (0.12, 0.25, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0):
         plan = planner.within(int(limit * 1e6))
         merged = merge_plan(adapters, plan, weights, sizes)
-        errors = rounded_errors(adapters, merged, plan)
+        errors = rounded_errors(adapters, merged)
         chosen = list(plan.choices.values())
         held = sum(c.bytes for c in chosen)
         fits = [(error, key) for key, (size, error) in uniform.items() if size <= held]

@@ -93,8 +93,7 @@ def load(folder: Path) -> None:
 def merge(folder: Path) -> dict[str, str]:
     """With this release: every case merged at full rank and unpacked; refusals by case."""
     from hydrapack.adapters.collect import read_adapters
-    from hydrapack.bundle.format import read_bundle, write_bundle
-    from hydrapack.bundle.unpack import unpack_all
+    from hydrapack.bundle.unpack import unpack
     from hydrapack.merging.merge import merge_adapters
     from hydrapack.support.errors import InputError
 
@@ -107,8 +106,8 @@ def merge(folder: Path) -> dict[str, str]:
         except InputError as error:
             refused[name] = str(error).partition(".json: ")[2] or str(error)
             continue
-        write_bundle(merge_adapters(adapters, rank=64), adapters, folder / name / "bundle")
-        unpack_all(read_bundle(folder / name / "bundle"), folder / name / "unpacked")
+        merge_adapters(adapters, rank=64).save(folder / name / "bundle")
+        unpack(folder / name / "bundle", folder / name / "unpacked")
     return refused
 
 

@@ -62,7 +62,8 @@ def test_outputs_come_nearer(read, method, options):
     bases = spans(read)
     plain = merge_adapters(read, method, **options)
     fitted = merge_calibrated(read, bases, moments_of(bases, inputs), method, **options)
-    assert fitted.method == f"{method} (calibrated)" and fitted.objective == "relative"
+    info = fitted.info
+    assert info.method == f"{method} (calibrated)" and info.objective == "relative"
     before, after = output_errors(read, plain, inputs), output_errors(read, fitted, inputs)
     # The damping gives up little.
     assert sum(e**2 for e in after) < 0.9 * sum(e**2 for e in before)

@@ -15,8 +15,8 @@ from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.prompt import encode_prompt
 from hydrapack.base import smollm2
 from hydrapack.base.export import export_base
-from hydrapack.bundle.format import read_bundle, write_bundle
-from hydrapack.bundle.rounding import round_module
+from hydrapack.bundle.format import Bundle
+from hydrapack.bundle.stored import round_module
 from hydrapack.device import Session
 from hydrapack.merging.candidates import Choice
 from hydrapack.merging.merge import merge_adapters
@@ -31,7 +31,7 @@ from hydrapack.packing.manifest import (
     read_package,
     sealed,
 )
-from hydrapack.packing.package import write_package
+from hydrapack.packing.package import pack
 from hydrapack.packing.signature import SIGNATURE, sign_manifest
 from hydrapack.program.layout import layout_of, pack_a, pack_b
 from hydrapack.program.quantized import Rounding
@@ -87,7 +87,7 @@ def greedy(session, ids, count):
 
 
 def assert_same_as_peft(session, package, model_folder, tmp_path, text):
-    bundle = read_bundle(package.parent / "bundle")
+    bundle = Bundle.load(package.parent / "bundle")
     for task in bundle.info.tasks:
         session.use(task.name)
         ids = session.encode(text)
@@ -224,7 +224,7 @@ def test_program_gives_the_rounded_bundle(tiny, tmp_path, bits, heads):
     adapters = [tiny[2] / task for task in TASKS]
     package = make_package(tmp_path, adapters, bits=bits, heads=heads)
     session = Session(tiny[0], package)
-    bundle = read_bundle(tmp_path / "bundle")
+    bundle = Bundle.load(tmp_path / "bundle")
     layout = layout_of(bundle.shapes, bundle.info.rank)
     limit = {4: 1 / 3, 8: 1 / 120, 16: 2**-10}[bits]
     exact = pack_a(layout, {n: m.A for n, m in bundle.modules.items()})
@@ -242,9 +242,9 @@ def test_program_gives_the_rounded_bundle(tiny, tmp_path, bits, heads):
 def test_two_sided_and_planned_packages(tiny, tmp_path, bits):
     """Ragged ranks, several widths, U C, factors: the runtime gives the rounded modules."""
     adapters = read_adapters([str(tiny[2] / task) for task in TASKS])
-    merges = [(merge_adapters(adapters, "two-sided", output_rank=5), None)]
-    merged, plan = merge_budget(adapters, 60_000)
-    merges.append((replace(merged, rank=4), plan.bits))
+    merged = merge_budget(adapters, 60_000)
+    wider = merged.info.model_copy(update={"rank": 4, "budget_bytes": None})
+    merges = [merge_adapters(adapters, "two-sided", output_rank=5), replace(merged, info=wider)]
     choices = {
         name: Choice(
             0, 0.0, 3 if i % 2 else 1 + i % 3, 1 + i % 4, 2 * (i % 2) + i // 6, (4, 8, 16)[i % 3]
@@ -255,11 +255,12 @@ def test_two_sided_and_planned_packages(tiny, tmp_path, bits):
     plan = Plan(choices, 4, 1, 0.0)
     planned = merge_plan(adapters, plan, (1.0, 1.0, 1.0), task_sizes(adapters))
     assert {bool(module.of) for module in planned.modules.values()} == {False, True}
-    merges.append((planned, plan.bits))
-    for number, (merge, widths) in enumerate(merges):
-        write_bundle(merge, adapters, tmp_path / f"b{number}", widths)
-        bundle = read_bundle(tmp_path / f"b{number}")
-        write_package(bundle, tmp_path / f"p{number}", None if widths else bits)
+    merges.append(planned)
+    for number, merge in enumerate(merges):
+        merge.save(tmp_path / f"b{number}")
+        bundle = Bundle.load(tmp_path / f"b{number}")
+        widths = bundle.info.bits
+        pack(bundle, tmp_path / f"p{number}", None if widths else bits)
         session = Session(tiny[0], tmp_path / f"p{number}")
         layout = layout_of(bundle.shapes, bundle.info.rank)
         rounded = {
@@ -286,8 +287,8 @@ def test_two_sided_and_planned_packages(tiny, tmp_path, bits):
     ("fallback", "task"), [("base", None), ("two", "two"), ("error", InputError)]
 )
 def test_fallback(tiny, tmp_path, fallback, task):
-    bundle = read_bundle(tiny[2] / "bundle")
-    write_package(bundle, tmp_path / "package", fallback=fallback)
+    bundle = Bundle.load(tiny[2] / "bundle")
+    pack(bundle, tmp_path / "package", fallback=fallback)
     session = Session(tiny[0], tmp_path / "package")
     if task is InputError:
         with pytest.raises(InputError, match="unknown task 'nine'"):

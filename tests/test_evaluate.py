@@ -14,7 +14,7 @@ from conftest import TEMPLATE, hydrapack, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.analysis.similarity import analyze
-from hydrapack.bundle.rounding import module_bytes, round_module
+from hydrapack.bundle.stored import store
 from hydrapack.evaluate import metrics
 from hydrapack.evaluate.backends import PeftBackend
 from hydrapack.evaluate.memory import PeakMemory
@@ -265,14 +265,14 @@ def test_a_budgets_plan_is_kept(setting, tmp_path, monkeypatch):
         ((peft, packed), None, taken[0], folders[0]),
         ((four, packed_four), 4, taken[3], folders[1]),
     ):
-        merge, plan = merge_budget(list(evaluation.adapters.values()), 64_000, bits=bits)
-        widths = plan.bits
+        merge = merge_budget(list(evaluation.adapters.values()), 64_000, bits=bits)
+        widths = merge.info.bits
         assert (set(widths.values()) == {4}) == (bits == 4)
         stored = 0
         for name, module in merge.modules.items():
-            rounding = Rounding(widths[name], widths[name])
-            stored += module_bytes(module, rounding)
-            rounded = round_module(module, rounding)
+            part = store(module, Rounding(widths[name], widths[name]))
+            stored += part.bytes
+            rounded = part.dequantize()
             assert torch.equal(pairs[name][0], rounded.shared())
             assert torch.equal(pairs[name][1], rounded.head(module.assignment[0]))
         manifest = read_package(folder / "package")

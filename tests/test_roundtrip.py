@@ -13,8 +13,7 @@ from peft_models import build, inputs, output, train
 from safetensors.torch import load_file
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.bundle.format import read_bundle, write_bundle
-from hydrapack.bundle.unpack import unpack_all
+from hydrapack.bundle.unpack import unpack
 from hydrapack.merging.merge import merge_adapters
 from hydrapack.support.errors import InputError
 
@@ -33,8 +32,8 @@ def saved(folder, base, seed=1, **config):
 
 def unpacked(folders, target, rank=64):
     adapters = read_adapters([str(folder) for folder in folders])
-    write_bundle(merge_adapters(adapters, rank=rank), adapters, target / "bundle")
-    unpack_all(read_bundle(target / "bundle"), target / "unpacked")
+    merge_adapters(adapters, rank=rank).save(target / "bundle")
+    unpack(target / "bundle", target / "unpacked")
     return target / "unpacked"
 
 

@@ -29,10 +29,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hydrapack.base.export import export_base
-from hydrapack.bundle.format import read_bundle
 from hydrapack.device import Session
 from hydrapack.device.native import NativeSession
-from hydrapack.packing.package import write_package
+from hydrapack.packing.package import pack
 from hydrapack.packing.signature import sign_manifest
 from hydrapack.program.load import load_program
 from hydrapack.support.errors import InputError, Mismatch
@@ -87,9 +86,7 @@ def fixtures(tiny, tiny_model, tmp_path_factory):
     public = key.public_key()
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     (folder / "key.pem").write_bytes(pem)
-    write_package(
-        read_bundle(tiny[2] / "bundle"), folder / "package", 32, model=folder / "model.pte"
-    )
+    pack(tiny[2] / "bundle", folder / "package", 32, model=folder / "model.pte")
     sign_manifest(folder / "package", key)
     twin = other_weights(tiny_model, folder / "twin")
     export_base(str(twin), folder / "twin.pte", 4, quant="fp32", max_context=100)
@@ -587,7 +584,7 @@ def test_other_widths_and_heads(native, fixtures, tiny, tmp_path):
     folders = [tiny[2] / task for task in TASKS]
     packages = [make_package(tmp_path / "u", folders, 8, method="two-sided", output_rank=6)]
     for bits in (4, 16):
-        write_package(read_bundle(tiny[2] / "bundle"), tmp_path / f"{bits}", bits)
+        pack(tiny[2] / "bundle", tmp_path / f"{bits}", bits)
         packages.append(tmp_path / f"{bits}")
     for package in packages:
         expected = answers(fixtures / "model.pte", package)

@@ -15,13 +15,14 @@ import pytest
 from conftest import TASKS, hydrapack, make_package, module_names, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.bundle.format import read_bundle, write_bundle
+from hydrapack.bundle.format import Bundle
+from hydrapack.bundle.stored import store
 from hydrapack.footprint import render
 from hydrapack.footprint.budgets import PRESETS, judge, read_budgets
 from hydrapack.footprint.report import of_path, planned
 from hydrapack.merging.merge import merge_adapters
 from hydrapack.packing.banks import Head
-from hydrapack.packing.package import write_package
+from hydrapack.packing.package import pack
 from hydrapack.packing.program import Shared
 from hydrapack.program.layout import layout_of
 from hydrapack.program.quantized import SCALE_BYTES, Rounding
@@ -116,14 +117,11 @@ def test_packages_and_bundles(tiny):
 
 def packed_bytes(folder, bits):
     """Bytes of the integers and scales that ``adapters.pte`` is made of: of A, and of the heads."""
-    bundle = read_bundle(folder / "bundle")
+    bundle = Bundle.load(folder / "bundle")
     layout = layout_of(bundle.shapes, bundle.info.rank)
     names = layout.modules()
-    rounding = {name: Rounding(bits, bits) for name in names}
-    parts = (
-        Shared(layout, bundle.modules, rounding),
-        Head([bundle.modules[n] for n in names], layout.rank, [rounding[n] for n in names]),
-    )
+    stored = {name: store(bundle.modules[name], Rounding(bits, bits)) for name in names}
+    parts = Shared(layout, stored), Head([stored[name] for name in names], layout.rank)
     return tuple(
         sum(
             buffer.nbytes
@@ -146,7 +144,7 @@ def test_heads_and_shared_parts_are_what_is_packed(tmp_path, options, bits):
     package = of_path(make_package(tmp_path, folders, bits, **options))
     widths = dict.fromkeys(module_names(), bits)
     adapters = read_adapters([str(f) for f in folders])
-    write_bundle(merge_adapters(adapters, **options), adapters, tmp_path / "b", widths)
+    merge_adapters(adapters, **options).with_bits(bits).save(tmp_path / "b")
     bundle = of_path(tmp_path / "b")
     assert bundle.bits == package.bits == str(bits)
     shared, heads = packed_bytes(tmp_path, bits)
@@ -168,13 +166,13 @@ def test_heads_and_shared_parts_are_what_is_packed(tmp_path, options, bits):
 def test_one_head_more_is_what_add_adds(tiny, tmp_path):
     """The report's figure against a package with one task more."""
     from hydrapack.adapters.read import read_adapter
-    from hydrapack.merging.add import add_adapter
+    from hydrapack.merging.add import add
 
-    bundle = read_bundle(tiny[2] / "bundle")
+    bundle = Bundle.load(tiny[2] / "bundle")
     new = read_adapter(write_adapter(tmp_path / "new", seed=9, shared_seed=99), "new")
-    add_adapter(bundle, new, tmp_path / "b2")
+    add(bundle, new).bundle.save(tmp_path / "b2")
     before = of_path(write(bundle, tmp_path / "p1"))
-    after = of_path(write(read_bundle(tmp_path / "b2"), tmp_path / "p2"))
+    after = of_path(write(Bundle.load(tmp_path / "b2"), tmp_path / "p2"))
     assert sum(after.modules.values()) - sum(before.modules.values()) == before.head_bytes
     growth = render.Growth(before, after).as_json()
     assert growth["added_tasks"] == ["new"] and growth["bytes"] == after.bytes - before.bytes
@@ -182,7 +180,7 @@ def test_one_head_more_is_what_add_adds(tiny, tmp_path):
 
 
 def write(bundle, target):
-    write_package(bundle, target, 8)
+    pack(bundle, target, 8)
     return target
 
 
@@ -349,7 +347,7 @@ def test_overhead_of_the_program(tmp_path):
     """adapters.pte is within 5 % + 100 kB of its integers and scales, at every width."""
     folders = [write_adapter(tmp_path / f"t{k}", seed=k, rank=4) for k in range(2)]
     make_package(tmp_path, folders)
-    bundle = read_bundle(tmp_path / "bundle")
+    bundle = Bundle.load(tmp_path / "bundle")
     for bits in (4, 8, 16, 32):
-        storage = write_package(bundle, tmp_path / "p", bits).storage
+        storage = pack(bundle, tmp_path / "p", bits).manifest.storage
         assert 0 < storage.bytes - storage.tensor_bytes < 0.05 * storage.tensor_bytes + 100_000

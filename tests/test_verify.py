@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.bundle.format import read_bundle, write_modules
+from hydrapack.bundle.format import Bundle
 from hydrapack.device import Session
 from hydrapack.packing.manifest import (
     MANIFEST,
@@ -24,7 +24,7 @@ from hydrapack.packing.manifest import (
     read_manifest,
     sealed,
 )
-from hydrapack.packing.package import write_package
+from hydrapack.packing.package import pack
 from hydrapack.packing.signature import SIGNATURE, read_private_key, read_public_key
 from hydrapack.support.errors import InputError
 from hydrapack.support.junit import Check, junit_xml
@@ -64,15 +64,7 @@ def keys(tmp_path_factory):
 def signed(tiny, keys, tmp_path_factory):
     """A package with everything in it: model digests, card, bill of materials, signature."""
     folder = tmp_path_factory.mktemp("signed") / "package"
-    write_package(
-        read_bundle(tiny[2] / "bundle"),
-        folder,
-        8,
-        model=tiny[0],
-        card=True,
-        sbom=True,
-        signing_key=keys[0][0],
-    )
+    pack(tiny[2] / "bundle", folder, 8, model=tiny[0], card=True, sbom=True, signing_key=keys[0][0])
     return folder
 
 
@@ -82,7 +74,7 @@ def failed(checks):
 
 def test_a_good_package_passes(signed, tiny, keys, tmp_path):
     adapters = read_adapters([str(tiny[2] / task) for task in TASKS])
-    bundle = read_bundle(tiny[2] / "bundle")
+    bundle = Bundle.load(tiny[2] / "bundle")
     public = read_public_key(keys[0][1])
     checks = verify_package(signed, tiny[0], bundle, adapters, public)
     assert failed(checks) == {}
@@ -199,7 +191,7 @@ def test_faults_that_digests_cannot_find(tiny, signed, tmp_path):
     def better(content):
         content["tasks"][1]["packed_relative_error"] = content["tasks"][1]["merge_relative_error"]
 
-    bundle = read_bundle(tiny[2] / "bundle")
+    bundle = Bundle.load(tiny[2] / "bundle")
     checks = verify_package(repacked(signed, tmp_path, better), bundle=bundle)
     assert "are stated" in failed(checks)["bundle two"]
     wrong = read_adapters([f"one={tiny[2] / 'two'}"])
@@ -215,12 +207,12 @@ def test_faults_that_digests_cannot_find(tiny, signed, tmp_path):
 
 
 def test_a_head_that_does_nothing_is_an_error(tiny, tmp_path):
-    bundle = read_bundle(tiny[2] / "bundle")
+    bundle = Bundle.load(tiny[2] / "bundle")
     for name, chosen in zip(bundle.info.modules, bundle.info.tasks[1].route, strict=True):
         module = bundle.modules[name]
         module.heads[module.of[chosen]] = 0
-    write_modules(bundle.info, bundle.modules, tmp_path / "bundle")
-    write_package(read_bundle(tmp_path / "bundle"), tmp_path / "package")
+    bundle.save(tmp_path / "bundle")
+    pack(tmp_path / "bundle", tmp_path / "package")
     checks = failed(verify_package(tmp_path / "package", tiny[0]))
     assert "changes nothing" in checks["head two"]
     assert "does not change the model's output" in checks["output two"]
@@ -244,7 +236,7 @@ def test_model_is_checked_when_packing(tiny, signed, tmp_path):
     assert base.tokenizer_sha256 == session.model_constant("get_tokenizer_sha256")
     package = make_package(tmp_path, [write_adapter(tmp_path / "r2", rank=2)])
     with pytest.raises(InputError, match="takes adapters of rank 4, the bundle has rank 2"):
-        write_package(read_bundle(package.parent / "bundle"), tmp_path / "p", model=tiny[0])
+        pack(package.parent / "bundle", tmp_path / "p", model=tiny[0])
 
 
 def test_same_bytes_anywhere(tiny, keys, tmp_path):
@@ -379,7 +371,7 @@ def test_fuzzed_bundles(tiny, tmp_path, data):
             (target / "bundle.json").write_text(json.dumps(info))
         (target / file.name).write_bytes(content)
     try:
-        read_bundle(target)
+        Bundle.load(target)
     except InputError as error:
         assert str(target) in str(error)
 
@@ -456,9 +448,9 @@ def test_links_and_odd_names(tiny, tmp_path):
 
 
 def test_dequantized_error_is_as_stated_for_every_width(tiny, tmp_path):
-    bundle = read_bundle(tiny[2] / "bundle")
+    bundle = Bundle.load(tiny[2] / "bundle")
     adapters = read_adapters([str(tiny[2] / task) for task in TASKS])
     for a, b in ((4, 4), (8, 4), (4, 16), (32, 8)):
-        write_package(bundle, tmp_path / "p", bits_a=a, bits_b=b, group_size=16)
+        pack(bundle, tmp_path / "p", bits_a=a, bits_b=b, group_size=16)
         assert failed(verify_package(tmp_path / "p", None, bundle, adapters)) == {}
         assert read_manifest(tmp_path / "p").bits == (str(a) if a == b else f"{a}/{b}")

@@ -46,6 +46,22 @@ def read_adapters(arguments: Sequence[str], allow_base_mismatch: bool = False) -
     return adapters
 
 
+def adapters_of(
+    adapters: Sequence[Adapter | str | Path], allow_base_mismatch: bool = False
+) -> list[Adapter]:
+    """Adapters as they are, and those of folders (``DIR`` or ``NAME=DIR``) read.
+
+    Raises:
+        InputError: see ``read_adapters``.
+    """
+    read = [a for a in adapters if isinstance(a, Adapter)]
+    if len(read) == len(adapters):
+        return read
+    if read:
+        raise InputError("give adapters or their folders, not some of each")
+    return read_adapters([str(a) for a in adapters], allow_base_mismatch)
+
+
 def _check_together(adapters: list[Adapter], allow_base_mismatch: bool) -> None:
     first = adapters[0]
     shapes: dict[str, tuple[tuple[int, int], str]] = {}

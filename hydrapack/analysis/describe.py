@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydrapack.adapters.read import CONFIG, read_adapter
-from hydrapack.bundle.format import DESCRIPTION, read_bundle
+from hydrapack.bundle.format import DESCRIPTION, Bundle, read_description
 from hydrapack.packing.manifest import MANIFEST, read_package
 from hydrapack.program.load import load_program
 from hydrapack.support.errors import InputError
@@ -40,7 +40,8 @@ def describe(path: Path) -> dict[str, Any]:
         facts = {**manifest.model_dump(), "bits": manifest.bits, "modules": len(manifest.modules)}
         return {"kind": "package", **facts}
     if (path / DESCRIPTION).exists():
-        info = read_bundle(path).info
+        Bundle.load(path)  # Its tensors are checked too.
+        info = read_description(path)
         facts = info.model_dump(exclude={"module_errors", "modules", "bits"})
         return {
             "kind": "bundle",

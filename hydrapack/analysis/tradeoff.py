@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.update import Update, difference_norm
 from hydrapack.bundle.merged import Merged, MergedModule, stored_values
-from hydrapack.bundle.rounding import module_bytes, round_module
+from hydrapack.bundle.stored import store
 from hydrapack.merging.merge import (
     check_any,
     merge_adapters,
@@ -173,10 +173,10 @@ def _add_points(
     assert isinstance(merged, MergedModule)
     for width in bits:
         total = sums.setdefault((method, *shape, width), _Sum(0, 0, [0.0] * len(updates)))
-        rounding = Rounding(width, width)
         total.parameters += stored_values([merged])
-        total.bytes += module_bytes(merged, rounding)
-        _add(total.squared, _errors(updates, round_module(merged, rounding)))
+        stored = store(merged, Rounding(width, width))
+        total.bytes += stored.bytes
+        _add(total.squared, _errors(updates, stored.dequantize()))
 
 
 def _add(sums: list[float], more: Sequence[float]) -> None:
@@ -189,10 +189,10 @@ def _baselines(adapters: Sequence[Adapter], seed: int, rank: int, whole: _Apart)
     points = []
     for method, only_a in BASELINES:
         merged = merge_adapters(adapters, method, seed=seed, only_a=only_a, refit_b=only_a)
-        total = _Sum(merged.parameters, 2 * merged.parameters, [0.0] * len(adapters))
+        total = _Sum(merged.info.parameters, 2 * merged.info.parameters, [0.0] * len(adapters))
         for name, module in merged.modules.items():
             _add(total.squared, _errors(module_updates(adapters, name), module))
-        points.append(_point(merged.method, (merged.heads, rank, 0, 16), total, whole))
+        points.append(_point(merged.info.method, (merged.heads, rank, 0, 16), total, whole))
     return points
 
 

@@ -1,22 +1,21 @@
-"""The merge result on disk: ``bundle.safetensors`` and ``bundle.json`` (docs/bundle.md)."""
+"""A merge, in memory and on disk: ``bundle.safetensors`` and ``bundle.json`` (docs/bundle.md)."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
-from hydrapack import __version__
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.task_card import TaskCard
-from hydrapack.bundle.merged import Merge, Merged, MergedModule, MergedVera, Objective
+from hydrapack.bundle.merged import LOST, Merged, MergedModule, MergedVera, Objective
 from hydrapack.program.quantized import BitWidth
 from hydrapack.support.atomic import new_directory
 from hydrapack.support.errors import InputError
@@ -51,7 +50,7 @@ class BundleTask(Strict):
 
 
 class BundleInfo(Strict):
-    """The content of bundle.json."""
+    """What is known of a merge beside its tensors."""
 
     format: Literal["hydrapack-bundle-1"] = "hydrapack-bundle-1"
     hydrapack_version: str
@@ -76,7 +75,6 @@ class BundleInfo(Strict):
     tasks: list[BundleTask]
     parameters: int = Field(ge=1)
     baseline_parameters: int = Field(ge=1)
-    tensors_sha256: Digest
 
     @property
     def s_percent(self) -> float:
@@ -96,13 +94,50 @@ class BundleInfo(Strict):
         raise InputError(f"--task {name}: not in the bundle; it has {known}")
 
 
-class Bundle(BaseModel):
-    """A merge, read back: the merged modules by name, in the order of ``info.modules``."""
+class BundleFile(BundleInfo):
+    """The content of bundle.json."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    tensors_sha256: Digest
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A merge: the merged modules by name, in the order of ``info.modules``, and what is known."""
 
     info: BundleInfo
     modules: dict[str, Merged]
+    planned_bytes: int | None = None
+    """Of ``adapters.pte``, at most, where a plan chose the bits; not saved."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return tuple(task.name for task in self.info.tasks)
+
+    @property
+    def heads(self) -> int:
+        """M, the most heads a module has."""
+        return self.info.heads
+
+    @property
+    def rank(self) -> int:
+        """R, of the base program; no module's rank is above it."""
+        return self.info.rank
+
+    @property
+    def s_percent(self) -> float:
+        """S (%): values stored over values of all adapters apart (the HydraOpt paper's S)."""
+        return self.info.s_percent
+
+    @property
+    def relative_errors(self) -> dict[str, float]:
+        """By task: norm of (updates - merged) over norm of the updates, all modules together."""
+        return {task.name: task.relative_error for task in self.info.tasks}
+
+    @property
+    def lost(self) -> list[str]:
+        """Tasks of which next to nothing is left: their relative error is above 0.9."""
+        return [task for task, error in self.relative_errors.items() if error > LOST]
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -116,78 +151,62 @@ class Bundle(BaseModel):
             for (name, module), head in zip(self.modules.items(), task.route, strict=True)
         }
 
+    def with_bits(self, bits: int) -> Bundle:
+        """The same, to be packed at so many bits a value."""
+        info = self.info.model_copy(update={"bits": dict.fromkeys(self.modules, bits)})
+        return replace(self, info=info)
 
-def write_bundle(
-    merge: Merge,
-    adapters: Sequence[Adapter],
-    target: Path,
-    bits: dict[str, int] | None = None,
-    budget_bytes: int | None = None,
-) -> BundleInfo:
-    """Write the bundle directory; the same merge gives the same bytes.
+    def save(self, target: str | Path) -> BundleFile:
+        """Write the bundle directory, whole or not at all; the same merge gives the same bytes.
 
-    Args:
-        bits: by module, the bits a value it is planned for.
-        budget_bytes: that ``adapters.pte`` may take.
+        Returns:
+            the content of bundle.json.
 
-    Raises:
-        InputError: adapters other than the merge's, or the target cannot be written.
-    """
-    if tuple(a.task for a in adapters) != merge.tasks:
-        raise InputError(
-            f"the bundle is of {', '.join(merge.tasks)}; given are the adapters "
-            f"{', '.join(a.task for a in adapters) or 'of no task'}"
-        )
-    names = sorted(merge.modules)
-    info = BundleInfo(
-        hydrapack_version=__version__,
-        adapter_type="vera" if adapters[0].kind == "VERA" else "lora",
-        base_model=adapters[0].base_model,
-        base_revision=adapters[0].revision,
-        method=merge.method,
-        objective=merge.objective,
-        seed=merge.seed,
-        heads=merge.heads,
-        rank=merge.rank,
-        modules=names,
-        module_errors={name: list(merge.module_errors[name]) for name in names},
-        bits={name: bits[name] for name in names} if bits else None,
-        budget_bytes=budget_bytes,
-        tasks=[_task(merge, k, adapter, names) for k, adapter in enumerate(adapters)],
-        parameters=merge.parameters,
-        baseline_parameters=merge.baseline_parameters,
-        tensors_sha256="0" * 64,
-    )
-    return write_modules(info, merge.modules, target)
+        Raises:
+            InputError: the target cannot be written.
+        """
+        data = save(_tensors(self.modules))
+        digest = hashlib.sha256(data).hexdigest()
+        file = BundleFile(**dict(self.info), tensors_sha256=digest)
+        with new_directory(Path(target)) as partial:
+            (partial / TENSORS).write_bytes(data)
+            (partial / DESCRIPTION).write_text(
+                file.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n"
+            )
+        return file
+
+    @classmethod
+    def of(cls, bundle: Bundle | str | Path) -> Bundle:
+        """``bundle`` itself, or the one in that directory.
+
+        Raises:
+            InputError: see ``load``.
+        """
+        return bundle if isinstance(bundle, Bundle) else cls.load(bundle)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Bundle:
+        """Read and check a bundle directory.
+
+        Raises:
+            InputError: missing or corrupt files, a digest that does not fit, tensors of wrong
+                shape, routes out of range.
+        """
+        folder = Path(folder)
+        file = read_description(folder)
+        info = BundleInfo.model_construct(**{k: v for k, v in dict(file).items() if k != _DIGEST})
+        tensors, path = _read_tensors(folder, file.tensors_sha256), folder / TENSORS
+        modules = {
+            name: _module(info, index, name, tensors, folder)
+            for index, name in enumerate(info.modules)
+        }
+        if tensors:
+            raise InputError(f"{path}: {sorted(tensors)[0]}: belongs to no module")
+        _check(info, modules, folder)
+        return cls(info, modules)
 
 
-def write_modules(info: BundleInfo, modules: dict[str, Merged], target: Path) -> BundleInfo:
-    """Write a bundle of merged modules by name.
-
-    Returns:
-        ``info`` with the digest of the tensors.
-
-    Raises:
-        InputError: the target cannot be written.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    for name in info.modules:
-        module = modules[name]
-        tensors |= {f"{name}.{part}": t.contiguous() for part, t in module.tensors.items()}
-        if module.of:
-            tensors[f"{name}.of"] = torch.tensor(module.of, dtype=torch.int64)
-        if isinstance(module, MergedVera):
-            wide = "vera_B" not in tensors or len(module.B) > len(tensors["vera_B"])
-            tensors["vera_A"] = module.A.float().contiguous()
-            tensors["vera_B"] = module.B.float().contiguous() if wide else tensors["vera_B"]
-    data = save(dict(sorted(tensors.items())))
-    info = info.model_copy(update={"tensors_sha256": hashlib.sha256(data).hexdigest()})
-    with new_directory(target) as partial:
-        (partial / TENSORS).write_bytes(data)
-        (partial / DESCRIPTION).write_text(
-            info.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n"
-        )
-    return info
+_DIGEST = "tensors_sha256"
 
 
 def describe_source(adapter: Adapter) -> SourceAdapter:
@@ -200,44 +219,42 @@ def describe_source(adapter: Adapter) -> SourceAdapter:
     )
 
 
-def _task(merge: Merge, k: int, adapter: Adapter, names: list[str]) -> BundleTask:
-    return BundleTask(
-        name=adapter.task,
-        route=[merge.modules[name].assignment[k] for name in names],
-        relative_error=merge.relative_errors[adapter.task],
-        card=adapter.card,
-        source=describe_source(adapter),
-        task_type=adapter.task_type,
-    )
-
-
-def read_bundle(folder: Path) -> Bundle:
-    """Read and check a bundle directory.
+def read_description(folder: Path) -> BundleFile:
+    """The content of a bundle's bundle.json, its tensors not looked at.
 
     Raises:
-        InputError: missing or corrupt files, a digest that does not fit, tensors of wrong shape,
-            routes out of range.
+        InputError: missing or malformed.
     """
-    path = folder / DESCRIPTION
-    info = read_model(path, BundleInfo, "; is it a bundle?")
-    tensors_path = folder / TENSORS
+    return read_model(folder / DESCRIPTION, BundleFile, "; is it a bundle?")
+
+
+def _tensors(modules: dict[str, Merged]) -> dict[str, torch.Tensor]:
+    """What bundle.safetensors holds, sorted by name."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, module in modules.items():
+        tensors |= {f"{name}.{part}": t.contiguous() for part, t in module.tensors.items()}
+        if module.of:
+            tensors[f"{name}.of"] = torch.tensor(module.of, dtype=torch.int64)
+        if isinstance(module, MergedVera):
+            wide = "vera_B" not in tensors or len(module.B) > len(tensors["vera_B"])
+            tensors["vera_A"] = module.A.float().contiguous()
+            tensors["vera_B"] = module.B.float().contiguous() if wide else tensors["vera_B"]
+    return dict(sorted(tensors.items()))
+
+
+def _read_tensors(folder: Path, sha256: str) -> dict[str, torch.Tensor]:
+    path = folder / TENSORS
     try:
-        digest = hashlib.sha256(tensors_path.read_bytes()).hexdigest()
-        if digest != info.tensors_sha256:
+        data = path.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != sha256:
             raise InputError(
-                f"{tensors_path}: SHA-256 {digest[:16]}… is not the {info.tensors_sha256[:16]}… "
+                f"{path}: SHA-256 {digest[:16]}… is not the {sha256[:16]}… "
                 f"that {DESCRIPTION} names: the file was changed or cut; merge again"
             )
-        tensors = load_file(tensors_path)
+        return load(data)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{tensors_path}: cannot be read: {error}") from error
-    modules = {
-        name: _module(info, index, name, tensors, folder) for index, name in enumerate(info.modules)
-    }
-    if tensors:
-        raise InputError(f"{tensors_path}: {sorted(tensors)[0]}: belongs to no module")
-    _check(info, modules, folder)
-    return Bundle(info=info, modules=modules)
+        raise InputError(f"{path}: cannot be read: {error}") from error
 
 
 def _module(

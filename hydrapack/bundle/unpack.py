@@ -21,31 +21,43 @@ _LAYER = re.compile(r"(.*?)\.(\d+)\.(.+)")
 
 
 @one_thread()
-def unpack_task(bundle: Bundle, task: str, target: Path, dtype: str = "float32") -> None:
-    """Write the task's merged adapter: A of the bundle, B of the task's heads, scaling 1.
+def unpack(
+    bundle: Bundle | str | Path,
+    target: str | Path,
+    task: str | None = None,
+    dtype: str = "float32",
+) -> dict[str, Path]:
+    """Write merged adapters as PEFT folders: A of the bundle, B of a task's heads, scaling 1.
+
+    Args:
+        bundle: a merge, or the directory that one was saved to.
+        target: the directory to write: the task's own, or with no task one for each in it.
+        task: the one to write; all of them by default.
+        dtype: float32, float16 or bfloat16.
+
+    Returns:
+        the folder of each task written.
 
     Raises:
-        InputError: an unknown task or dtype, or an unwritable target.
+        InputError: an unknown task or dtype, values that the dtype cannot hold, or an unwritable
+            target.
     """
-    found = bundle.info.task(task)
-    files = _adapter_files(bundle, found, dtype)
+    bundle, target = Bundle.of(bundle), Path(target)
+    if task is not None:
+        files = _adapter_files(bundle, bundle.info.task(task), dtype)
+        with new_directory(target) as partial:
+            _write(partial, files)
+        return {task: target}
     with new_directory(target) as partial:
-        for name, data in files.items():
-            (partial / name).write_bytes(data)
+        for one in bundle.info.tasks:
+            (partial / one.name).mkdir()
+            _write(partial / one.name, _adapter_files(bundle, one, dtype))
+    return {one.name: target / one.name for one in bundle.info.tasks}
 
 
-@one_thread()
-def unpack_all(bundle: Bundle, target: Path, dtype: str = "float32") -> None:
-    """Write every task's merged adapter to ``target/<task>``.
-
-    Raises:
-        InputError: an unknown dtype, or an unwritable target.
-    """
-    with new_directory(target) as partial:
-        for task in bundle.info.tasks:
-            (partial / task.name).mkdir()
-            for name, data in _adapter_files(bundle, task, dtype).items():
-                (partial / task.name / name).write_bytes(data)
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
 
 
 def _adapter_files(bundle: Bundle, task: BundleTask, dtype: str) -> dict[str, bytes]:

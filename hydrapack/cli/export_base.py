@@ -108,10 +108,10 @@ def export_base(
 
 def _of_bundle(folder: Path) -> tuple[int, tuple[str, ...]]:
     """The rank and the adapted linears of a bundle."""
-    from hydrapack.bundle.format import read_bundle
+    from hydrapack.bundle.format import Bundle
     from hydrapack.program.layout import layout_of
 
-    bundle = read_bundle(folder)
+    bundle = Bundle.load(folder)
     return bundle.info.rank, layout_of(bundle.shapes, bundle.info.rank).targets
 
 

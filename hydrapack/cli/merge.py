@@ -16,8 +16,7 @@ from hydrapack.support.errors import InputError
 from hydrapack.support.sizes import megabytes, parse_size
 
 if TYPE_CHECKING:
-    from hydrapack.bundle.merged import Merge
-    from hydrapack.merging.plan import Plan
+    from hydrapack.bundle.format import Bundle
 
 
 def merge(
@@ -141,7 +140,6 @@ def merge(
     from hydrapack.base.moments import input_moments
     from hydrapack.base.quality import read_texts
     from hydrapack.base.source import resolve_model
-    from hydrapack.bundle.format import write_bundle
     from hydrapack.merging.calibrated import merge_calibrated, spans
     from hydrapack.merging.merge import absent_modules, merge_adapters
     from hydrapack.merging.plan import merge_budget, merge_target
@@ -162,15 +160,14 @@ def merge(
         raise InputError("--base-model: goes with --calibrate")
     texts = None if calibrate is None else read_texts(calibrate)
     read = read_adapters(adapters, allow_base_mismatch)
-    plan = None
     with progress_bar("merging modules") as progress:
         if limit is not None:
             chosen = objective or "relative"
-            merged, plan = merge_budget(read, limit, rank, bits, seed, per_task, chosen, progress)
+            merged = merge_budget(read, limit, rank, bits, seed, per_task, chosen, progress)
         elif target_error is not None:
-            merged, plan = merge_target(read, target_error, rank, bits, seed, progress)
+            merged = merge_target(read, target_error, rank, bits, seed, progress)
         else:
-            run: Callable[..., Merge] = merge_adapters
+            run: Callable[..., Bundle] = merge_adapters
             if texts is not None:
                 bases = spans(read, method)
                 folder = resolve_model(base_model or read[0].base_model)
@@ -197,7 +194,7 @@ def merge(
                 init=init,
             )
     _check_errors(merged, max_task_error)
-    info = write_bundle(merged, read, out, plan.bits if plan else None, limit)
+    info = merged.save(out)
     if info.s_percent > 100:
         print(
             f"hydrapack: warning: S = {info.s_percent:.1f} %: the bundle holds more values than "
@@ -217,8 +214,8 @@ def merge(
         f"{len(info.modules)} modules, M = {info.heads} heads of {len(info.tasks)}, "
         f"rank {info.rank}, {info.method}: S = {info.s_percent:.1f} % of the adapters' parameters"
     )
-    if plan:
-        console.print(_plan_line(plan), soft_wrap=True)
+    if merged.planned_bytes is not None:
+        console.print(_plan_line(merged, merged.planned_bytes), soft_wrap=True)
     for task_name, names in absent_modules(read).items():
         console.print(
             f"{task_name}: leaves {len(names)} modules alone that others adapt ({names[0]}, …): "
@@ -253,7 +250,7 @@ def _check_plan(
         )
 
 
-def _check_errors(merged: Merge, limit: float | None) -> None:
+def _check_errors(merged: Bundle, limit: float | None) -> None:
     """Warn of lost tasks, and end with exit code 1 if an error is above ``limit``."""
     errors = merged.relative_errors
     for task in merged.lost:
@@ -270,17 +267,17 @@ def _check_errors(merged: Merge, limit: float | None) -> None:
         raise typer.Exit(1)
 
 
-def _plan_line(plan: Plan) -> str:
+def _plan_line(bundle: Bundle, size: int) -> str:
     """How the modules are stored, in words."""
     counts: dict[str, int] = {}
-    for choice in plan.choices.values():
-        kind = "a common output basis" if choice.output_rank else "whole heads"
-        label = f"{kind} at {choice.bits} bits"
+    for name, bits in (bundle.info.bits or {}).items():
+        kind = "a common output basis" if "U" in bundle.modules[name].tensors else "whole heads"
+        label = f"{kind} at {bits} bits"
         counts[label] = counts.get(label, 0) + 1
     kinds = ", ".join(f"{n} modules {label}" for label, n in sorted(counts.items()))
     return (
-        f"planned: {kinds}; at most {megabytes(plan.bytes)} packed, on a base program of "
-        f"export-base --rank {plan.rank}"
+        f"planned: {kinds}; at most {megabytes(size)} packed, on a base program of "
+        f"export-base --rank {bundle.rank}"
     )
 
 

@@ -27,20 +27,13 @@ def unpack(
 
         hydrapack unpack bundle --all -o merged --dtype bfloat16
     """
-    from hydrapack.bundle.format import read_bundle
-    from hydrapack.bundle.unpack import unpack_all, unpack_task
+    from hydrapack.bundle.unpack import unpack as write
 
     if every == (task is not None):
         raise InputError("give either --task NAME or --all")
-    read = read_bundle(bundle)
-    if task is None:
-        unpack_all(read, out, dtype)
-        folders = {t.name: str(out / t.name) for t in read.info.tasks}
-    else:
-        unpack_task(read, task, out, dtype)
-        folders = {task: str(out)}
+    folders = write(bundle, out, task, dtype)
     if as_json:
-        print_json(folders)
+        print_json({name: str(folder) for name, folder in folders.items()})
         return
     for name, folder in folders.items():
         output().print(f"{name}: {folder}", soft_wrap=True)

@@ -58,7 +58,7 @@ def verify(
         hydrapack verify package --public-key release.pub.pem --junit verify.xml
     """
     from hydrapack.adapters.collect import read_adapters
-    from hydrapack.bundle.format import read_bundle
+    from hydrapack.bundle.format import Bundle
     from hydrapack.packing.signature import read_public_key
     from hydrapack.support.atomic import new_file
     from hydrapack.support.junit import junit_xml
@@ -70,7 +70,7 @@ def verify(
         checks = verify_package(
             package,
             model,
-            None if bundle is None else read_bundle(bundle),
+            None if bundle is None else Bundle.load(bundle),
             read_adapters(sources) if sources else (),
             None if public_key is None else read_public_key(public_key),
             max_drift,

@@ -18,11 +18,10 @@ from hydrapack.adapters.prompt import encode_prompt
 from hydrapack.adapters.read import WEIGHTS
 from hydrapack.base import smollm2
 from hydrapack.base.export import export_base
-from hydrapack.bundle.format import read_bundle, write_bundle
 from hydrapack.device.session import Session
 from hydrapack.merging.merge import merge_adapters
 from hydrapack.merging.plan import merge_budget
-from hydrapack.packing.package import DEFAULT_BITS, write_package
+from hydrapack.packing.package import DEFAULT_BITS, pack
 from hydrapack.support.errors import InputError
 from hydrapack.support.sizes import megabytes
 
@@ -128,17 +127,15 @@ def run_demo(
     adapters = read_adapters(example_adapters())
     inputs = {adapter.task: heldout_input(adapter.task, row) for adapter in adapters}
     if heads is None and bits is None:
-        merged, plan = merge_budget(adapters, budget)
-        write_bundle(merged, adapters, folder / "bundle", plan.bits, budget)
+        bundle = merge_budget(adapters, budget)
         package_name = f"one package, planned for {megabytes(budget)}"
     else:
-        merged = merge_adapters(adapters, heads=heads)
-        write_bundle(merged, adapters, folder / "bundle")
+        bundle = merge_adapters(adapters, heads=heads)
         bits = bits or DEFAULT_BITS
-        package_name = f"one package, {merged.heads} heads, {bits} bit"
+        package_name = f"one package, {bundle.heads} heads, {bits} bit"
     stage("packing")
-    bundle = read_bundle(folder / "bundle")
-    manifest = write_package(bundle, folder / "package", bits)
+    bundle.save(folder / "bundle")
+    manifest = pack(bundle, folder / "package", bits).manifest
     model = _base_program(manifest.rank, tuple(manifest.target_modules), stage)
     stage("running heads on ExecuTorch")
     session = Session(model, folder / "package")

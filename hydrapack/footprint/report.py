@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydrapack.bundle.format import DESCRIPTION, read_bundle
+from hydrapack.bundle.format import DESCRIPTION, Bundle
 from hydrapack.bundle.merged import LOST, MergedModule
 from hydrapack.footprint.shapes import model_shapes
 from hydrapack.packing.manifest import MANIFEST, read_package
@@ -220,7 +220,7 @@ def _of_package(path: Path, model_bytes: int | None) -> Report:
 
 
 def _of_bundle(path: Path, model_bytes: int | None) -> Report:
-    bundle = read_bundle(path)
+    bundle = Bundle.load(path)
     info = bundle.info
     planned_bits = info.bits or {}
     modules: dict[str, int] = {}

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.collect import adapters_of
 from hydrapack.adapters.update import LoraModule, Update, VeraModule, difference_norm
-from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask, describe_source, write_modules
+from hydrapack.bundle.format import Bundle, BundleTask, describe_source
 from hydrapack.bundle.merged import Merged, MergedVera, stored_values
 from hydrapack.merging.merge import check_any
 from hydrapack.merging.method import MergeOptions, fit_head
@@ -24,8 +25,9 @@ from hydrapack.support.threads import one_thread
 class Extension:
     """The bundle with the new task, and what a full merge would do for it."""
 
-    info: BundleInfo
+    bundle: Bundle
     relative_error: float
+    """The new task's, all modules together."""
     remerge_relative_error: float
     """The new task's error, were A fitted to it and to the bundle's heads anew."""
 
@@ -41,15 +43,22 @@ class Extension:
 
 
 @one_thread()
-def add_adapter(
-    bundle: Bundle, adapter: Adapter, target: Path, allow_base_mismatch: bool = False
+def add(
+    bundle: Bundle | str | Path, adapter: Adapter | str | Path, *, allow_base_mismatch: bool = False
 ) -> Extension:
-    """Write ``bundle`` with one more head to ``target``: in each module the best B for its A.
+    """``bundle`` with one more head: in each module the best B for its A.
+
+    Args:
+        bundle: a merge, or the directory that one was saved to; it stays as it is.
+        adapter: of the new task, or its PEFT folder as ``DIR`` or ``NAME=DIR``.
+        allow_base_mismatch: take an adapter of another base model or revision.
 
     Raises:
-        InputError: the task's name is taken, another base model, modules that the bundle has not
-            or of another shape, or an unwritable target.
+        InputError: an unreadable adapter or bundle; the task's name is taken, another base model,
+            or modules that the bundle has not or of another shape.
     """
+    bundle = Bundle.of(bundle)
+    (adapter,) = adapters_of([adapter])
     check_any([adapter])
     _check(bundle, adapter, allow_base_mismatch)
     info = bundle.info
@@ -84,7 +93,7 @@ def add_adapter(
         }
     )
     return Extension(
-        info=write_modules(new_info, modules, target),
+        bundle=Bundle(new_info, modules),
         relative_error=task.relative_error,
         remerge_relative_error=math.sqrt(sums["remerged"]) / whole,
     )

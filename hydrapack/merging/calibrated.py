@@ -17,7 +17,8 @@ import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.update import LoraModule, Update
-from hydrapack.bundle.merged import Merge, Merged
+from hydrapack.bundle.format import Bundle
+from hydrapack.bundle.merged import Merged
 from hydrapack.merging.merge import (
     check_any,
     merge_adapters,
@@ -87,7 +88,7 @@ def merge_calibrated(
     seed: int = 0,
     progress: Callable[[float, int, str], None] = lambda done, total, note: None,
     **options: Any,
-) -> Merge:
+) -> Bundle:
     """``merge_adapters`` of least error of the outputs; the errors it notes are of the weights.
 
     Args:
@@ -112,9 +113,9 @@ def merge_calibrated(
     def merge(name: str, updates: Sequence[Update]) -> Merged:
         return found[name].restore(made.modules[name])
 
-    label = f"{made.method} (calibrated)"
+    label = f"{made.info.method} (calibrated)"
     return merge_modules(
-        adapters, merge, label, made.objective, made.rank, seed, lambda done, total, note: None
+        adapters, merge, label, made.info.objective, made.rank, seed, lambda done, total, note: None
     )
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from hydrapack import __version__
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.update import Update, VeraModule, difference_norm
-from hydrapack.bundle.merged import Merge, Merged, Objective, stored_values
+from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask, describe_source
+from hydrapack.bundle.merged import Merged, Objective, in_one_piece, stored_values
 from hydrapack.merging.elementwise import elementwise
 from hydrapack.merging.hydraopt import assign_hydraopt, merge_hydraopt
 from hydrapack.merging.method import MergeMethod, MergeOptions, divided, with_sizes
@@ -61,7 +63,7 @@ def merge_adapters(
     learning_rate: float = 0.05,
     temperature: float = 1.0,
     init: str = "adapters",
-) -> Merge:
+) -> Bundle:
     """Merge ``adapters`` with ``method``.
 
     Args:
@@ -131,7 +133,7 @@ def merge_adapters(
         sizes = task_sizes(adapters, distance if method == "hydraopt" else "fro")
     rounds = ROUNDS if minimised == "minimax" else 1
 
-    def solve(weights: tuple[float, ...]) -> tuple[list[float], Merge]:
+    def solve(weights: tuple[float, ...]) -> tuple[list[float], Bundle]:
         nonlocal round_number
         before, round_number = round_number / rounds, round_number + 1
 
@@ -139,10 +141,8 @@ def merge_adapters(
             progress(before * total + done / rounds, total, note)
 
         weighed = replace(options, weights=weights)
-        made = _merge_once(
-            adapters, method, methods[method], weighed, sizes, routing, asked, report
-        )
-        made = replace(made, method=label, objective=minimised)
+        kind = _Kind(method, label, minimised, methods[method])
+        made = _merge_once(adapters, kind, weighed, sizes, routing, asked, report)
         return list(made.relative_errors.values()), made
 
     if minimised == "minimax":
@@ -168,21 +168,30 @@ def check_objective(method: str, asked: str | None) -> Objective | None:
     return named or ("absolute" if method == "hydraopt" else "relative")
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """A method, and what a bundle notes of it."""
+
+    name: str
+    label: str
+    objective: Objective | None
+    method: MergeMethod
+
+
 def _merge_once(
     adapters: Sequence[Adapter],
-    name: str,
-    method: MergeMethod,
+    kind: _Kind,
     options: MergeOptions,
     sizes: Sequence[float] | None,
     routing: str,
     rank: int | None,
     progress: Callable[[float, int, str], None],
-) -> Merge:
+) -> Bundle:
     """One pass over the modules; ``rank`` is the one that was asked for."""
     names, seed = module_names(adapters), options.seed
     if routing == "global" and options.heads < len(adapters):
         modules = [divided(module_updates(adapters, module), sizes) for module in names]
-        found = _one_route(modules, name, options, progress)
+        found = _one_route(modules, kind.name, options, progress)
         options = replace(options, assignment=found)
     done = 0
 
@@ -195,10 +204,10 @@ def _merge_once(
             seed=module_seed(seed, module),
             report=report,
         )
-        merged = method(divided(updates, sizes), own)
+        merged = kind.method(divided(updates, sizes), own)
         return with_sizes(merged, updates, sizes)
 
-    return merge_modules(adapters, merge, name, None, options.rank, seed, progress)
+    return merge_modules(adapters, merge, kind.label, kind.objective, options.rank, seed, progress)
 
 
 @one_thread()
@@ -210,10 +219,16 @@ def merge_modules(
     rank: int,
     seed: int,
     progress: Callable[[float, int, str], None],
-) -> Merge:
-    """Every module by ``merge`` (its name, the tasks' updates), with what it costs and saves."""
+    bits: Mapping[str, int] | None = None,
+) -> Bundle:
+    """Every module by ``merge`` (its name, the tasks' updates), with what it costs and saves.
+
+    Args:
+        label: what the bundle calls the method.
+        bits: by module, the bits a value that a plan gives it.
+    """
     modules: dict[str, Merged] = {}
-    module_errors: dict[str, tuple[float, ...]] = {}
+    module_errors: dict[str, list[float]] = {}
     squared = [[0.0, 0.0] for _ in adapters]
     names = module_names(adapters)
     for done, name in enumerate(names):
@@ -229,24 +244,37 @@ def merge_modules(
             squared[k][0] += difference**2
             squared[k][1] += own**2
             errors.append(difference / own if own else difference)
-        module_errors[name] = tuple(errors)
+        module_errors[name] = errors
     progress(len(names), len(names), "")
-    return Merge(
-        tasks=tuple(a.task for a in adapters),
+    tasks = [
+        BundleTask(
+            name=adapter.task,
+            route=[module.assignment[k] for module in modules.values()],
+            relative_error=math.sqrt(lost / own) if own else math.sqrt(lost),
+            card=adapter.card,
+            source=describe_source(adapter),
+            task_type=adapter.task_type,
+        )
+        for k, (adapter, (lost, own)) in enumerate(zip(adapters, squared, strict=True))
+    ]
+    info = BundleInfo(
+        hydrapack_version=__version__,
+        adapter_type="vera" if adapters[0].kind == "VERA" else "lora",
+        base_model=adapters[0].base_model,
+        base_revision=adapters[0].revision,
         method=label,
         objective=objective,
+        seed=seed,
         heads=max(len(m.heads) for m in modules.values()),
         rank=rank,
-        seed=seed,
-        modules=modules,
-        relative_errors={
-            a.task: math.sqrt(d / own) if own else math.sqrt(d)
-            for a, (d, own) in zip(adapters, squared, strict=True)
-        },
+        modules=names,
         module_errors=module_errors,
+        bits=None if bits is None else {name: bits[name] for name in names},
+        tasks=tasks,
         parameters=stored_values(modules.values()),
         baseline_parameters=sum(a.parameters for a in adapters),
     )
+    return Bundle(info, {name: in_one_piece(module) for name, module in modules.items()})
 
 
 def check_any(adapters: Sequence[Adapter]) -> None:

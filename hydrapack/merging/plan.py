@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.update import Update, difference_norm, inner_product
-from hydrapack.bundle.merged import Merge, Merged, MergedModule, Objective
-from hydrapack.bundle.rounding import round_module
+from hydrapack.bundle.format import Bundle
+from hydrapack.bundle.merged import Merged, MergedModule, Objective
+from hydrapack.bundle.stored import round_module
 from hydrapack.merging.candidates import Choice, candidates, gain, lower_hull, steps_to
 from hydrapack.merging.merge import (
     check_any,
@@ -218,7 +219,7 @@ def merge_budget(
     weights: dict[str, float] | None = None,
     objective: str = "relative",
     progress: Progress = lambda done, total, note: None,
-) -> tuple[Merge, Plan]:
+) -> Bundle:
     """The merge of least error whose ``adapters.pte`` takes at most ``budget`` bytes.
 
     Args:
@@ -232,15 +233,16 @@ def merge_budget(
     """
     named = check_objective("spectral", objective)
     job = _Job(adapters, rank, bits, seed, weights, named, "--budget", progress)
+    job.budget = budget
     if named != "minimax":
         return job.within(budget, job.weights)
     rounds = 0
 
-    def solve(weights: tuple[float, ...]) -> tuple[list[float], tuple[Merge, Plan]]:
+    def solve(weights: tuple[float, ...]) -> tuple[list[float], Bundle]:
         nonlocal rounds
         made = job.within(budget, weights, rounds, ROUNDS)
         rounds += 1
-        return list(made[0].relative_errors.values()), made
+        return list(made.relative_errors.values()), made
 
     return reweigh(solve, job.weights, ROUNDS)[1]
 
@@ -253,7 +255,7 @@ def merge_target(
     bits: int | None = None,
     seed: int = 0,
     progress: Progress = lambda done, total, note: None,
-) -> tuple[Merge, Plan]:
+) -> Bundle:
     """The merge of fewest bytes that keeps each task's relative error, as packed, below ``error``.
 
     Args:
@@ -267,8 +269,8 @@ def merge_target(
         raise InputError(f"--target-error {error:g}: must lie between 0 and 1")
     job = _Job(adapters, rank, bits, seed, None, "minimax", "--target-error", progress)
     aimed, weights = [error**2] * len(adapters), job.weights
-    best: tuple[Merge, Plan] | None = None
-    nearest = math.inf
+    best: Bundle | None = None
+    nearest = fewest = math.inf
     for done in range(ROUNDS):
         planner = job.planner(weights, done, ROUNDS)
         plan = planner.reaching(aimed)
@@ -277,10 +279,10 @@ def merge_target(
                 {name: min(found, key=lambda c: c.error) for name, found in planner.found.items()}
             )
         made = job.merge(plan, weights, done, ROUNDS)
-        errors = rounded_errors(adapters, made, plan)
+        errors = rounded_errors(adapters, made)
         nearest = min(nearest, max(errors))
-        if max(errors) <= error and (best is None or plan.bytes < best[1].bytes):
-            best = made, plan
+        if max(errors) <= error and (best is None or plan.bytes < fewest):
+            best, fewest = made, plan.bytes
         # Estimates err on either side: aim at what makes the real errors fit, task by task.
         ratios = [error / e if e else 1.0 for e in errors]
         aimed = [a * min(max(r, 0.5), 1.5) ** 2 for a, r in zip(aimed, ratios, strict=True)]
@@ -318,6 +320,7 @@ class _Job:
         if rank is not None and rank < 1:
             raise InputError(f"--rank {rank}: must be 1 or more")
         self.adapters, self.seed, self.progress = adapters, seed, progress
+        self.budget: int | None = None
         self.rank, self.free_rank = rank or max(a.rank for a in adapters), rank is None
         self.bits = (bits,) if bits else PLANNED_BITS
         self.weights = task_weights(adapters, weights or {})
@@ -348,10 +351,10 @@ class _Job:
         weights: tuple[float, ...],
         done: int = 0,
         rounds: int = 1,
-    ) -> tuple[Merge, Plan]:
+    ) -> Bundle:
         """The merge by the best plan in ``budget`` bytes."""
         plan = self.planner(weights, done, rounds).within(budget)
-        return self.merge(plan, weights, done, rounds), plan
+        return self.merge(plan, weights, done, rounds)
 
     def merge(
         self,
@@ -359,7 +362,7 @@ class _Job:
         weights: tuple[float, ...],
         done: int,
         rounds: int,
-    ) -> Merge:
+    ) -> Bundle:
         """The merge with each module as ``plan`` says."""
 
         def report(share: float, total: int, note: str) -> None:
@@ -367,7 +370,7 @@ class _Job:
             self.progress(before + share / 2 / rounds, total, "merging")
 
         return merge_plan(
-            self.adapters, plan, weights, self.sizes, self.objective, self.seed, report
+            self.adapters, plan, weights, self.sizes, self.objective, self.seed, report, self.budget
         )
 
 
@@ -380,8 +383,13 @@ def merge_plan(
     objective: Objective | None = None,
     seed: int = 0,
     progress: Progress = lambda done, total, note: None,
-) -> Merge:
-    """The merge with each module as ``plan`` says."""
+    budget: int | None = None,
+) -> Bundle:
+    """The merge with each module as ``plan`` says.
+
+    Args:
+        budget: bytes that ``adapters.pte`` may take, for the packer to hold it to.
+    """
 
     def merge(name: str, updates: Sequence[Update]) -> Merged:
         choice, sized = plan.choices[name], divided(updates, sizes)
@@ -395,15 +403,18 @@ def merge_plan(
             merged = merge_spectral(sized, options)
         return with_sizes(merged, updates, sizes)
 
-    return merge_modules(adapters, merge, "budget", objective, plan.rank, seed, progress)
+    made = merge_modules(adapters, merge, "budget", objective, plan.rank, seed, progress, plan.bits)
+    info = made.info.model_copy(update={"budget_bytes": budget})
+    return Bundle(info, made.modules, plan.bytes)
 
 
-def rounded_errors(adapters: Sequence[Adapter], merge: Merge, plan: Plan) -> list[float]:
+def rounded_errors(adapters: Sequence[Adapter], bundle: Bundle) -> list[float]:
     """Each task's relative error as packed: of (updates - rounded) over the updates, in norm."""
     squares = [[0.0, 0.0] for _ in adapters]
-    for name, module in merge.modules.items():
+    assert bundle.info.bits is not None
+    for name, module in bundle.modules.items():
         assert isinstance(module, MergedModule)
-        bits = plan.choices[name].bits
+        bits = bundle.info.bits[name]
         stored = round_module(module, Rounding(bits, bits))
         for k, update in enumerate(module_updates(adapters, name)):
             head = stored.head(stored.assignment[k])

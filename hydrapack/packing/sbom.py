@@ -8,13 +8,13 @@ import uuid
 from datetime import datetime, timezone
 from typing import Any
 
-from hydrapack.packing.manifest import ADAPTERS, Manifest
+from hydrapack.packing.manifest import ADAPTERS, ManifestContent
 from hydrapack.support.errors import InputError
 
 SBOM = "sbom.cdx.json"
 
 
-def ml_bom(manifest: Manifest) -> str:
+def ml_bom(manifest: ManifestContent) -> str:
     """JSON text; the same manifest gives the same text (``SOURCE_DATE_EPOCH`` sets its date).
 
     Raises:
