@@ -95,7 +95,7 @@ def merge(folder: Path) -> dict[str, str]:
     from hydrapack.adapters.collect import read_adapters
     from hydrapack.bundle.unpack import unpack
     from hydrapack.merging.merge import merge_adapters
-    from hydrapack.support.errors import InputError
+    from hydrapack.support.errors import HydrapackError
 
     refused = {}
     for name in CASES:
@@ -103,7 +103,7 @@ def merge(folder: Path) -> dict[str, str]:
             continue
         try:
             adapters = read_adapters([str(folder / name / f"a{seed}") for seed in (1, 2)])
-        except InputError as error:
+        except HydrapackError as error:
             refused[name] = str(error).partition(".json: ")[2] or str(error)
             continue
         merge_adapters(adapters, rank=64).save(folder / name / "bundle")

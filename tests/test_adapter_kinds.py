@@ -19,13 +19,13 @@ from hydrapack.bundle.unpack import unpack
 from hydrapack.merging.add import add
 from hydrapack.merging.merge import METHODS, merge_adapters
 from hydrapack.packing.package import pack
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 
 FILE = "adapter_model.safetensors"
 
 
 def refused(folder, match):
-    with pytest.raises(InputError, match=match) as caught:
+    with pytest.raises(HydrapackError, match=match) as caught:
         read_adapter(folder, "t")
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
@@ -200,7 +200,7 @@ def test_packing_what_half_precision_scales_cannot_hold(tmp_path):
     folder = edit_config(write_adapter(tmp_path / "a"), lora_alpha=1e9)
     bundle = merged([folder], tmp_path / "bundle")
     for bits in (4, 8, 16):
-        with pytest.raises(InputError, match=f"{bits} bits hold up to .*--bits 32"):
+        with pytest.raises(HydrapackError, match=f"{bits} bits hold up to .*`bits` 32"):
             pack(bundle, tmp_path / "package", bits)
     assert pack(bundle, tmp_path / "package", 32).manifest.tasks[0].packed_relative_error < 1e-5
 
@@ -389,7 +389,7 @@ def test_two_names_of_one_model(one, other, tmp_path):
     for folder in folders:
         edit_tensors(folder, put(f"{BASE}lm_head.lora_A.weight", (4, DIM)))
         edit_tensors(folder, put(f"{BASE}lm_head.lora_B.weight", (9, 4)))
-    with pytest.raises(InputError, match="two names of one module"):
+    with pytest.raises(HydrapackError, match="two names of one module"):
         read_adapters([str(folder) for folder in folders])
     assert len(read_adapters([str(folders[0]), f"again={folders[0]}"])) == 2
 
@@ -398,7 +398,7 @@ def test_no_module_in_common(tmp_path):
     a = write_adapter(tmp_path / "a", names=module_names("q"))
     b = write_adapter(tmp_path / "b", names=module_names("q"))
     c = write_adapter(tmp_path / "c", names=module_names("v"))
-    with pytest.raises(InputError, match=r"/c: has no module in common"):
+    with pytest.raises(HydrapackError, match=r"/c: has no module in common"):
         read_adapters([str(a), str(b), str(c)])
     assert len(read_adapters([str(c)])) == 1
 
@@ -410,10 +410,10 @@ def test_revisions_are_compared_and_kept(tmp_path):
     }
     read_adapters([str(folders[None]), str(folders["main"])])
     for one, other in (("v2", "v3"), ("v2", None), ("main", "v2")):
-        with pytest.raises(InputError, match="different revisions of 'tiny/llama'"):
+        with pytest.raises(HydrapackError, match="different revisions of 'tiny/llama'"):
             read_adapters([str(folders[one]), str(folders[other])])
     bundle = merged([folders["v2"]], tmp_path / "bundle")
-    with pytest.raises(InputError, match="is of revision 'v3' of the base model"):
+    with pytest.raises(HydrapackError, match="is of revision 'v3' of the base model"):
         add(bundle, read_adapter(folders["v3"], "x"))
     unpack(bundle, tmp_path / "all")
     assert read_adapter(tmp_path / "all" / "r-v2", "x").revision == "v2"
@@ -532,7 +532,7 @@ def test_layers_are_counted_by_the_model(tiny_model, tmp_path):
     checks = verify_package(tmp_path / "package", model=tmp_path / "model.pte")
     assert checks and all(check.passed for check in checks), checks
     deep = renamed(folder, "layers.0.", "layers.7.")
-    with pytest.raises(InputError, match="another adapter layout"):
+    with pytest.raises(HydrapackError, match="another adapter layout"):
         bundle = merged([deep], tmp_path / "deep")
         pack(bundle, tmp_path / "no", 32, model=tmp_path / "model.pte")
 
@@ -542,7 +542,7 @@ def test_pack_refuses_what_no_program_adapts(name, tmp_path):
     folder = renamed(write_adapter(tmp_path / "a"), module_names()[0], name)
     bundle = merged([folder], tmp_path / "bundle")
     words = "output layer takes no adapter" if name == "lm_head" else f"cannot hold: {name}"
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(HydrapackError, match=words):
         pack(bundle, tmp_path / "package")
     assert not (tmp_path / "package").exists()
 

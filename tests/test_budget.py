@@ -21,7 +21,7 @@ from hydrapack.merging.objective import task_sizes
 from hydrapack.merging.plan import Planner, buy, merge_budget, merge_plan, merge_target, steps_of
 from hydrapack.merging.two_sided import core_of, merge_two_sided
 from hydrapack.packing.package import pack
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -194,9 +194,9 @@ def test_budget_beats_uniform(uneven, tmp_path, kilobytes):
 
 def test_budget_options(uneven, tmp_path):
     adapters = read_adapters(uneven)
-    with pytest.raises(InputError, match="--budget 100 bytes: the smallest plan takes about"):
+    with pytest.raises(HydrapackError, match="`budget` 100 bytes: the smallest plan takes about"):
         merge_budget(adapters, 100)
-    with pytest.raises(InputError, match="--bits 32"):
+    with pytest.raises(HydrapackError, match="`bits` 32"):
         merge_budget(adapters, 100_000, bits=32)
     assert set(merge_budget(adapters, 90_000, bits=8).info.bits.values()) == {8}
     merged = merge_budget(adapters, 90_000, rank=4)
@@ -301,7 +301,7 @@ def test_a_small_budget_is_not_refused_for_its_program(tmp_path):
     """The room for integers is searched, up and down: a plan that fits is found."""
     folders = [str(write_adapter(tmp_path / f"t{k}", seed=k, rank=8)) for k in range(3)]
     adapters = read_adapters(folders)
-    with pytest.raises(InputError, match="the smallest plan takes about") as error:
+    with pytest.raises(HydrapackError, match="the smallest plan takes about") as error:
         merge_budget(adapters, 1000)
     least = int(str(error.value).split("about ")[1].split(";")[0])
     assert merge_budget(adapters, least).planned_bytes <= least < 40_000
@@ -320,7 +320,9 @@ def test_target_error(uneven, tmp_path):
         assert 0.75 * error < max(packed) <= error * 1.01
         sizes.append(manifest.storage.bytes)
     assert sizes == sorted(set(sizes))
-    with pytest.raises(InputError, match=r"--target-error 0\.001: the nearest plan found leaves"):
+    with pytest.raises(
+        HydrapackError, match=r"`target_error` 0\.001: the nearest plan found leaves"
+    ):
         merge_target(adapters, 0.001, bits=4)
     out = tmp_path / "cli"
     done = hydrapack("merge", *uneven, "-o", out, "--target-error", "0.5", "--json")

@@ -18,7 +18,7 @@ from hydrapack.merging.method import MergeOptions, with_sizes
 from hydrapack.merging.plan import merge_budget
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.packing.package import pack
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 
 
 def bundle_of(folders, target, **options):
@@ -56,9 +56,9 @@ def test_unpacked_is_the_head(adapters, tmp_path):
     unpack(bundle, tmp_path / "again", "task1")
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
-    with pytest.raises(InputError, match="--task x: not in the bundle"):
+    with pytest.raises(HydrapackError, match="`task` x: not in the bundle"):
         unpack(bundle, tmp_path / "none", "x")
-    with pytest.raises(InputError, match="--dtype int8"):
+    with pytest.raises(HydrapackError, match="`dtype` int8"):
         unpack(bundle, tmp_path / "none", "task1", "int8")
 
 
@@ -171,7 +171,7 @@ def test_add_refuses(adapters, tmp_path):
             "for which the bundle has no A",
         ),
     ]:
-        with pytest.raises(InputError, match=match):
+        with pytest.raises(HydrapackError, match=match):
             add(bundle, read_adapter(folder, task))
 
 

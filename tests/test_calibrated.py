@@ -10,7 +10,7 @@ from hydrapack.adapters.collect import read_adapters
 from hydrapack.base.moments import input_moments
 from hydrapack.merging.calibrated import merge_calibrated, spans
 from hydrapack.merging.merge import merge_adapters
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 
 
 @pytest.fixture
@@ -149,5 +149,5 @@ def test_command(tiny_model, tmp_path):
 def test_another_model_is_refused(tiny_model, tmp_path):
     odd = write_adapter(tmp_path / "odd", names=["model.layers.7.self_attn.q_proj"])
     bases = spans(read_adapters([str(odd)]))
-    with pytest.raises(InputError, match=r"has no linear model\.layers\.7"):
+    with pytest.raises(HydrapackError, match=r"has no linear model\.layers\.7"):
         input_moments(tiny_model, ["text"], bases)

@@ -35,7 +35,15 @@ from hydrapack.packing.package import pack
 from hydrapack.packing.signature import SIGNATURE, sign_manifest
 from hydrapack.program.layout import layout_of, pack_a, pack_b
 from hydrapack.program.quantized import Rounding
-from hydrapack.support.errors import Busy, ContextFull, InputError, Invalid, Io, Mismatch, NotFound
+from hydrapack.support.errors import (
+    Busy,
+    ContextFull,
+    HydrapackError,
+    Invalid,
+    Io,
+    Mismatch,
+    NotFound,
+)
 
 TEXT = "Grüße! <|end|> what"
 
@@ -284,14 +292,14 @@ def test_two_sided_and_planned_packages(tiny, tmp_path, bits):
 
 
 @pytest.mark.parametrize(
-    ("fallback", "task"), [("base", None), ("two", "two"), ("error", InputError)]
+    ("fallback", "task"), [("base", None), ("two", "two"), ("error", HydrapackError)]
 )
 def test_fallback(tiny, tmp_path, fallback, task):
     bundle = Bundle.load(tiny[2] / "bundle")
     pack(bundle, tmp_path / "package", fallback=fallback)
     session = Session(tiny[0], tmp_path / "package")
-    if task is InputError:
-        with pytest.raises(InputError, match="unknown task 'nine'"):
+    if task is HydrapackError:
+        with pytest.raises(HydrapackError, match="unknown task 'nine'"):
             session.use("nine")
         return
     assert session.use("nine").task == task
@@ -324,9 +332,9 @@ def test_context_is_bounded(tiny):
     list(answer)
     assert session.position <= 128 and 0 < len(answer.ids) < 50
     assert answer.finish in ("context", "stop")
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(HydrapackError, match="do not fit"):
         list(session.generate("x" * 127))
-    with pytest.raises(InputError, match="prompt is empty"):
+    with pytest.raises(HydrapackError, match="prompt is empty"):
         session.forward([])
 
 
@@ -338,14 +346,16 @@ def test_a_user_cannot_write_special_tokens(tiny):
 
 def test_mismatches_are_refused(tiny, tiny_model, tmp_path):
     export_base(str(tiny_model), tmp_path / "r8.pte", 8, quant="fp32", max_context=64)
-    with pytest.raises(InputError, match=r"rank 8, the package has rank 4: export.*--rank 4"):
+    with pytest.raises(HydrapackError, match=r"rank 8, the package has rank 4: export.*`rank` 4"):
         Session(tmp_path / "r8.pte", tiny[1])
     export_base(str(tiny_model), tmp_path / "qv.pte", 4, ("q", "v"), "fp32", max_context=64)
-    with pytest.raises(InputError, match=r"another adapter layout.*--target-modules"):
+    with pytest.raises(HydrapackError, match=r"another adapter layout.*`targets`"):
         Session(tmp_path / "qv.pte", tiny[1])
-    with pytest.raises(InputError, match="no method 'forward'"):
+    with pytest.raises(HydrapackError, match="no method 'forward'"):
         Session(tiny[1] / "adapters.pte", tiny[1], check_digests=False)
-    with pytest.raises(InputError, match="unknown task 'four'; the package has: one, two, three"):
+    with pytest.raises(
+        HydrapackError, match="unknown task 'four'; the package has: one, two, three"
+    ):
         Session(tiny[0], tiny[1]).use("four")
 
 
@@ -354,10 +364,10 @@ def test_damaged_files_are_refused(tiny, tmp_path):
     shutil.copytree(tiny[1], package)
     data = (package / "adapters.pte").read_bytes()
     (package / "adapters.pte").write_bytes(data[:-1])
-    with pytest.raises(InputError, match=r"is not the file that manifest.json describes"):
+    with pytest.raises(HydrapackError, match=r"is not the file that manifest.json describes"):
         Session(tiny[0], package)
     (package / "adapters.pte").unlink()
-    with pytest.raises(InputError, match=r"adapters\.pte: cannot be read"):
+    with pytest.raises(HydrapackError, match=r"adapters\.pte: cannot be read"):
         Session(tiny[0], package)
     manifest = package / "manifest.json"
     text = manifest.read_text()
@@ -374,19 +384,19 @@ def test_damaged_files_are_refused(tiny, tmp_path):
     ]:
         assert old in text
         manifest.write_text(text.replace(old, new, 1))
-        with pytest.raises(InputError, match=match):
+        with pytest.raises(HydrapackError, match=match):
             Session(tiny[0], package)
     manifest.unlink()
-    with pytest.raises(InputError, match=r"manifest\.json: cannot be read"):
+    with pytest.raises(HydrapackError, match=r"manifest\.json: cannot be read"):
         Session(tiny[0], package)
     cut = tmp_path / "cut.pte"
     cut.write_bytes(tiny[0].read_bytes()[:1000])
-    with pytest.raises(InputError, match="not an ExecuTorch program"):
+    with pytest.raises(HydrapackError, match="not an ExecuTorch program"):
         Session(cut, tiny[1], check_digests=False)
     cut.write_bytes(tiny[0].read_bytes()[: tiny[0].stat().st_size // 2])
-    with pytest.raises(InputError, match=r"not an ExecuTorch program|cannot be loaded"):
+    with pytest.raises(HydrapackError, match=r"not an ExecuTorch program|cannot be loaded"):
         Session(cut, tiny[1], check_digests=False)
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(HydrapackError, match="no such file"):
         Session(tmp_path / "none.pte", tiny[1])
 
 

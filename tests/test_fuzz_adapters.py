@@ -20,7 +20,7 @@ from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.peft_config import CHANGING_INITS, HARMLESS, REFUSED, SAFE_INITS
 from hydrapack.bundle.unpack import unpack
 from hydrapack.merging.merge import merge_adapters
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 NAMES = module_names("qv")
@@ -100,7 +100,7 @@ def changed(good: Path, folder: Path, config, more, removed: int) -> Path:
 
 
 def check(good, config, more, removed, weights=None):
-    """Read, merge, unpack and read again, or one InputError and nothing written."""
+    """Read, merge, unpack and read again, or one HydrapackError and nothing written."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         folder = changed(good, root / "odd", config, more, removed)
@@ -110,7 +110,7 @@ def check(good, config, more, removed, weights=None):
         try:
             adapters = read_adapters([str(folder), str(good)], allow_base_mismatch=True)
             merge_adapters(adapters).save(out)
-        except InputError as error:
+        except HydrapackError as error:
             assert str(error).strip() and len(str(error).splitlines()) == 1
             assert sorted(p.name for p in root.iterdir()) == ["odd"]
             return False

@@ -8,7 +8,7 @@ from hydrapack.adapters.update import LoraModule
 from hydrapack.merging.hydraopt import DISTANCES, INITS, assign_hydraopt, merge_hydraopt
 from hydrapack.merging.method import MergeOptions
 from hydrapack.merging.spectral import merge_spectral
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 
 
 def mean_absolute_error(updates, merged):
@@ -119,7 +119,7 @@ def test_ranks_mixed_and_a_missing_module():
 
 def test_unknown_names():
     updates = random_updates([2, 2])
-    with pytest.raises(InputError, match="--distance l2"):
+    with pytest.raises(HydrapackError, match="`distance` l2"):
         run(updates, 2, distance="l2")
-    with pytest.raises(InputError, match="--init zero"):
+    with pytest.raises(HydrapackError, match="`init` zero"):
         run(updates, 2, init="zero")

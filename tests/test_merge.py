@@ -19,7 +19,7 @@ from hydrapack.merging.method import MergeOptions
 from hydrapack.merging.plan import merge_budget
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.two_sided import merge_two_sided
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 
 
 def random_updates(ranks, d_out=12, d_in=10, seed=0):
@@ -277,20 +277,20 @@ def test_weights_favour_a_task(adapters):
 def test_options_are_checked(tmp_path):
     adapters = read_adapters([str(write_adapter(tmp_path / f"t{k}", seed=k)) for k in range(2)])
     for options, match in [
-        ({"heads": 3}, "--heads 3"),
-        ({"heads": 0}, "--heads 0"),
-        ({"rank": 0}, "--rank 0"),
-        ({"method": "x"}, "--method x"),
-        ({"method": "task-arithmetic", "heads": 2}, "--heads 2: task-arithmetic makes one head"),
+        ({"heads": 3}, "`heads` 3"),
+        ({"heads": 0}, "`heads` 0"),
+        ({"rank": 0}, "`rank` 0"),
+        ({"method": "x"}, "`method` x"),
+        ({"method": "task-arithmetic", "heads": 2}, "`heads` 2: task-arithmetic makes one head"),
         ({"method": "task-arithmetic", "rank": 3}, "ranks must equal"),
-        ({"method": "ties", "density": 1.5}, "--density 1.5"),
-        ({"routing": "x"}, "--routing x"),
-        ({"weights": {"x": 1.0}}, "--weight x: no such task"),
-        ({"weights": {"t0": -1.0}}, "--weight t0=-1"),
-        ({"refit_b": True}, "--refit-b"),
-        ({"only_a": True}, "--only-a"),
+        ({"method": "ties", "density": 1.5}, "`density` 1.5"),
+        ({"routing": "x"}, "`routing` x"),
+        ({"weights": {"x": 1.0}}, "`weights` x: no such task"),
+        ({"weights": {"t0": -1.0}}, "`weights` t0=-1"),
+        ({"refit_b": True}, "`refit_b`"),
+        ({"only_a": True}, "`only_a`"),
     ]:
-        with pytest.raises(InputError, match=match):
+        with pytest.raises(HydrapackError, match=match):
             merge_adapters(adapters, **options)
 
 
@@ -374,10 +374,10 @@ NOTHING = {
 @pytest.mark.parametrize("name", sorted(NOTHING))
 def test_nothing_to_merge(tmp_path, name):
     """No adapters, or one that adapts nothing, is one clear error."""
-    with pytest.raises(InputError, match="no adapters given"):
+    with pytest.raises(HydrapackError, match="no adapters given"):
         NOTHING[name]([])
     (one,) = read_adapters([str(write_adapter(tmp_path / "a"))])
-    with pytest.raises(InputError, match="a: adapts no module"):
+    with pytest.raises(HydrapackError, match="a: adapts no module"):
         NOTHING[name]([one, replace(one, task="b", modules={})])
 
 
@@ -385,15 +385,15 @@ def test_nothing_to_analyze_to_add_and_to_write(tmp_path):
     (one,) = read_adapters([str(write_adapter(tmp_path / "a"))])
     empty = replace(one, task="b", modules={})
     for adapters in ([], [one]):
-        with pytest.raises(InputError, match="two adapters or more"):
+        with pytest.raises(HydrapackError, match="two adapters or more"):
             analyze(adapters)
-    with pytest.raises(InputError, match="adapts no module"):
+    with pytest.raises(HydrapackError, match="adapts no module"):
         analyze([one, empty])
     merge = merge_adapters([one])
     merge.save(tmp_path / "bundle")
-    with pytest.raises(InputError, match="adapts no module"):
+    with pytest.raises(HydrapackError, match="adapts no module"):
         add(tmp_path / "bundle", empty)
-    with pytest.raises(InputError, match="no bit widths"):
+    with pytest.raises(HydrapackError, match="no bit widths"):
         trade_off([one], bits=())
 
 

@@ -11,7 +11,7 @@ from hydrapack.bundle.format import Bundle
 from hydrapack.merging.merge import merge_adapters
 from hydrapack.merging.objective import reweigh, task_sizes
 from hydrapack.merging.plan import merge_budget
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 
 
 def scaled(folder, factor):
@@ -241,5 +241,5 @@ def test_older_bundles_are_read(adapters, tmp_path):
 def test_methods_without_an_objective_note_none(adapters):
     assert merge_adapters(read(adapters), "ties").info.objective is None
     assert merge_adapters(read(adapters), "hydraopt", steps=2).info.objective == "absolute"
-    with pytest.raises(InputError, match="choose relative or absolute"):
+    with pytest.raises(HydrapackError, match="choose relative or absolute"):
         trade_off(read(adapters), objective="minimax")

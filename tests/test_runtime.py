@@ -34,7 +34,7 @@ from hydrapack.device.native import NativeSession
 from hydrapack.packing.package import pack
 from hydrapack.packing.signature import sign_manifest
 from hydrapack.program.load import load_program
-from hydrapack.support.errors import InputError, Mismatch
+from hydrapack.support.errors import HydrapackError, Mismatch
 
 TEXT = "Grüße! what is this"
 COUNT = 64
@@ -413,9 +413,9 @@ def test_native_engine(native, fixtures, monkeypatch):
     python = Session(model, package).use("two")
     assert one == "".join(python.generate(TEXT, 20, temperature=2.0, seed=1))
     assert one != "".join(session.generate(TEXT, 20, temperature=2.0, seed=2))
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(HydrapackError, match="do not fit"):
         "".join(session.generate("x" * 500))
-    with pytest.raises(InputError, match="unknown task"):
+    with pytest.raises(HydrapackError, match="unknown task"):
         session.use("nine")
     session.close()
     for pause in (0, 2):

@@ -26,7 +26,7 @@ from hydrapack.packing.package import pack
 from hydrapack.packing.program import Shared
 from hydrapack.program.layout import layout_of
 from hydrapack.program.quantized import SCALE_BYTES, Rounding
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 from hydrapack.support.sizes import parse_size
 
 ROOT = Path(__file__).parents[1]
@@ -92,10 +92,10 @@ def test_any_config(tmp_path):
         ({"num_hidden_layers": 0}, "above 0"),
     ]:
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-        with pytest.raises(InputError, match=match):
+        with pytest.raises(HydrapackError, match=match):
             planned(str(tmp_path / "config.json"), 4, 2, 2)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="num_attention_heads"):
+    with pytest.raises(HydrapackError, match="num_attention_heads"):
         planned(str(tmp_path), 4, 2, 2)
 
 
@@ -111,7 +111,7 @@ def test_packages_and_bundles(tiny):
     program = next(b for b in package.baselines if "ExecuTorch programs" in b.name)
     assert program.bytes > 3 * tiny[0].stat().st_size
     assert package.model_bytes == tiny[0].stat().st_size
-    with pytest.raises(InputError, match="neither a package"):
+    with pytest.raises(HydrapackError, match="neither a package"):
         of_path(tiny[2])
 
 
@@ -252,7 +252,7 @@ def test_budgets(tiny, tmp_path):
     ],
 )
 def test_bad_budgets(tmp_path, text, match):
-    with pytest.raises(InputError, match=match) as caught:
+    with pytest.raises(HydrapackError, match=match) as caught:
         read_budgets(budgets(tmp_path, text))
     assert "budgets.toml" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -295,7 +295,7 @@ def test_sizes():
     assert parse_size("x", "6MB") == 6_000_000 and parse_size("x", "1.5 MiB") == 1_572_864
     assert parse_size("x", "12") == 12
     for bad in ("", "0", "6 parsecs", "-1MB", "MB"):
-        with pytest.raises(InputError, match="give a size"):
+        with pytest.raises(HydrapackError, match="give a size"):
             parse_size("x", bad)
 
 

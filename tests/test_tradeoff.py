@@ -8,7 +8,7 @@ from hydrapack.adapters.collect import read_adapters
 from hydrapack.analysis.tradeoff import trade_off
 from hydrapack.merging.merge import merge_adapters
 from hydrapack.packing.package import pack
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 
 
 def errors(merged):
@@ -71,9 +71,9 @@ def test_falls_along_each_axis(adapters):
 
 def test_options(adapters):
     read = read_adapters([str(a) for a in adapters])
-    with pytest.raises(InputError, match="--ranks 0"):
+    with pytest.raises(HydrapackError, match="`ranks` 0"):
         trade_off(read, [0, 4])
-    with pytest.raises(InputError, match="--bits 5"):
+    with pytest.raises(HydrapackError, match="`bits` 5"):
         trade_off(read, bits=[5])
 
 

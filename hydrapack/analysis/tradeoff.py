@@ -27,7 +27,7 @@ from hydrapack.merging.objective import task_sizes
 from hydrapack.merging.spectral import assign, fit, joint
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.program.quantized import Rounding, check_bits
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 from hydrapack.support.threads import one_thread
 
 BASELINES: tuple[tuple[str, bool], ...] = (
@@ -102,21 +102,21 @@ def trade_off(
         objective: relative or absolute.
 
     Raises:
-        InputError: no adapters, VeRA's, a rank or a bit width out of range, or another objective.
+        HydrapackError: no adapters, VeRA's, a rank or a bit width out of range, or another objective.
     """
     check_any(adapters)
     if not bits:
-        raise InputError("no bit widths given: choose of 4, 8, 16 and 32")
+        raise Invalid("no bit widths given: choose of 4, 8, 16 and 32")
     own = max(a.rank for a in adapters)
     ranks = sorted(set(ranks or [max(1, own * i // 4) for i in (1, 2, 3, 4, 6, 8)]))
     if min(ranks) < 1:
-        raise InputError(f"--ranks {min(ranks)}: must be 1 or more")
+        raise Invalid(f"`ranks` {min(ranks)}: must be 1 or more")
     for width in bits:
-        check_bits("--bits", width)
+        check_bits("bits", width)
     if adapters[0].kind != "LORA":
-        raise InputError("the trade-off is of LoRA adapters; VeRA's is merge's S for each --heads")
+        raise Invalid("the trade-off is of LoRA adapters; VeRA's is merge's S for each `heads`")
     if objective not in ("relative", "absolute"):
-        raise InputError(f"--objective {objective}: choose relative or absolute")
+        raise Invalid(f"`objective` {objective}: choose relative or absolute")
     names = module_names(adapters)
     sums: dict[tuple[str, int, int, int, int], _Sum] = {}
     count, norms = len(adapters), task_sizes(adapters)

@@ -29,7 +29,7 @@ from hydrapack.base.source import Source
 from hydrapack.base.weights import load_weights
 from hydrapack.support.atomic import new_file
 from hydrapack.support.digest import bytes_sha256, file_sha256
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 DEFAULT_CONTEXT = 2048
 SELF = "self"
@@ -89,12 +89,12 @@ def export_base(
         report: measure the program against float32, on ``text`` or on a few lines of our own.
 
     Raises:
-        InputError: an unusable model, option, target or text.
+        HydrapackError: an unusable model, option, target or text.
     """
     if rank is not None and rank < 1:
-        raise InputError(f"--rank {rank}: must be 1 or more")
+        raise Invalid(f"`rank` {rank}: must be 1 or more")
     if text is not None and not report:
-        raise InputError("--text: goes with --report")
+        raise Invalid("`text`: goes with `report`")
     texts = None
     if report:
         texts = read_texts(text) if text else list(TEXTS)
@@ -107,14 +107,14 @@ def export_base(
         quant, why = choose_quant(config, lambda: _has_blocks(source))
     scheme = scheme_of(quant, lm_head)
     if quant == "gguf" and not _has_blocks(source):
-        raise InputError(f"--quant gguf: {model} is no GGUF file with blocks of Q4_0, Q4_1 or Q4_K")
+        raise Invalid(f"`quant` gguf: {model} is no GGUF file with blocks of Q4_0, Q4_1 or Q4_K")
     if calibrate is not None and INT4 not in scheme.values():
-        raise InputError(f"--calibrate: fits int4 values, and --quant {quant} has none")
+        raise Invalid(f"`calibrate`: fits int4 values, and `quant` {quant} has none")
     if max_context is None:
         max_context = min(DEFAULT_CONTEXT, config.max_position)
     if not 1 <= max_context <= config.max_position:
-        raise InputError(
-            f"--max-context {max_context}: {model} has positions 1 to {config.max_position}"
+        raise Invalid(
+            f"`max_context` {max_context}: {model} has positions 1 to {config.max_position}"
         )
     context = -(-max_context // CACHE_STEP) * CACHE_STEP
     layout = None if rank is None else config.layout(targets, rank)
@@ -172,7 +172,7 @@ def _tokenizer(content: bytes, model: str) -> Tokenizer:
     try:
         return Tokenizer.from_buffer(content)
     except Exception as error:  # the binding raises bare Exceptions
-        raise InputError(f"{model}: its tokenizer.json is none: {error}") from error
+        raise Invalid(f"{model}: its tokenizer.json is none: {error}") from error
 
 
 def _has_blocks(source: Source) -> bool:

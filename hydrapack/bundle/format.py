@@ -18,7 +18,7 @@ from hydrapack.adapters.task_card import TaskCard
 from hydrapack.bundle.merged import LOST, Merged, MergedModule, MergedVera, Objective
 from hydrapack.program.quantized import BitWidth
 from hydrapack.support.atomic import new_directory
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 from hydrapack.support.schema import Digest, Strict, read_model
 
 TENSORS, DESCRIPTION = "bundle.safetensors", "bundle.json"
@@ -85,13 +85,13 @@ class BundleInfo(Strict):
         """The task called ``name``.
 
         Raises:
-            InputError: no such task; the message lists those there are.
+            HydrapackError: no such task; the message lists those there are.
         """
         for task in self.tasks:
             if task.name == name:
                 return task
         known = ", ".join(t.name for t in self.tasks)
-        raise InputError(f"--task {name}: not in the bundle; it has {known}")
+        raise Invalid(f"`task` {name}: not in the bundle; it has {known}")
 
 
 class BundleFile(BundleInfo):
@@ -163,7 +163,7 @@ class Bundle:
             the content of bundle.json.
 
         Raises:
-            InputError: the target cannot be written.
+            HydrapackError: the target cannot be written.
         """
         data = save(_tensors(self.modules))
         digest = hashlib.sha256(data).hexdigest()
@@ -180,7 +180,7 @@ class Bundle:
         """``bundle`` itself, or the one in that directory.
 
         Raises:
-            InputError: see ``load``.
+            HydrapackError: see ``load``.
         """
         return bundle if isinstance(bundle, Bundle) else cls.load(bundle)
 
@@ -189,7 +189,7 @@ class Bundle:
         """Read and check a bundle directory.
 
         Raises:
-            InputError: missing or corrupt files, a digest that does not fit, tensors of wrong
+            HydrapackError: missing or corrupt files, a digest that does not fit, tensors of wrong
                 shape, routes out of range.
         """
         folder = Path(folder)
@@ -201,7 +201,7 @@ class Bundle:
             for index, name in enumerate(info.modules)
         }
         if tensors:
-            raise InputError(f"{path}: {sorted(tensors)[0]}: belongs to no module")
+            raise Invalid(f"{path}: {sorted(tensors)[0]}: belongs to no module")
         _check(info, modules, folder)
         return cls(info, modules)
 
@@ -223,7 +223,7 @@ def read_description(folder: Path) -> BundleFile:
     """The content of a bundle's bundle.json, its tensors not looked at.
 
     Raises:
-        InputError: missing or malformed.
+        HydrapackError: missing or malformed.
     """
     return read_model(folder / DESCRIPTION, BundleFile, "; is it a bundle?")
 
@@ -248,13 +248,13 @@ def _read_tensors(folder: Path, sha256: str) -> dict[str, torch.Tensor]:
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         if digest != sha256:
-            raise InputError(
+            raise Invalid(
                 f"{path}: SHA-256 {digest[:16]}… is not the {sha256[:16]}… "
                 f"that {DESCRIPTION} names: the file was changed or cut; merge again"
             )
         return load(data)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
+        raise Invalid(f"{path}: cannot be read: {error}") from error
 
 
 def _module(
@@ -266,14 +266,14 @@ def _module(
     parts = {p: tensors.pop(f"{name}.{p}") for p in "ABCUbds" if f"{name}.{p}" in tensors}
     for part, tensor in parts.items():
         if tensor.dtype != torch.float32 or not math.isfinite(float(tensor.sum())):
-            raise InputError(f"{path}: {name}.{part}: is not finite float32")
+            raise Invalid(f"{path}: {name}.{part}: is not finite float32")
     scales, of = parts.pop("s", None), tensors.pop(f"{name}.of", torch.zeros(0, dtype=torch.int64))
     heads = len(next((parts[part] for part in "BCb" if part in parts), ()))
     paired = scales is not None and of.dtype == torch.int64 and scales.shape == of.shape
     if (scales is not None or len(of)) and not (
         paired and of.dim() == 1 and len(of) and int(of.min()) >= 0 and int(of.max()) < heads
     ):
-        raise InputError(f"{path}: {name}: s and of are not a factor and a head for each choice")
+        raise Invalid(f"{path}: {name}: s and of are not a factor and a head for each choice")
     scaled = scales, tuple(of.tolist())
     dimensions = {part: tensor.dim() for part, tensor in parts.items()}
     if info.adapter_type == "vera" and dimensions == {"b": 2, "d": 1}:
@@ -282,9 +282,9 @@ def _module(
             tensors.pop("vera_A", None), tensors.pop("vera_B", None)
         rank, (_, d_out) = len(parts["d"]), parts["b"].shape
         if frozen_a.dim() != 2 or frozen_b.dim() != 2 or len(frozen_b) < d_out:
-            raise InputError(f"{path}: {name}: vera_A or vera_B is missing or has another shape")
+            raise Invalid(f"{path}: {name}: vera_A or vera_B is missing or has another shape")
         if not rank == frozen_a.shape[0] == frozen_b.shape[1]:
-            raise InputError(f"{path}: {name}: d does not fit vera_A and vera_B")
+            raise Invalid(f"{path}: {name}: d does not fit vera_A and vera_B")
         return MergedVera(parts["d"], parts["b"], assignment, frozen_a, frozen_b[:d_out], *scaled)
     if info.adapter_type == "lora" and dimensions == {"A": 2, "B": 3}:
         fits = parts["A"].shape[0] == parts["B"].shape[2]
@@ -294,7 +294,7 @@ def _module(
         fits = parts["A"].shape[0] == parts["C"].shape[2]
         if fits and parts["U"].shape[1] == parts["C"].shape[1]:
             return MergedModule(parts["A"], parts["C"], assignment, parts["U"], *scaled)
-    raise InputError(
+    raise Invalid(
         f"{path}: {name}: A and B (or A, U and C; d and b for VeRA) are missing or have the wrong "
         "shape"
     )
@@ -303,17 +303,17 @@ def _module(
 def _check(info: BundleInfo, modules: dict[str, Merged], folder: Path) -> None:
     path = folder / DESCRIPTION
     if len(modules) != len(info.modules):
-        raise InputError(f"{path}: modules: a name twice")
+        raise Invalid(f"{path}: modules: a name twice")
     if info.heads != max(len(m.heads) for m in modules.values()):
-        raise InputError(f"{path}: heads: is not the number of heads in {TENSORS}")
+        raise Invalid(f"{path}: heads: is not the number of heads in {TENSORS}")
     if info.rank < max(m.rank for m in modules.values()):
-        raise InputError(f"{path}: rank: is below a rank in {TENSORS}")
+        raise Invalid(f"{path}: rank: is below a rank in {TENSORS}")
     if info.bits is not None and set(info.bits) != set(info.modules):
-        raise InputError(f"{path}: bits: does not name the modules")
+        raise Invalid(f"{path}: bits: does not name the modules")
     if not info.tasks or len({t.name for t in info.tasks}) != len(info.tasks):
-        raise InputError(f"{path}: tasks: none, or a name twice")
+        raise Invalid(f"{path}: tasks: none, or a name twice")
     counts = [m.choices for m in modules.values()]
     for task in info.tasks:
         fits = len(task.route) == len(counts)
         if not fits or any(r >= m for r, m in zip(task.route, counts, strict=True)):
-            raise InputError(f"{path}: task {task.name!r}: route does not fit")
+            raise Invalid(f"{path}: task {task.name!r}: route does not fit")

@@ -13,7 +13,7 @@ from hydrapack.adapters.read import CARD, CONFIG, WEIGHTS
 from hydrapack.bundle.format import Bundle, BundleTask
 from hydrapack.bundle.merged import MergedVera
 from hydrapack.support.atomic import new_directory
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 from hydrapack.support.threads import one_thread
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -39,7 +39,7 @@ def unpack(
         the folder of each task written.
 
     Raises:
-        InputError: an unknown task or dtype, values that the dtype cannot hold, or an unwritable
+        HydrapackError: an unknown task or dtype, values that the dtype cannot hold, or an unwritable
             target.
     """
     bundle, target = Bundle.of(bundle), Path(target)
@@ -62,12 +62,12 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
 
 def _adapter_files(bundle: Bundle, task: BundleTask, dtype: str) -> dict[str, bytes]:
     if dtype not in DTYPES:
-        raise InputError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
+        raise Invalid(f"`dtype` {dtype}: choose one of {', '.join(DTYPES)}")
     kind = bundle.info.adapter_type.upper()
     tensors = _vera_tensors(bundle, task) if kind == "VERA" else _lora_tensors(bundle, task)
     tensors = {key: tensors[key].to(DTYPES[dtype]).contiguous() for key in sorted(tensors)}
     if not all(t.isfinite().all() for t in tensors.values()):
-        raise InputError(f"--dtype {dtype}: task {task.name!r} has values beyond it; take float32")
+        raise Invalid(f"`dtype` {dtype}: task {task.name!r} has values beyond it; take float32")
     config: dict[str, object] = {
         "base_model_name_or_path": bundle.info.base_model or None,
         "bias": "none",

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from hydrapack.cli.terminal import output, print_json, stages
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 from hydrapack.support.sizes import megabytes
 
 if TYPE_CHECKING:
@@ -78,12 +78,12 @@ def export_base(
 
     if bundle is not None:
         if rank is not None or target_modules is not None:
-            raise InputError("--bundle: gives the rank and the target modules; leave those out")
+            raise Invalid("--bundle: gives the rank and the target modules; leave those out")
         rank, targets = _of_bundle(bundle)
     else:
         targets = parse_targets(target_modules or "q,k,v,o")
     if rank is None:
-        raise InputError("--rank: give it, or --bundle with what merge wrote")
+        raise Invalid("--rank: give it, or --bundle with what merge wrote")
     started = time.monotonic()
     with stages("exporting") as stage:
         made = export(

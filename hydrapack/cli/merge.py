@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json, progress_bar
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 from hydrapack.support.sizes import megabytes, parse_size
 
 if TYPE_CHECKING:
@@ -147,17 +147,15 @@ def merge(
     limit = None if budget is None else parse_size("--budget", budget)
     _check_plan(limit, target_error, bits, objective, (heads, output_rank, method))
     if max_task_error is not None and not max_task_error >= 0:
-        raise InputError(f"--max-task-error {max_task_error:g}: must be 0 or more")
+        raise Invalid(f"--max-task-error {max_task_error:g}: must be 0 or more")
     per_task = _weights(weight or [])
     if target_error is not None and per_task:
-        raise InputError("--weight: not with --target-error, which holds every task to one error")
+        raise Invalid("--weight: not with --target-error, which holds every task to one error")
     planned = limit is not None or target_error is not None
     if calibrate is not None and planned:
-        raise InputError(
-            "--calibrate: not with --budget or --target-error; give --rank and --heads"
-        )
+        raise Invalid("--calibrate: not with --budget or --target-error; give --rank and --heads")
     if base_model is not None and calibrate is None:
-        raise InputError("--base-model: goes with --calibrate")
+        raise Invalid("--base-model: goes with --calibrate")
     texts = None if calibrate is None else read_texts(calibrate)
     read = read_adapters(adapters, allow_base_mismatch)
     with progress_bar("merging modules") as progress:
@@ -235,19 +233,17 @@ def _check_plan(
     flag = "--budget" if limit is not None else "--target-error"
     if limit is None and target_error is None:
         if bits is not None:
-            raise InputError(
+            raise Invalid(
                 "--bits: goes with --budget or --target-error; without them, give it to hydrapack "
                 "pack"
             )
         return
     if limit is not None and target_error is not None:
-        raise InputError("--budget and --target-error: give one of them")
+        raise Invalid("--budget and --target-error: give one of them")
     if chosen != (None, None, "spectral"):
-        raise InputError(f"{flag}: chooses heads, method and --output-rank; leave them out")
+        raise Invalid(f"{flag}: chooses heads, method and --output-rank; leave them out")
     if target_error is not None and objective is not None:
-        raise InputError(
-            "--objective: not with --target-error, which holds every task to one error"
-        )
+        raise Invalid("--objective: not with --target-error, which holds every task to one error")
 
 
 def _check_errors(merged: Bundle, limit: float | None) -> None:
@@ -288,5 +284,5 @@ def _weights(arguments: list[str]) -> dict[str, float]:
         try:
             weights[task] = float(value)
         except ValueError:
-            raise InputError(f"--weight {argument}: give TASK=NUMBER") from None
+            raise Invalid(f"--weight {argument}: give TASK=NUMBER") from None
     return weights

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hydrapack.cli.terminal import print_json
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 
 def run(
@@ -76,7 +76,7 @@ def run(
     from hydrapack.packing.signature import read_public_key
 
     if engine not in ("python", "native"):
-        raise InputError(f"--engine {engine}: choose python or native")
+        raise Invalid(f"--engine {engine}: choose python or native")
     start = Session if engine == "python" else NativeSession
     key = None if public_key is None else read_public_key(public_key)
     session = start(model, package, tokenizer, check_digests=not no_digests, public_key=key)

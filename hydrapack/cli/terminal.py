@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,16 @@ from rich.progress import (
 def output() -> Console:
     """Standard output; wide where it is no terminal, so that nothing is cut in a log."""
     return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+_OPTIONS = {"learning_rate": "--lr", "targets": "--target-modules", "weights": "--weight"}
+
+
+def as_options(text: str) -> str:
+    """A message of the library with its parameters (`heads`) as a command's options (--heads)."""
+    return re.sub(
+        "`([a-z_]+)`", lambda m: _OPTIONS.get(m[1], "--" + m[1].replace("_", "-")), text
+    )
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hydrapack.cli.terminal import output, print_json
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 
 def unpack(
@@ -30,7 +30,7 @@ def unpack(
     from hydrapack.bundle.unpack import unpack as write
 
     if every == (task is not None):
-        raise InputError("give either --task NAME or --all")
+        raise Invalid("give either --task NAME or --all")
     folders = write(bundle, out, task, dtype)
     if as_json:
         print_json({name: str(folder) for name, folder in folders.items()})

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from hydrapack.cli.terminal import output, print_json, stages
+from hydrapack.cli.terminal import as_options, output, print_json, stages
 
 
 def verify(
@@ -77,6 +77,7 @@ def verify(
             max_task_error,
             stage,
         )
+    checks = [replace(check, detail=as_options(check.detail)) for check in checks]
     passed = all(check.passed for check in checks)
     if junit is not None:
         with new_file(junit) as partial:

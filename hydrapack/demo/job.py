@@ -22,7 +22,7 @@ from hydrapack.device.session import Session
 from hydrapack.merging.merge import merge_adapters
 from hydrapack.merging.plan import merge_budget
 from hydrapack.packing.package import DEFAULT_BITS, pack
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 from hydrapack.support.sizes import megabytes
 
 MAX_NEW_TOKENS = 40
@@ -82,11 +82,11 @@ def heldout_input(task: str, row: int) -> str:
     """Input of a task's held-out row.
 
     Raises:
-        InputError: there is no such row.
+        HydrapackError: there is no such row.
     """
     lines = (_embedded("heldout") / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
     if row >= len(lines):
-        raise InputError(f"--row {row}: the held-out files have rows 0 to {len(lines) - 1}")
+        raise Invalid(f"`row` {row}: the held-out files have rows 0 to {len(lines) - 1}")
     return json.loads(lines[row])["input"]
 
 
@@ -117,7 +117,7 @@ def run_demo(
         stage: called with the name of each step.
 
     Raises:
-        InputError: an option out of range, or the model cannot be downloaded.
+        HydrapackError: an option out of range, or the model cannot be downloaded.
     """
     started = time.monotonic()
     stage("the base model")

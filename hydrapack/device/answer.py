@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from hydrapack.device.text import Pieces
-from hydrapack.support.errors import Busy, InputError
+from hydrapack.support.errors import Busy, HydrapackError
 
 
 @dataclass
@@ -161,5 +161,5 @@ class Answer(Iterator[str]):
 
     def __del__(self) -> None:
         # Where the session is busy, the call that has it ends this answer.
-        with suppress(InputError):
+        with suppress(HydrapackError):
             self.close()

@@ -51,7 +51,7 @@ class Session:
             public_key: Ed25519, 64 hex digits, that must have signed the package.
 
         Raises:
-            InputError: files missing, malformed, or of another rank, layout, base or digest.
+            HydrapackError: files missing, malformed, or of another rank, layout, base or digest.
         """
         started = time.perf_counter()
         model = Path(model)

@@ -34,7 +34,7 @@ from hydrapack.packing.package import pack
 from hydrapack.program.layout import parse_targets
 from hydrapack.program.quantized import SCALE_BYTES, Rounding
 from hydrapack.support.atomic import new_file
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 from hydrapack.support.sizes import parse_size
 from hydrapack.support.threads import one_thread
 
@@ -56,7 +56,7 @@ class Evaluation:
             cache: where answers are kept; ``out/cache`` by default.
 
         Raises:
-            InputError: adapters, rows or a model that cannot be read.
+            HydrapackError: adapters, rows or a model that cannot be read.
         """
         self.config, self.out = config, out
         self.cache = cache or out / "cache"
@@ -72,7 +72,7 @@ class Evaluation:
         }
         self.model_folder = resolve_model(config.base_model)
         if not self.model_folder.is_dir():
-            raise InputError(
+            raise Invalid(
                 f"{self.model_folder}: eval answers with PyTorch too: give a folder, a "
                 "hub id or demo:smollm2-135m-q4_1"
             )
@@ -86,7 +86,7 @@ class Evaluation:
         """Every row of the table; what an earlier run answered is not answered again.
 
         Raises:
-            InputError: a method or option that cannot be taken.
+            HydrapackError: a method or option that cannot be taken.
         """
         rows = self.cases()
         total = sum(len(self.groups[case.group]) for case in rows)
@@ -172,7 +172,7 @@ class Evaluation:
             init=m.init,
         )
         if m.bits != 32 and not all(isinstance(x, MergedModule) for x in merge.modules.values()):
-            raise InputError(f"{case.label}: VeRA's vectors are not rounded; leave bits out")
+            raise Invalid(f"{case.label}: VeRA's vectors are not rounded; leave bits out")
         return merge.with_bits(m.bits)
 
     def _score(
@@ -272,7 +272,7 @@ class Evaluation:
 
     def _program(self, case: Case, merge: Bundle | None) -> Path:
         if merge is None:
-            raise InputError(f"{case.label}: the executorch backend runs merged methods")
+            raise Invalid(f"{case.label}: the executorch backend runs merged methods")
         rank, quant = merge.rank, case.method.program
         path = self.out / f"model-{quant or 'default'}-r{rank}.pte"
         # The description is the last that export_base writes, and a session needs it.

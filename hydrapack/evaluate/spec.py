@@ -13,7 +13,7 @@ from hydrapack.base.scheme import QUANTS
 from hydrapack.bundle.merged import Objective
 from hydrapack.evaluate.metrics import METRICS
 from hydrapack.program.quantized import BitWidth
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 from hydrapack.support.schema import Strict, misfit
 from hydrapack.support.sizes import parse_size
 
@@ -85,28 +85,28 @@ def read_config(path: Path) -> EvalConfig:
     """The evaluation of a YAML file.
 
     Raises:
-        InputError: unreadable, not YAML, or a key that does not fit; names it.
+        HydrapackError: unreadable, not YAML, or a key that does not fit; names it.
     """
     try:
         import yaml
     except ImportError:
-        raise InputError("hydrapack eval needs PyYAML: pip install 'hydrapack[eval]'") from None
+        raise Invalid("hydrapack eval needs PyYAML: pip install 'hydrapack[eval]'") from None
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = EvalConfig.model_validate(content)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise Invalid(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
+        raise Invalid(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
     except ValidationError as error:
         raise misfit(path, error) from error
     names = [task.name for task in config.tasks]
     if len(set(names)) != len(names):
-        raise InputError(f"{path}: tasks: a name twice")
+        raise Invalid(f"{path}: tasks: a name twice")
     for group, members in config.groups.items():
         unknown = [name for name in members if name not in names]
         if unknown or not members or len(set(members)) != len(members):
-            raise InputError(
+            raise Invalid(
                 f"{path}: groups: {group!r}: name each of one or more tasks once; unknown: "
                 f"{', '.join(unknown) or 'none'}"
             )
@@ -115,18 +115,16 @@ def read_config(path: Path) -> EvalConfig:
             continue
         parse_size(f"{path}: methods: budget", method.budget)
         if (method.heads, method.output_rank, method.method) != (None, None, "spectral"):
-            raise InputError(
+            raise Invalid(
                 f"{path}: methods: budget {method.budget}: chooses heads and output_rank, with "
                 "method spectral; leave them out"
             )
     for method in config.methods:
         if method.program not in (None, *QUANTS):
-            raise InputError(
-                f"{path}: program {method.program!r}: choose one of {', '.join(QUANTS)}"
-            )
+            raise Invalid(f"{path}: program {method.program!r}: choose one of {', '.join(QUANTS)}")
     for task in config.tasks:
         if task.metric not in METRICS:
-            raise InputError(
+            raise Invalid(
                 f"{path}: task {task.name!r}: metric {task.metric!r}: choose one of "
                 f"{', '.join(METRICS)}"
             )
@@ -145,20 +143,20 @@ def read_rows(path: Path, limit: int | None) -> list[Row]:
     """The rows of a JSONL file.
 
     Raises:
-        InputError: unreadable, empty, or a line that does not fit; names the line.
+        HydrapackError: unreadable, empty, or a line that does not fit; names the line.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise Invalid(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error}") from error
+        raise Invalid(f"{path}: not UTF-8: {error}") from error
     rows = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             rows.append(_row(line, f"{path}:{number}"))
     if not rows:
-        raise InputError(f"{path}: has no rows")
+        raise Invalid(f"{path}: has no rows")
     return rows[:limit]
 
 
@@ -166,11 +164,11 @@ def _row(line: str, where: str) -> Row:
     try:
         content = json.loads(line)
     except ValueError as error:
-        raise InputError(f"{where}: not JSON: {error}") from error
+        raise Invalid(f"{where}: not JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("input"), str):
-        raise InputError(f"{where}: needs a text under 'input'")
+        raise Invalid(f"{where}: needs a text under 'input'")
     outputs = content.get("outputs", [content.get("output")])
     fits = isinstance(outputs, list) and outputs and all(isinstance(o, str) for o in outputs)
     if not fits or ("outputs" in content and "output" in content):
-        raise InputError(f"{where}: needs a text under 'output', or a list of them under 'outputs'")
+        raise Invalid(f"{where}: needs a text under 'output', or a list of them under 'outputs'")
     return Row(content["input"], tuple(outputs))

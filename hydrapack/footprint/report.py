@@ -15,7 +15,7 @@ from hydrapack.footprint.shapes import model_shapes
 from hydrapack.packing.manifest import MANIFEST, read_package
 from hydrapack.program.layout import ORDER, parse_targets
 from hydrapack.program.quantized import SCALE_BYTES, Rounding, check_bits, part_bytes, stored_bytes
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 
 @dataclass(frozen=True)
@@ -102,17 +102,17 @@ def planned(
     S = (|A| + M |B|) / (N (|A| + |B|)); for VeRA |d| and |b| in their place.
 
     Raises:
-        InputError: an unknown layout, adapter type or width, or numbers out of range.
+        HydrapackError: an unknown layout, adapter type or width, or numbers out of range.
     """
     shapes = model_shapes(layout)
-    check_bits("--bits", bits)
-    for flag, value in (("--rank", rank), ("--tasks", tasks), ("--heads", heads)):
+    check_bits("bits", bits)
+    for flag, value in (("`rank`", rank), ("`tasks`", tasks), ("`heads`", heads)):
         if not 1 <= value <= 65536:
-            raise InputError(f"{flag} {value}: must be from 1 to 65536")
+            raise Invalid(f"{flag} {value}: must be from 1 to 65536")
     if heads > tasks:
-        raise InputError(f"--heads {heads}: must be at most --tasks, {tasks}")
+        raise Invalid(f"`heads` {heads}: must be at most `tasks`, {tasks}")
     if adapter_type not in ("lora", "vera"):
-        raise InputError(f"--adapter-type {adapter_type}: choose lora or vera")
+        raise Invalid(f"`adapter_type` {adapter_type}: choose lora or vera")
     chosen = parse_targets(targets) if targets else shapes.targets
     layers = shapes.linears.layers
     shared = head = shared_bytes = head_bytes = 0
@@ -161,18 +161,18 @@ def of_path(path: Path, model: Path | None = None) -> Report:
         model: its model.pte, for the program-per-adapter baseline and the base's size.
 
     Raises:
-        InputError: neither, a damaged one, or no such model.
+        HydrapackError: neither, a damaged one, or no such model.
     """
     model_bytes = None
     if model is not None:
         if not model.is_file():
-            raise InputError(f"{model}: no such file")
+            raise Invalid(f"{model}: no such file")
         model_bytes = model.stat().st_size
     if (path / MANIFEST).exists():
         return _of_package(path, model_bytes)
     if (path / DESCRIPTION).exists():
         return _of_bundle(path, model_bytes)
-    raise InputError(f"{path}: neither a package ({MANIFEST}) nor a bundle ({DESCRIPTION})")
+    raise Invalid(f"{path}: neither a package ({MANIFEST}) nor a bundle ({DESCRIPTION})")
 
 
 def _of_package(path: Path, model_bytes: int | None) -> Report:

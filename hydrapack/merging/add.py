@@ -17,7 +17,7 @@ from hydrapack.merging.merge import check_any
 from hydrapack.merging.method import MergeOptions, fit_head
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.vera import merge_vera
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 from hydrapack.support.threads import one_thread
 
 
@@ -54,7 +54,7 @@ def add(
         allow_base_mismatch: take an adapter of another base model or revision.
 
     Raises:
-        InputError: an unreadable adapter or bundle; the task's name is taken, another base model,
+        HydrapackError: an unreadable adapter or bundle; the task's name is taken, another base model,
             or modules that the bundle has not or of another shape.
     """
     bundle = Bundle.of(bundle)
@@ -135,32 +135,32 @@ def _remerged(module: Merged, update: Update) -> float:
 
 def _check(bundle: Bundle, adapter: Adapter, allow_base_mismatch: bool) -> None:
     if adapter.task in [task.name for task in bundle.info.tasks]:
-        raise InputError(
+        raise Invalid(
             f"{adapter.folder}: the bundle has a task {adapter.task!r}; give another NAME=DIR"
         )
     if adapter.base_model != bundle.info.base_model and not allow_base_mismatch:
-        raise InputError(
+        raise Invalid(
             f"{adapter.folder}: is of base model {adapter.base_model!r}, the bundle of "
-            f"{bundle.info.base_model!r}; --allow-base-mismatch adds it all the same"
+            f"{bundle.info.base_model!r}; `allow_base_mismatch` adds it all the same"
         )
     if adapter.revision != bundle.info.base_revision and not allow_base_mismatch:
-        raise InputError(
+        raise Invalid(
             f"{adapter.folder}: is of revision {adapter.revision or 'main'!r} of the base model, "
-            f"the bundle of {bundle.info.base_revision or 'main'!r}; --allow-base-mismatch adds it "
+            f"the bundle of {bundle.info.base_revision or 'main'!r}; `allow_base_mismatch` adds it "
             "all the same"
         )
     if adapter.kind != bundle.info.adapter_type.upper():
-        raise InputError(
+        raise Invalid(
             f"{adapter.folder}: peft_type is {adapter.kind}, the bundle's is "
             f"{bundle.info.adapter_type.upper()}"
         )
     for name, module in adapter.modules.items():
         if name not in bundle.shapes:
-            raise InputError(
+            raise Invalid(
                 f"{adapter.folder}: adapts {name}, for which the bundle has no A; merge all "
                 "adapters again"
             )
         if module.shape != bundle.shapes[name]:
-            raise InputError(
+            raise Invalid(
                 f"{adapter.folder}: {name} is {module.shape}, in the bundle {bundle.shapes[name]}"
             )

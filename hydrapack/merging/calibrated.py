@@ -26,7 +26,7 @@ from hydrapack.merging.merge import (
     module_names,
     module_updates,
 )
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 from hydrapack.support.threads import one_thread
 
 METHODS = ("spectral", "two-sided")
@@ -62,13 +62,13 @@ def spans(adapters: Sequence[Adapter], method: str = "spectral") -> dict[str, to
         method: the one to merge by; refused here, before anyone reads a text for it.
 
     Raises:
-        InputError: another method than spectral or two-sided, no adapters, or VeRA's.
+        HydrapackError: another method than spectral or two-sided, no adapters, or VeRA's.
     """
     if method not in METHODS:
-        raise InputError(f"--calibrate: goes with --method {' or '.join(METHODS)}, not {method}")
+        raise Invalid(f"`calibrate`: goes with `method` {' or '.join(METHODS)}, not {method}")
     check_any(adapters)
     if adapters[0].kind != "LORA":
-        raise InputError("--calibrate: takes LoRA adapters; VeRA's A is frozen")
+        raise Invalid("`calibrate`: takes LoRA adapters; VeRA's A is frozen")
     return {
         name: torch.linalg.qr(
             torch.cat([u.factors()[0] for u in module_updates(adapters, name)]).T
@@ -97,7 +97,7 @@ def merge_calibrated(
         options: of ``merge_adapters``.
 
     Raises:
-        InputError: as ``merge_adapters``.
+        HydrapackError: as ``merge_adapters``.
     """
     found = {name: Span(bases[name], _root(moments[name])) for name in bases}
     inside = [

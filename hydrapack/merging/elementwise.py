@@ -20,7 +20,7 @@ import torch
 from hydrapack.adapters.update import Update
 from hydrapack.bundle.merged import Merged, merged_like
 from hydrapack.merging.method import MergeOptions, fit_head
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 # PEFT's function, whether it takes a density, and whether weights sum to 1.
 _FUNCTIONS = {
@@ -44,12 +44,12 @@ def _merge(name: str, updates: Sequence[Update], options: MergeOptions) -> Merge
     present = [k for k, u in enumerate(updates) if u.rank]
     ranks = {updates[k].rank for k in present}
     if ranks != {options.rank}:
-        raise InputError(
-            f"{name} merges A and B value by value: all ranks must equal --rank; adapters have "
-            f"{sorted(ranks)}, --rank is {options.rank}"
+        raise Invalid(
+            f"{name} merges A and B value by value: all ranks must equal `rank`; adapters have "
+            f"{sorted(ranks)}, `rank` is {options.rank}"
         )
     if any(updates[k].scaling < 0 for k in present):
-        raise InputError(f"{name}: takes no adapter with lora_alpha below 0; merge with spectral")
+        raise Invalid(f"{name}: takes no adapter with lora_alpha below 0; merge with spectral")
     weights = [options.weight(k) / (len(updates) if _FUNCTIONS[name][2] else 1) for k in present]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)

@@ -25,7 +25,7 @@ from hydrapack.bundle.merged import Merged, MergedVera, merged_like
 from hydrapack.merging.method import MergeOptions
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.vera import merge_vera
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 DISTANCES = ("mae", "fro", "mse", "cs")
 INITS = ("adapters", "spectral", "random")
@@ -122,7 +122,7 @@ def merge_hydraopt(updates: Sequence[Update], options: MergeOptions) -> Merged:
             ``steps``, ``learning_rate``, ``temperature``, ``init``, ``report``.
 
     Raises:
-        InputError: an unknown distance or init.
+        HydrapackError: an unknown distance or init.
     """
     if options.assignment is None and options.init == "spectral":
         options = replace(options, assignment=_spectral(updates, options).assignment)
@@ -140,9 +140,9 @@ def _train(
     modules: Sequence[Sequence[Update]], options: MergeOptions
 ) -> tuple[list[_Module], tuple[int, ...]]:
     if options.distance not in DISTANCES:
-        raise InputError(f"--distance {options.distance}: choose one of {', '.join(DISTANCES)}")
+        raise Invalid(f"`distance` {options.distance}: choose one of {', '.join(DISTANCES)}")
     if options.init not in INITS:
-        raise InputError(f"--init {options.init}: choose one of {', '.join(INITS)}")
+        raise Invalid(f"`init` {options.init}: choose one of {', '.join(INITS)}")
     count, heads = len(modules[0]), options.heads
     trained = [_Module(updates, options) for updates in modules]
     whole = sum(module.whole for module in trained) or 1.0

@@ -22,7 +22,7 @@ from hydrapack.merging.objective import OBJECTIVES, ROUNDS, reweigh, task_sizes
 from hydrapack.merging.spectral import assign, joint, merge_spectral
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.merging.vera import merge_vera
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 from hydrapack.support.threads import one_thread
 
 METHODS: dict[str, MergeMethod] = {
@@ -85,30 +85,30 @@ def merge_adapters(
         distance, steps, learning_rate, temperature, init: of hydraopt, see ``MergeOptions``.
 
     Raises:
-        InputError: no adapters, an unknown method, or options the method cannot take.
+        HydrapackError: no adapters, an unknown method, or options the method cannot take.
     """
     check_any(adapters)
     if method not in METHODS:
-        raise InputError(f"--method {method}: choose one of {', '.join(METHODS)}")
+        raise Invalid(f"`method` {method}: choose one of {', '.join(METHODS)}")
     methods = VERA_METHODS if adapters[0].kind == "VERA" else METHODS
     if method not in methods:
-        raise InputError(f"--method {method}: not for VeRA; choose one of {', '.join(methods)}")
+        raise Invalid(f"`method` {method}: not for VeRA; choose one of {', '.join(methods)}")
     count = len(adapters)
     heads = heads if heads is not None else (count if method in _MANY or only_a else 1)
     asked, rank = rank, rank if rank is not None else max(a.rank for a in adapters)
     for flag, value in (
-        ("--steps", steps),
-        ("--lr", learning_rate),
-        ("--temperature", temperature),
+        ("`steps`", steps),
+        ("`learning_rate`", learning_rate),
+        ("`temperature`", temperature),
     ):
         if not (math.isfinite(value) and value > 0):
-            raise InputError(f"{flag} {value:g}: must be above 0")
+            raise Invalid(f"{flag} {value:g}: must be above 0")
     if rank < 1:
-        raise InputError(f"--rank {rank}: must be 1 or more")
+        raise Invalid(f"`rank` {rank}: must be 1 or more")
     if output_rank is not None and (method != "two-sided" or output_rank < 1):
-        raise InputError(f"--output-rank {output_rank}: 1 or more, with --method two-sided")
+        raise Invalid(f"`output_rank` {output_rank}: 1 or more, with `method` two-sided")
     if method == "two-sided" and heads != count:
-        raise InputError(f"--heads {heads}: two-sided keeps a small head a task; leave it out")
+        raise Invalid(f"`heads` {heads}: two-sided keeps a small head a task; leave it out")
     _check(method, heads, count, routing, density, only_a, refit_b)
     minimised = check_objective(method, objective)
     own_weights = task_weights(adapters, weights or {})
@@ -154,17 +154,17 @@ def check_objective(method: str, asked: str | None) -> Objective | None:
     """The objective that is asked for, or the method's own; None for a method without one.
 
     Raises:
-        InputError: an unknown one, or one that the method does not take.
+        HydrapackError: an unknown one, or one that the method does not take.
     """
     named = next((one for one in OBJECTIVES if one == asked), None)
     if asked != named:
-        raise InputError(f"--objective {asked}: choose one of {', '.join(OBJECTIVES)}")
+        raise Invalid(f"`objective` {asked}: choose one of {', '.join(OBJECTIVES)}")
     if method not in _MANY:
         if asked is not None:
-            raise InputError(f"--objective {asked}: {method} minimises no error; leave it out")
+            raise Invalid(f"`objective` {asked}: {method} minimises no error; leave it out")
         return None
     if method == "hydraopt" and asked == "minimax":
-        raise InputError("--objective minimax: hydraopt takes relative or absolute")
+        raise Invalid("`objective` minimax: hydraopt takes relative or absolute")
     return named or ("absolute" if method == "hydraopt" else "relative")
 
 
@@ -236,7 +236,7 @@ def merge_modules(
         updates = module_updates(adapters, name)
         modules[name] = merged = merge(name, updates)
         if not all(bool(torch.isfinite(t).all()) for t in merged.tensors.values()):
-            raise InputError(f"{name}: the merged values pass single precision; is an alpha wrong?")
+            raise Invalid(f"{name}: the merged values pass single precision; is an alpha wrong?")
         errors, shared = [], merged.shared()
         for k, update in enumerate(updates):
             head = merged.head(merged.assignment[k])
@@ -281,13 +281,13 @@ def check_any(adapters: Sequence[Adapter]) -> None:
     """Refuse an empty merge.
 
     Raises:
-        InputError: no adapters, or one that adapts nothing.
+        HydrapackError: no adapters, or one that adapts nothing.
     """
     if not adapters:
-        raise InputError("no adapters given: a merge takes one or more")
+        raise Invalid("no adapters given: a merge takes one or more")
     for adapter in adapters:
         if not adapter.modules:
-            raise InputError(f"{adapter.folder}: adapts no module")
+            raise Invalid(f"{adapter.folder}: adapts no module")
 
 
 def module_names(adapters: Sequence[Adapter]) -> list[str]:
@@ -361,31 +361,31 @@ def _check(
     refit_b: bool,
 ) -> None:
     if not 1 <= heads <= count:
-        raise InputError(f"--heads {heads}: must be from 1 to the number of adapters, {count}")
+        raise Invalid(f"`heads` {heads}: must be from 1 to the number of adapters, {count}")
     if routing not in ROUTINGS:
-        raise InputError(f"--routing {routing}: choose one of {', '.join(ROUTINGS)}")
+        raise Invalid(f"`routing` {routing}: choose one of {', '.join(ROUTINGS)}")
     if not 0 < density < 1:
-        raise InputError(f"--density {density}: must lie between 0 and 1")
+        raise Invalid(f"`density` {density}: must lie between 0 and 1")
     if refit_b and not only_a:
-        raise InputError("--refit-b: goes with --only-a")
+        raise Invalid("`refit_b`: goes with `only_a`")
     if method in _MANY:
         if only_a:
-            raise InputError("--only-a: goes with task-arithmetic, ties, dare and dare-ties")
+            raise Invalid("`only_a`: goes with task-arithmetic, ties, dare and dare-ties")
     elif heads != (count if only_a else 1):
-        made = f"{count} heads with --only-a, one for each task" if only_a else "one head"
-        raise InputError(f"--heads {heads}: {method} makes {made}; leave --heads out")
+        made = f"{count} heads with `only_a`, one for each task" if only_a else "one head"
+        raise Invalid(f"`heads` {heads}: {method} makes {made}; leave `heads` out")
 
 
 def task_weights(adapters: Sequence[Adapter], weights: Mapping[str, float]) -> tuple[float, ...]:
     """Weights in task order, 1 where not named.
 
     Raises:
-        InputError: an unknown task or a weight that is not above 0.
+        HydrapackError: an unknown task or a weight that is not above 0.
     """
     tasks = [a.task for a in adapters]
     for name, weight in weights.items():
         if name not in tasks:
-            raise InputError(f"--weight {name}: no such task; there are {', '.join(tasks)}")
+            raise Invalid(f"`weights` {name}: no such task; there are {', '.join(tasks)}")
         if not (math.isfinite(weight) and weight > 0):
-            raise InputError(f"--weight {name}={weight:g}: must be above 0")
+            raise Invalid(f"`weights` {name}={weight:g}: must be above 0")
     return tuple(weights.get(task, 1.0) for task in tasks)

@@ -36,7 +36,7 @@ from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.program.layout import layout_of
 from hydrapack.program.quantized import Rounding, check_bits
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError, Invalid
 from hydrapack.support.threads import one_thread
 
 PLANNED_BITS = (4, 8, 16)
@@ -141,7 +141,7 @@ class Planner:
         """The plan of least error in ``budget`` bytes.
 
         Raises:
-            InputError: the cheapest choices take more.
+            HydrapackError: the cheapest choices take more.
         """
         best: dict[int, Plan] = {}
         smallest = math.inf
@@ -152,8 +152,8 @@ class Planner:
             if found is not None and (rank not in best or found.error < best[rank].error):
                 best[rank] = found
         if not best:
-            raise InputError(
-                f"--budget {budget} bytes: the smallest plan takes about {smallest}; give more"
+            raise Invalid(
+                f"`budget` {budget} bytes: the smallest plan takes about {smallest}; give more"
             )
         least_error = min(plan.error for plan in best.values())
         # Errors are squares.
@@ -205,7 +205,7 @@ def _missing(shapes: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]
     """Modules that the packer adds, zeros, so that all layers are alike; shapes by name."""
     try:
         return layout_of(shapes, 1).missing(shapes)
-    except InputError:
+    except HydrapackError:
         return {}  # No decoder's linears: the bundle cannot be packed anyway.
 
 
@@ -229,10 +229,10 @@ def merge_budget(
         objective: relative, absolute or minimax.
 
     Raises:
-        InputError: no adapters, VeRA's, or a budget that the cheapest choices do not meet.
+        HydrapackError: no adapters, VeRA's, or a budget that the cheapest choices do not meet.
     """
     named = check_objective("spectral", objective)
-    job = _Job(adapters, rank, bits, seed, weights, named, "--budget", progress)
+    job = _Job(adapters, rank, bits, seed, weights, named, "`budget`", progress)
     job.budget = budget
     if named != "minimax":
         return job.within(budget, job.weights)
@@ -263,11 +263,11 @@ def merge_target(
         rank, bits: as ``merge_budget``.
 
     Raises:
-        InputError: no adapters, VeRA's, or an error that the planner's best choices do not reach.
+        HydrapackError: no adapters, VeRA's, or an error that the planner's best choices do not reach.
     """
     if not 0 < error < 1:
-        raise InputError(f"--target-error {error:g}: must lie between 0 and 1")
-    job = _Job(adapters, rank, bits, seed, None, "minimax", "--target-error", progress)
+        raise Invalid(f"`target_error` {error:g}: must lie between 0 and 1")
+    job = _Job(adapters, rank, bits, seed, None, "minimax", "`target_error`", progress)
     aimed, weights = [error**2] * len(adapters), job.weights
     best: Bundle | None = None
     nearest = fewest = math.inf
@@ -289,9 +289,9 @@ def merge_target(
         mean = sum(r**-2 for r in ratios) / len(ratios)
         weights = tuple(w * r**-2 / mean for w, r in zip(weights, ratios, strict=True))
     if best is None:
-        raise InputError(
-            f"--target-error {error:g}: the nearest plan found leaves {nearest:.4f}; give more, or "
-            "a larger --rank or --bits"
+        raise Invalid(
+            f"`target_error` {error:g}: the nearest plan found leaves {nearest:.4f}; give more, or "
+            "a larger `rank` or `bits`"
         )
     return best
 
@@ -312,13 +312,11 @@ class _Job:
     ) -> None:
         check_any(adapters)
         if adapters[0].kind != "LORA":
-            raise InputError(
-                f"{flag}: plans LoRA adapters; VeRA's vectors are kilobytes as they are"
-            )
-        if bits is not None and check_bits("--bits", bits) == 32:
-            raise InputError("--bits 32: a plan is made at 4, 8 or 16")
+            raise Invalid(f"{flag}: plans LoRA adapters; VeRA's vectors are kilobytes as they are")
+        if bits is not None and check_bits("bits", bits) == 32:
+            raise Invalid("`bits` 32: a plan is made at 4, 8 or 16")
         if rank is not None and rank < 1:
-            raise InputError(f"--rank {rank}: must be 1 or more")
+            raise Invalid(f"`rank` {rank}: must be 1 or more")
         self.adapters, self.seed, self.progress = adapters, seed, progress
         self.budget: int | None = None
         self.rank, self.free_rank = rank or max(a.rank for a in adapters), rank is None

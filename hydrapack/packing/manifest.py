@@ -198,7 +198,7 @@ def read_manifest(package: Path) -> Manifest:
     """Read and check a package's manifest.
 
     Raises:
-        InputError: missing or malformed, a template without its hole, a route out of range.
+        HydrapackError: missing or malformed, a template without its hole, a route out of range.
     """
     path = package / MANIFEST
     data = read_bytes(path, "; is it a package?")
@@ -248,7 +248,7 @@ def check_fallback(fallback: str, tasks: Sequence[str], where: str) -> None:
     """Refuse a fallback that is neither ``error``, ``base`` nor a task.
 
     Raises:
-        InputError: naming ``where``.
+        HydrapackError: naming ``where``.
     """
     if fallback not in ("error", "base", *tasks):
         raise Invalid(f"{where} {fallback!r}: give error, base or one of {', '.join(tasks)}")
@@ -287,7 +287,7 @@ def check_files(package: Path, manifest: Manifest) -> None:
     """Compare the package's files with the manifest.
 
     Raises:
-        InputError: a file is missing, or its size or SHA-256 is another, or the manifest's own
+        HydrapackError: a file is missing, or its size or SHA-256 is another, or the manifest's own
             digest does not fit, or it is not written as ``manifest_text`` writes it.
     """
     if package_digest(manifest) != manifest.package_digest:
@@ -310,7 +310,7 @@ def read_package(package: Path) -> Manifest:
     """The manifest of a package whose files are all as it says.
 
     Raises:
-        InputError: see ``read_manifest`` and ``check_files``.
+        HydrapackError: see ``read_manifest`` and ``check_files``.
     """
     manifest = read_manifest(package)
     check_files(package, manifest)

@@ -41,7 +41,7 @@ from hydrapack.program.layout import Layout, layout_of
 from hydrapack.program.load import load_program
 from hydrapack.program.quantized import GROUP_SIZE, Rounding, check_bits, core_bits
 from hydrapack.support.atomic import new_directory
-from hydrapack.support.errors import InputError, Mismatch
+from hydrapack.support.errors import Invalid, Mismatch
 from hydrapack.support.schema import misfit
 from hydrapack.support.threads import one_thread
 
@@ -77,7 +77,7 @@ class Package:
         """The package in ``folder``, its files compared with its manifest.
 
         Raises:
-            InputError: missing, malformed or damaged files.
+            HydrapackError: missing, malformed or damaged files.
         """
         return cls(Path(folder), read_package(Path(folder)))
 
@@ -114,16 +114,16 @@ def pack(
         signing_key: an Ed25519 private key (PEM) to sign the manifest with.
 
     Raises:
-        InputError: bits not offered, modules no base program adapts, a VeRA bundle, or an
+        HydrapackError: bits not offered, modules no base program adapts, a VeRA bundle, or an
             unwritable target; more bytes than the bundle was planned for; a model.pte or a key that
             does not fit; cyclonedx-python-lib or cryptography not installed.
     """
     bundle, target = Bundle.of(bundle), Path(target)
     key = None if signing_key is None else read_private_key(Path(signing_key))
     _roundings(bundle.info, bits, bits_a, bits_b, group_size)
-    check_fallback(fallback, [task.name for task in bundle.info.tasks], "--fallback")
+    check_fallback(fallback, [task.name for task in bundle.info.tasks], "`fallback`")
     if bundle.info.adapter_type != "lora":
-        raise InputError(
+        raise Invalid(
             "a VeRA bundle cannot be packed: base programs take A and B of LoRA's size; write "
             "PEFT adapters with hydrapack unpack"
         )
@@ -172,9 +172,9 @@ def route_tensor(info: BundleInfo, task: BundleTask, layout: Layout) -> torch.Te
 def _check_budget(bundle: Bundle, size: int) -> None:
     budget = bundle.info.budget_bytes
     if budget is not None and size > budget:
-        raise InputError(
+        raise Invalid(
             f"{ADAPTERS} takes {size:,} bytes, the bundle was planned for {budget:,}: pack with "
-            "the planned bits and group size, or merge with another --budget"
+            "the planned bits and group size, or merge with another `budget`"
         )
 
 
@@ -188,7 +188,7 @@ def _base_of(model: Path, name: str, layout: Layout) -> tuple[BaseModelInfo, Lay
     if rank != layout.rank:
         raise Mismatch(
             f"{model} takes adapters of rank {rank}, the bundle has rank {layout.rank}: export the "
-            f"base with --rank {layout.rank}, or merge with --rank {rank}"
+            f"base with `rank` {layout.rank}, or merge with `rank` {rank}"
         )
     digest = str(program.constant("get_adapter_layout"))
     deeper = (replace(layout, layers=n) for n in range(layout.layers, MAX_LAYERS + 1))
@@ -234,21 +234,21 @@ def _check_range(bundle: Bundle, roundings: dict[str, Rounding]) -> None:
             bits = {"A": own.bits_a, "C": core_bits(own.bits_b), "s": 32}.get(part, own.bits_b)
             largest = float(tensor.abs().max())
             if largest > top.get(bits, math.inf):
-                raise InputError(
+                raise Invalid(
                     f"{name}: {part} has values up to {largest:.3g}, {bits} bits hold up to "
-                    f"{top[bits]:.3g}; pack with --bits 32 (is the adapter's lora_alpha right?)"
+                    f"{top[bits]:.3g}; pack with `bits` 32 (is the adapter's lora_alpha right?)"
                 )
 
 
 def _roundings(
     info: BundleInfo, bits: int | None, bits_a: int | None, bits_b: int | None, group_size: int
 ) -> dict[str, Rounding]:
-    for flag, value in (("--bits", bits), ("--bits-a", bits_a), ("--bits-b", bits_b)):
+    for name, value in (("bits", bits), ("bits_a", bits_a), ("bits_b", bits_b)):
         if value is not None:
-            check_bits(flag, value)
+            check_bits(name, value)
     if not 2 <= group_size <= 65536 or group_size % 2:
         # Two 4-bit values share a byte.
-        raise InputError(f"--group-size {group_size}: must be even, from 2 to 65536")
+        raise Invalid(f"`group_size` {group_size}: must be even, from 2 to 65536")
     planned = info.bits or {}
     roundings = {}
     for name in info.modules:

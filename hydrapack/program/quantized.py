@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 from pydantic import AfterValidator, Field
 
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 BITS = (4, 8, 16, 32)
 
@@ -41,14 +41,14 @@ class Rounding:
     group_size: int = GROUP_SIZE
 
 
-def check_bits(flag: str, bits: int) -> int:
+def check_bits(name: str, bits: int) -> int:
     """``bits``, if it is one of the widths.
 
     Raises:
-        InputError: it is not; ``flag`` is named.
+        HydrapackError: it is not; the parameter ``name`` is named.
     """
     if bits not in BITS:
-        raise InputError(f"{flag} {bits}: choose one of {', '.join(map(str, BITS))}")
+        raise Invalid(f"`{name}` {bits}: choose one of {', '.join(map(str, BITS))}")
     return bits
 
 
