@@ -22,8 +22,8 @@ def read_adapters(arguments: Sequence[str], allow_base_mismatch: bool = False) -
     """Read every adapter; the task's name is the folder's, or NAME in ``NAME=DIR``.
 
     Raises:
-        HydrapackError: an unreadable adapter, a name given twice, adapters of different base models or
-            revisions, with a module of different shapes, or with none in common.
+        HydrapackError: an unreadable adapter, a name given twice, adapters of different base models
+            or revisions, with a module of different shapes, or with none in common.
     """
     adapters: list[Adapter] = []
     for argument in arguments:

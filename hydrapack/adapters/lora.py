@@ -66,8 +66,8 @@ def read_lora(
     """Modules by name, in the file's precision.
 
     Raises:
-        HydrapackError: keys that are no A or B of a linear, shapes that do not fit, NaN or infinity,
-            a rank that the configuration does not give.
+        HydrapackError: keys that are no A or B of a linear, shapes that do not fit, NaN or
+            infinity, a rank that the configuration does not give.
     """
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     rest: list[str] = []

@@ -102,7 +102,8 @@ def trade_off(
         objective: relative or absolute.
 
     Raises:
-        HydrapackError: no adapters, VeRA's, a rank or a bit width out of range, or another objective.
+        HydrapackError: no adapters, VeRA's, a rank or a bit width out of range, or another
+            objective.
     """
     check_any(adapters)
     if not bits:

@@ -39,8 +39,8 @@ def unpack(
         the folder of each task written.
 
     Raises:
-        HydrapackError: an unknown task or dtype, values that the dtype cannot hold, or an unwritable
-            target.
+        HydrapackError: an unknown task or dtype, values that the dtype cannot hold, or an
+            unwritable target.
     """
     bundle, target = Bundle.of(bundle), Path(target)
     if task is not None:

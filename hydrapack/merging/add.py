@@ -54,8 +54,8 @@ def add(
         allow_base_mismatch: take an adapter of another base model or revision.
 
     Raises:
-        HydrapackError: an unreadable adapter or bundle; the task's name is taken, another base model,
-            or modules that the bundle has not or of another shape.
+        HydrapackError: an unreadable adapter or bundle; the task's name is taken, another base
+            model, or modules that the bundle has not or of another shape.
     """
     bundle = Bundle.of(bundle)
     (adapter,) = adapters_of([adapter])

@@ -263,7 +263,8 @@ def merge_target(
         rank, bits: as ``merge_budget``.
 
     Raises:
-        HydrapackError: no adapters, VeRA's, or an error that the planner's best choices do not reach.
+        HydrapackError: no adapters, VeRA's, or an error that the planner's best choices do not
+            reach.
     """
     if not 0 < error < 1:
         raise Invalid(f"`target_error` {error:g}: must lie between 0 and 1")

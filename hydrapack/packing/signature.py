@@ -85,8 +85,8 @@ def check_signature(package: Path, public_key: str | None) -> str:
         public_key: the key it must be; None accepts any.
 
     Raises:
-        HydrapackError: no signature, a damaged one, one of other bytes or by another key, or one that
-            is not written as hydrapack writes it.
+        HydrapackError: no signature, a damaged one, one of other bytes or by another key, or one
+            that is not written as hydrapack writes it.
     """
     path = package / SIGNATURE
     signature = verify_signature(package, read_bytes(package / MANIFEST), public_key)
