@@ -514,22 +514,22 @@ def test_modules_that_no_adapter_has_get_zeros(tmp_path):
         assert len(manifest.modules) == 5 * 2 and manifest.layout.layers == 5
         for task in manifest.tasks:
             assert task.packed_relative_error < task.merge_relative_error + 0.2
-    from hydrapack.verification.package import verify_package
+    from hydrapack.verification.package import verify
 
-    checks = verify_package(tmp_path / "package", None, bundle, read_adapters([str(folder)]))
+    checks = verify(tmp_path / "package", None, bundle, read_adapters([str(folder)]))
     assert checks and all(check.passed for check in checks), checks
 
 
 def test_layers_are_counted_by_the_model(tiny_model, tmp_path):
     from hydrapack.base.export import export_base
-    from hydrapack.verification.package import verify_package
+    from hydrapack.verification.package import verify
 
     export_base(str(tiny_model), tmp_path / "model.pte", 4, ("q", "v"), "fp32", max_context=64)
     folder = write_adapter(tmp_path / "a", 1, names=module_names("qv")[:2])
     bundle = merged([folder], tmp_path / "bundle")
     assert len(pack(bundle, tmp_path / "short", 32).manifest.modules) == 2
     pack(bundle, tmp_path / "package", 32, model=tmp_path / "model.pte")
-    checks = verify_package(tmp_path / "package", model=tmp_path / "model.pte")
+    checks = verify(tmp_path / "package", model=tmp_path / "model.pte")
     assert checks and all(check.passed for check in checks), checks
     deep = renamed(folder, "layers.0.", "layers.7.")
     with pytest.raises(HydrapackError, match="another adapter layout"):

@@ -20,13 +20,13 @@ from conftest import ROOT, SITE, have, tool
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from hydrapack import __version__
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.base import smollm2
 from hydrapack.demo import job
 from hydrapack.merging.merge import merge_adapters
 from hydrapack.packing.package import pack
 from hydrapack.packing.signature import sign_manifest
+from hydrapack.support.version import __version__
 
 DEMO = ROOT / "android_demo"
 POM = (DEMO / "pom.xml").read_text()

@@ -19,7 +19,7 @@ from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.stored import store
 from hydrapack.footprint import render
 from hydrapack.footprint.budgets import PRESETS, judge, read_budgets
-from hydrapack.footprint.report import of_path, planned
+from hydrapack.footprint.report import planned, storage
 from hydrapack.merging.merge import merge_adapters
 from hydrapack.packing.banks import Head
 from hydrapack.packing.package import pack
@@ -100,7 +100,7 @@ def test_any_config(tmp_path):
 
 
 def test_packages_and_bundles(tiny):
-    package, bundle = of_path(tiny[1], tiny[0]), of_path(tiny[2] / "bundle")
+    package, bundle = storage(tiny[1], tiny[0]), storage(tiny[2] / "bundle")
     assert package.parameters == bundle.parameters and package.tasks == bundle.tasks == 3
     files = [f.stat().st_size for f in tiny[1].iterdir()]
     assert package.bytes == sum(files) and package.zip_bytes < package.bytes
@@ -112,7 +112,7 @@ def test_packages_and_bundles(tiny):
     assert program.bytes > 3 * tiny[0].stat().st_size
     assert package.model_bytes == tiny[0].stat().st_size
     with pytest.raises(HydrapackError, match="neither a package"):
-        of_path(tiny[2])
+        storage(tiny[2])
 
 
 def packed_bytes(folder, bits):
@@ -141,11 +141,11 @@ def packed_bytes(folder, bits):
 def test_heads_and_shared_parts_are_what_is_packed(tmp_path, options, bits):
     """Package, bundle and plan against the packed integers and scales, to the byte."""
     folders = [write_adapter(tmp_path / f"t{k}", seed=k, shared_seed=9) for k in range(3)]
-    package = of_path(make_package(tmp_path, folders, bits, **options))
+    package = storage(make_package(tmp_path, folders, bits, **options))
     widths = dict.fromkeys(module_names(), bits)
     adapters = read_adapters([str(f) for f in folders])
     merge_adapters(adapters, **options).with_bits(bits).save(tmp_path / "b")
-    bundle = of_path(tmp_path / "b")
+    bundle = storage(tmp_path / "b")
     assert bundle.bits == package.bits == str(bits)
     shared, heads = packed_bytes(tmp_path, bits)
     for report in (package, bundle):
@@ -171,8 +171,8 @@ def test_one_head_more_is_what_add_adds(tiny, tmp_path):
     bundle = Bundle.load(tiny[2] / "bundle")
     new = read_adapter(write_adapter(tmp_path / "new", seed=9, shared_seed=99), "new")
     add(bundle, new).bundle.save(tmp_path / "b2")
-    before = of_path(write(bundle, tmp_path / "p1"))
-    after = of_path(write(Bundle.load(tmp_path / "b2"), tmp_path / "p2"))
+    before = storage(write(bundle, tmp_path / "p1"))
+    after = storage(write(Bundle.load(tmp_path / "b2"), tmp_path / "p2"))
     assert sum(after.modules.values()) - sum(before.modules.values()) == before.head_bytes
     growth = render.Growth(before, after).as_json()
     assert growth["added_tasks"] == ["new"] and growth["bytes"] == after.bytes - before.bytes
@@ -211,7 +211,7 @@ preset = "play-asset-pack"
 
 def test_budgets(tiny, tmp_path):
     path = budgets(tmp_path, GOOD)
-    judged = judge(read_budgets(path), of_path(tiny[1], tiny[0]))
+    judged = judge(read_budgets(path), storage(tiny[1], tiny[0]))
     assert [j.passed for j in judged] == [True, False, True]
     assert [j.warned for j in judged] == [True, False, False]
     assert judged[2].limit == PRESETS["play-asset-pack"] == 1_500_000_000
@@ -288,7 +288,7 @@ def test_zip_size_is_that_of_a_zip(tiny, tmp_path):
     shutil.make_archive(str(tmp_path / "p"), "zip", tiny[1])
     with zipfile.ZipFile(tmp_path / "p.zip") as archive:
         inside = sum(info.compress_size for info in archive.infolist())
-    assert of_path(tiny[1]).zip_bytes == pytest.approx(inside, rel=0.05)
+    assert storage(tiny[1]).zip_bytes == pytest.approx(inside, rel=0.05)
 
 
 def test_sizes():

@@ -13,7 +13,7 @@ from hydrapack.adapters.update import VeraModule
 from hydrapack.analysis.tradeoff import trade_off
 from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.unpack import unpack
-from hydrapack.footprint.report import of_path
+from hydrapack.footprint.report import storage
 from hydrapack.merging.add import add
 from hydrapack.merging.merge import merge_adapters
 from hydrapack.merging.method import MergeOptions
@@ -209,7 +209,7 @@ def test_a_head_in_the_storage_report_is_its_vector(vera, tmp_path, heads):
     """
     adapters = read_adapters(folders(vera))
     merge_adapters(adapters, heads=heads).save(tmp_path / "b")
-    report, modules = of_path(tmp_path / "b"), Bundle.load(tmp_path / "b").modules.values()
+    report, modules = storage(tmp_path / "b"), Bundle.load(tmp_path / "b").modules.values()
     factors = 12 * (heads < 3)
     assert report.head_bytes == sum(m.shape[0] + 2 + factors for m in modules) > 0
     assert report.shared_bytes == sum(m.rank + 2 + (3 - heads) * factors for m in modules) > 0

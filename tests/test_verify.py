@@ -28,7 +28,7 @@ from hydrapack.packing.package import pack
 from hydrapack.packing.signature import SIGNATURE, read_private_key, read_public_key
 from hydrapack.support.errors import HydrapackError
 from hydrapack.support.junit import Check, junit_xml
-from hydrapack.verification.package import verify_package
+from hydrapack.verification.package import verify
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,7 +76,7 @@ def test_a_good_package_passes(signed, tiny, keys, tmp_path):
     adapters = read_adapters([str(tiny[2] / task) for task in TASKS])
     bundle = Bundle.load(tiny[2] / "bundle")
     public = read_public_key(keys[0][1])
-    checks = verify_package(signed, tiny[0], bundle, adapters, public)
+    checks = verify(signed, tiny[0], bundle, adapters, public)
     assert failed(checks) == {}
     names = [c.name for c in checks]
     assert names[:5] == ["schema", "files", "signature", "task errors", "program"]
@@ -103,13 +103,13 @@ def test_drift_is_small_for_an_exact_merge(tiny, tmp_path):
     adapters = read_adapters([str(f) for f in folders])
 
     def drifts(package):
-        checks = verify_package(package, tiny[0], None, adapters)
+        checks = verify(package, tiny[0], None, adapters)
         return [float(c.detail.split()[0]) for c in checks if c.name.startswith("drift")]
 
     assert max(drifts(exact)) < 1e-4
     shared = make_package(tmp_path / "s", folders, rank=4, heads=1)
     assert max(drifts(shared)) > 100 * max(drifts(exact)) + 1e-3
-    checks = verify_package(shared, tiny[0], None, adapters, max_drift=1e-4)
+    checks = verify(shared, tiny[0], None, adapters, max_drift=1e-4)
     assert any(name.startswith("drift") for name in failed(checks))
 
 
@@ -128,18 +128,18 @@ def test_a_flipped_byte_anywhere_is_found(signed, tmp_path, keys):
             changed[position] ^= 1 << generator.randrange(8)
             (copy / file.name).write_bytes(changed)
             for key in (None, public):
-                assert failed(verify_package(copy, public_key=key)), (file.name, position)
+                assert failed(verify(copy, public_key=key)), (file.name, position)
         shutil.rmtree(copy)
 
 
 def test_signatures(signed, keys, tmp_path):
     other = read_public_key(keys[1][1])
-    assert "signed by another key" in failed(verify_package(signed, public_key=other))["signature"]
+    assert "signed by another key" in failed(verify(signed, public_key=other))["signature"]
     copy = tmp_path / "copy"
     shutil.copytree(signed, copy)
     (copy / SIGNATURE).unlink()
-    assert failed(verify_package(copy)) == {}
-    assert "not signed" in failed(verify_package(copy, public_key=other))["signature"]
+    assert failed(verify(copy)) == {}
+    assert "not signed" in failed(verify(copy, public_key=other))["signature"]
     done = hydrapack("verify", copy, "--public-key", keys[0][1])
     assert done.returncode == 1 and "FAIL" in done.stdout
     # A manifest made anew without the key: consistent in itself, and still refused.
@@ -147,7 +147,7 @@ def test_signatures(signed, keys, tmp_path):
     manifest = read_manifest(copy)
     forged = sealed(manifest.model_copy(update={"fallback": "base"}))
     (copy / MANIFEST).write_text(manifest_text(forged))
-    assert "no signature" in failed(verify_package(copy))["signature"]
+    assert "no signature" in failed(verify(copy))["signature"]
     text = tmp_path / "text"
     text.write_text("x")
     for path, match in [(text, "PEM"), (tmp_path / "none", "cannot be read")]:
@@ -179,31 +179,31 @@ def test_faults_that_digests_cannot_find(tiny, signed, tmp_path):
             module["heads"] = 4
         content["tasks"][0]["route"] = [3] * len(content["modules"])
 
-    checks = verify_package(repacked(signed, tmp_path, more_heads))
+    checks = verify(repacked(signed, tmp_path, more_heads))
     assert "another number of heads" in failed(checks)["program"]
 
     def other_model(content):
         content["base_model"]["weights_sha256"] = "0" * 64
 
-    checks = verify_package(repacked(signed, tmp_path, other_model), tiny[0])
+    checks = verify(repacked(signed, tmp_path, other_model), tiny[0])
     assert "the package was made for 000" in failed(checks)["model"]
 
     def better(content):
         content["tasks"][1]["packed_relative_error"] = content["tasks"][1]["merge_relative_error"]
 
     bundle = Bundle.load(tiny[2] / "bundle")
-    checks = verify_package(repacked(signed, tmp_path, better), bundle=bundle)
+    checks = verify(repacked(signed, tmp_path, better), bundle=bundle)
     assert "are stated" in failed(checks)["bundle two"]
     wrong = read_adapters([f"one={tiny[2] / 'two'}"])
-    checks = verify_package(signed, adapters=wrong)
+    checks = verify(signed, adapters=wrong)
     assert "is not the adapter that was merged" in failed(checks)["adapter one"]
     stranger = read_adapters([f"nine={tiny[2] / 'two'}"])
-    assert "no task 'nine'" in failed(verify_package(signed, adapters=stranger))["adapter nine"]
+    assert "no task 'nine'" in failed(verify(signed, adapters=stranger))["adapter nine"]
     (tmp_path / "extra").mkdir()
     copy = tmp_path / "extra" / "package"
     shutil.copytree(signed, copy)
     (copy / "notes.txt").write_text("x")
-    assert "is not in the manifest" in failed(verify_package(copy))["files"]
+    assert "is not in the manifest" in failed(verify(copy))["files"]
 
 
 def test_a_head_that_does_nothing_is_an_error(tiny, tmp_path):
@@ -213,7 +213,7 @@ def test_a_head_that_does_nothing_is_an_error(tiny, tmp_path):
         module.heads[module.of[chosen]] = 0
     bundle.save(tmp_path / "bundle")
     pack(tmp_path / "bundle", tmp_path / "package")
-    checks = failed(verify_package(tmp_path / "package", tiny[0]))
+    checks = failed(verify(tmp_path / "package", tiny[0]))
     assert "changes nothing" in checks["head two"]
     assert "does not change the model's output" in checks["output two"]
 
@@ -309,7 +309,7 @@ def test_names_that_leave_the_package(signed, tmp_path):
     for name in ("../adapters.pte", "/etc/passwd", "a/b", "..", ""):
         content["files"][0]["name"] = name
         (copy / MANIFEST).write_text(json.dumps(content))
-        assert "files.0.name" in failed(verify_package(copy))["schema"]
+        assert "files.0.name" in failed(verify(copy))["schema"]
 
 
 json_values = st.recursive(
@@ -452,5 +452,5 @@ def test_dequantized_error_is_as_stated_for_every_width(tiny, tmp_path):
     adapters = read_adapters([str(tiny[2] / task) for task in TASKS])
     for a, b in ((4, 4), (8, 4), (4, 16), (32, 8)):
         pack(bundle, tmp_path / "p", bits_a=a, bits_b=b, group_size=16)
-        assert failed(verify_package(tmp_path / "p", None, bundle, adapters)) == {}
+        assert failed(verify(tmp_path / "p", None, bundle, adapters)) == {}
         assert read_manifest(tmp_path / "p").bits == (str(a) if a == b else f"{a}/{b}")

@@ -14,7 +14,12 @@ from hydrapack.support.errors import Invalid
 
 @dataclass(frozen=True)
 class Adapter:
-    """A task's adapter: ``modules`` by the linear's name in the base model."""
+    """A task's adapter: ``modules`` by the linear's name in the base model.
+
+    >>> adapter = hydrapack.Adapter.load("adapters/grammar")
+    >>> adapter.task, adapter.rank, len(adapter.modules)
+    ('grammar', 4, 8)
+    """
 
     task: str
     folder: Path
@@ -30,6 +35,20 @@ class Adapter:
     """PEFT's, as CAUSAL_LM; None for a bare model's adapter."""
     revision: str = ""
     """Of the base model; empty for the main one."""
+
+    @classmethod
+    def load(cls, folder: str | Path, task: str | None = None) -> Adapter:
+        """The LoRA or VeRA adapter that PEFT saved in ``folder``.
+
+        Args:
+            task: its name; the folder's by default.
+
+        Raises:
+            HydrapackError: not an adapter folder, or one that cannot be merged; says why.
+        """
+        from hydrapack.adapters.read import read_adapter
+
+        return read_adapter(Path(folder), task or Path(folder).absolute().name)
 
     @property
     def parameters(self) -> int:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from hydrapack.adapters.peft_config import CONFIG, shown
-from hydrapack.support.errors import Invalid
+from hydrapack.support.errors import Invalid, NotFound
 
 WEIGHTS, INDEX = "adapter_model.safetensors", "adapter_model.safetensors.index.json"
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -39,7 +39,7 @@ def check_folder(folder: Path) -> None:
         hub = ""
         if len(folder.parts) == 2 and not folder.is_absolute() and not folder.parent.exists():
             hub = f"; a hub id is not downloaded: hf download {folder} --local-dir {folder.name}"
-        raise Invalid(f"{folder}: not an adapter folder: it does not exist; {wanted}{hub}")
+        raise NotFound(f"{folder}: not an adapter folder: it does not exist; {wanted}{hub}")
     if (folder / CONFIG).exists():
         check_content(folder / CONFIG, (folder / CONFIG).read_bytes()[:1024])
         return
@@ -87,7 +87,7 @@ def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], str, Path]:
                 f"{folder / name}: {whose} weights, and no {WEIGHTS} beside them; convert the "
                 "adapter to PEFT's format"
             )
-    raise Invalid(f"{path}: missing; {folder} is not a complete PEFT adapter")
+    raise NotFound(f"{path}: missing; {folder} is not a complete PEFT adapter")
 
 
 def _read_shards(index: Path) -> tuple[dict[str, torch.Tensor], str, Path]:
@@ -105,7 +105,7 @@ def _read_shards(index: Path) -> tuple[dict[str, torch.Tensor], str, Path]:
             raise Invalid(f"{index}: weight_map: {shown(shard)} is no file beside it")
         path = index.parent / shard
         if not path.is_file():
-            raise Invalid(f"{path}: missing; {index.name} names it: download all shards")
+            raise NotFound(f"{path}: missing; {index.name} names it: download all shards")
         data = _read(path)
         digest.update(data)
         for key, tensor in _tensors(path, data).items():

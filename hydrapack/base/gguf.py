@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hydrapack.support.errors import Invalid
+from hydrapack.support.errors import Invalid, NotFound
 
 BLOCK = 32
 """Columns that share a scale and an offset in every 4-bit format taken over here."""
@@ -60,7 +60,7 @@ class GgufModel:
         import gguf
 
         if not path.is_file():
-            raise Invalid(f"{path}: no such file")
+            raise NotFound(f"{path}: no such file")
         try:
             reader = gguf.GGUFReader(path)
             architecture = reader.fields["general.architecture"].contents()

@@ -14,7 +14,7 @@ from hydrapack.base import smollm2
 from hydrapack.base.config import DecoderConfig, parse_config, read_config
 from hydrapack.base.gguf import Blocks, GgufModel
 from hydrapack.support.digest import file_sha256
-from hydrapack.support.errors import HydrapackError, Invalid
+from hydrapack.support.errors import HydrapackError, Invalid, unreadable
 
 
 class Source:
@@ -78,7 +78,7 @@ class Source:
         try:
             return tokenizer.read_bytes()
         except OSError as error:
-            raise Invalid(f"{tokenizer}: cannot be read: {error.strerror}") from error
+            raise unreadable(tokenizer, error) from error
 
 
 class _Safetensors:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,7 +19,7 @@ from hydrapack.adapters.task_card import TaskCard
 from hydrapack.bundle.merged import LOST, Merged, MergedModule, MergedVera, Objective
 from hydrapack.program.quantized import BitWidth
 from hydrapack.support.atomic import new_directory
-from hydrapack.support.errors import Invalid
+from hydrapack.support.errors import Invalid, Mismatch, NotFound, unreadable
 from hydrapack.support.schema import Digest, Strict, read_model
 
 TENSORS, DESCRIPTION = "bundle.safetensors", "bundle.json"
@@ -91,7 +92,7 @@ class BundleInfo(Strict):
             if task.name == name:
                 return task
         known = ", ".join(t.name for t in self.tasks)
-        raise Invalid(f"`task` {name}: not in the bundle; it has {known}")
+        raise NotFound(f"`task` {name}: not in the bundle; it has {known}")
 
 
 class BundleFile(BundleInfo):
@@ -102,12 +103,19 @@ class BundleFile(BundleInfo):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A merge: the merged modules by name, in the order of ``info.modules``, and what is known."""
+    """A merge: the merged modules by name, in the order of ``info.modules``, and what is known.
+
+    >>> bundle = hydrapack.Bundle.load("bundle")
+    >>> [f"{task}: {error:.1f}" for task, error in bundle.relative_errors.items()]
+    ['grammar: 0.1', 'qa: 0.1']
+    """
 
     info: BundleInfo
     modules: dict[str, Merged]
     planned_bytes: int | None = None
     """Of ``adapters.pte``, at most, where a plan chose the bits; not saved."""
+    absent: Mapping[str, list[str]] = field(default_factory=dict)
+    """By task, modules that other tasks adapt and it does not (zero updates); not saved."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -248,12 +256,14 @@ def _read_tensors(folder: Path, sha256: str) -> dict[str, torch.Tensor]:
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         if digest != sha256:
-            raise Invalid(
+            raise Mismatch(
                 f"{path}: SHA-256 {digest[:16]}… is not the {sha256[:16]}… "
                 f"that {DESCRIPTION} names: the file was changed or cut; merge again"
             )
         return load(data)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except SafetensorError as error:
         raise Invalid(f"{path}: cannot be read: {error}") from error
 
 

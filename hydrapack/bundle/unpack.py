@@ -41,6 +41,9 @@ def unpack(
     Raises:
         HydrapackError: an unknown task or dtype, values that the dtype cannot hold, or an
             unwritable target.
+
+    >>> sorted(hydrapack.unpack("bundle", "unpacked"))
+    ['grammar', 'qa']
     """
     bundle, target = Bundle.of(bundle), Path(target)
     if task is not None:

@@ -27,9 +27,9 @@ def add(
 
         hydrapack add bundle adapters/translate -o bundle2
     """
-    from hydrapack.merging.add import add as extend
+    import hydrapack as hp
 
-    extension = extend(bundle, adapter, allow_base_mismatch=allow_base_mismatch)
+    extension = hp.add(bundle, adapter, allow_base_mismatch=allow_base_mismatch)
     made = extension.bundle
     made.save(out)
     task = made.tasks[-1]

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from hydrapack import __version__
 from hydrapack.cli.add import add
 from hydrapack.cli.analyze import analyze
 from hydrapack.cli.demo import demo
@@ -21,6 +20,7 @@ from hydrapack.cli.storage import storage
 from hydrapack.cli.tradeoff import tradeoff
 from hydrapack.cli.unpack import unpack
 from hydrapack.cli.verify import verify
+from hydrapack.support.version import __version__
 
 app = typer.Typer(
     name="hydrapack",

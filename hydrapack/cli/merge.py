@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +11,7 @@ from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json, progress_bar
 from hydrapack.support.errors import Invalid
-from hydrapack.support.sizes import megabytes, parse_size
+from hydrapack.support.sizes import megabytes
 
 if TYPE_CHECKING:
     from hydrapack.bundle.format import Bundle
@@ -136,61 +134,37 @@ def merge(
 
         hydrapack merge adapters/* -o baseline --method ties --density 0.2
     """
-    from hydrapack.adapters.collect import read_adapters
-    from hydrapack.base.moments import input_moments
-    from hydrapack.base.quality import read_texts
-    from hydrapack.base.source import resolve_model
-    from hydrapack.merging.calibrated import merge_calibrated, spans
-    from hydrapack.merging.merge import absent_modules, merge_adapters
-    from hydrapack.merging.plan import merge_budget, merge_target
+    import hydrapack as hp
 
-    limit = None if budget is None else parse_size("--budget", budget)
-    _check_plan(limit, target_error, bits, objective, (heads, output_rank, method))
     if max_task_error is not None and not max_task_error >= 0:
         raise Invalid(f"--max-task-error {max_task_error:g}: must be 0 or more")
-    per_task = _weights(weight or [])
-    if target_error is not None and per_task:
-        raise Invalid("--weight: not with --target-error, which holds every task to one error")
-    planned = limit is not None or target_error is not None
-    if calibrate is not None and planned:
-        raise Invalid("--calibrate: not with --budget or --target-error; give --rank and --heads")
-    if base_model is not None and calibrate is None:
-        raise Invalid("--base-model: goes with --calibrate")
-    texts = None if calibrate is None else read_texts(calibrate)
-    read = read_adapters(adapters, allow_base_mismatch)
     with progress_bar("merging modules") as progress:
-        if limit is not None:
-            chosen = objective or "relative"
-            merged = merge_budget(read, limit, rank, bits, seed, per_task, chosen, progress)
-        elif target_error is not None:
-            merged = merge_target(read, target_error, rank, bits, seed, progress)
-        else:
-            run: Callable[..., Bundle] = merge_adapters
-            if texts is not None:
-                bases = spans(read, method)
-                folder = resolve_model(base_model or read[0].base_model)
-                moments = input_moments(folder, texts, bases, progress)
-                run = partial(merge_calibrated, bases=bases, moments=moments)
-            merged = run(
-                read,
-                method=method,
-                heads=heads,
-                rank=rank,
-                seed=seed,
-                progress=progress,
-                objective=objective,
-                routing=routing,
-                weights=per_task,
-                output_rank=output_rank,
-                density=density,
-                only_a=only_a,
-                refit_b=refit_b,
-                distance=distance,
-                steps=steps,
-                learning_rate=lr,
-                temperature=temperature,
-                init=init,
-            )
+        merged = hp.merge(
+            adapters,
+            method=method,
+            heads=heads,
+            rank=rank,
+            budget=budget,
+            target_error=target_error,
+            bits=bits,
+            objective=objective,
+            routing=routing,
+            weights=_weights(weight or []),
+            calibrate=calibrate,
+            base_model=base_model,
+            seed=seed,
+            allow_base_mismatch=allow_base_mismatch,
+            progress=progress,
+            output_rank=output_rank,
+            density=density,
+            only_a=only_a,
+            refit_b=refit_b,
+            distance=distance,
+            steps=steps,
+            learning_rate=lr,
+            temperature=temperature,
+            init=init,
+        )
     _check_errors(merged, max_task_error)
     info = merged.save(out)
     if info.s_percent > 100:
@@ -214,36 +188,13 @@ def merge(
     )
     if merged.planned_bytes is not None:
         console.print(_plan_line(merged, merged.planned_bytes), soft_wrap=True)
-    for task_name, names in absent_modules(read).items():
+    for task_name, names in merged.absent.items():
         console.print(
             f"{task_name}: leaves {len(names)} modules alone that others adapt ({names[0]}, …): "
             "zero updates there",
             soft_wrap=True,
         )
     console.print(f"bundle written to {out}", soft_wrap=True)
-
-
-def _check_plan(
-    limit: int | None,
-    target_error: float | None,
-    bits: int | None,
-    objective: str | None,
-    chosen: tuple[int | None, int | None, str],
-) -> None:
-    flag = "--budget" if limit is not None else "--target-error"
-    if limit is None and target_error is None:
-        if bits is not None:
-            raise Invalid(
-                "--bits: goes with --budget or --target-error; without them, give it to hydrapack "
-                "pack"
-            )
-        return
-    if limit is not None and target_error is not None:
-        raise Invalid("--budget and --target-error: give one of them")
-    if chosen != (None, None, "spectral"):
-        raise Invalid(f"{flag}: chooses heads, method and --output-rank; leave them out")
-    if target_error is not None and objective is not None:
-        raise Invalid("--objective: not with --target-error, which holds every task to one error")
 
 
 def _check_errors(merged: Bundle, limit: float | None) -> None:

@@ -47,11 +47,11 @@ def pack(
 
         hydrapack pack bundle -o package --model model.pte --card --sbom --signing-key key.pem
     """
+    import hydrapack as hp
     from hydrapack.packing.manifest import manifest_text
-    from hydrapack.packing.package import pack as write
 
     with stages("packing"):
-        package = write(
+        package = hp.pack(
             bundle,
             out,
             bits,

@@ -71,13 +71,13 @@ def run(
 
         cat mail.txt | hydrapack run package - --model model.pte --task summary
     """
-    from hydrapack.device import Session
+    import hydrapack as hp
     from hydrapack.device.native import NativeSession
     from hydrapack.packing.signature import read_public_key
 
     if engine not in ("python", "native"):
         raise Invalid(f"--engine {engine}: choose python or native")
-    start = Session if engine == "python" else NativeSession
+    start = hp.Session if engine == "python" else NativeSession
     key = None if public_key is None else read_public_key(public_key)
     session = start(model, package, tokenizer, check_digests=not no_digests, public_key=key)
     source = sys.stdin.read() if text == "-" else text

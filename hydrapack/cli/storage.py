@@ -70,9 +70,10 @@ def storage(
 
         hydrapack storage package --markdown > comment.md
     """
+    import hydrapack as hp
     from hydrapack.footprint import render
     from hydrapack.footprint.budgets import judge, read_budgets
-    from hydrapack.footprint.report import of_path, planned
+    from hydrapack.footprint.report import planned
     from hydrapack.support.junit import junit_xml
 
     if (layout is None) == (not paths):
@@ -84,11 +85,11 @@ def storage(
         count = tasks if heads is None else heads
         reports = [planned(layout, rank, tasks, count, adapter_type, bits, target_modules)]
     else:
-        reports = [of_path(path, model) for path in paths or []]
+        reports = [hp.storage(path, model) for path in paths or []]
     if (limits or against) and len(reports) != 1:
         raise Invalid("--budgets and --against: judge one package at a time")
     judged = judge(limits, reports[0]) if limits else []
-    growth = render.Growth(of_path(against), reports[0]) if against else None
+    growth = render.Growth(hp.storage(against), reports[0]) if against else None
     _write(html, lambda: render.html(reports, judged, growth))
     _write(csv, lambda: render.comma_separated(reports))
     _write(junit, lambda: junit_xml("hydrapack storage", [j.check() for j in judged]).decode())

@@ -30,9 +30,7 @@ _OPTIONS = {"learning_rate": "--lr", "targets": "--target-modules", "weights": "
 
 def as_options(text: str) -> str:
     """A message of the library with its parameters (`heads`) as a command's options (--heads)."""
-    return re.sub(
-        "`([a-z_]+)`", lambda m: _OPTIONS.get(m[1], "--" + m[1].replace("_", "-")), text
-    )
+    return re.sub("`([a-z_]+)`", lambda m: _OPTIONS.get(m[1], "--" + m[1].replace("_", "-")), text)
 
 
 def print_json(value: Any) -> None:

@@ -27,11 +27,11 @@ def unpack(
 
         hydrapack unpack bundle --all -o merged --dtype bfloat16
     """
-    from hydrapack.bundle.unpack import unpack as write
+    import hydrapack as hp
 
     if every == (task is not None):
         raise Invalid("give either --task NAME or --all")
-    folders = write(bundle, out, task, dtype)
+    folders = hp.unpack(bundle, out, task, dtype)
     if as_json:
         print_json({name: str(folder) for name, folder in folders.items()})
         return

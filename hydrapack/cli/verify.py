@@ -57,21 +57,19 @@ def verify(
 
         hydrapack verify package --public-key release.pub.pem --junit verify.xml
     """
-    from hydrapack.adapters.collect import read_adapters
-    from hydrapack.bundle.format import Bundle
+    import hydrapack as hp
     from hydrapack.packing.signature import read_public_key
     from hydrapack.support.atomic import new_file
     from hydrapack.support.junit import junit_xml
-    from hydrapack.verification.package import verify_package
 
     # A shell that expands --adapters runs/* leaves all but the first as arguments.
     sources = [*(adapters or []), *(more or [])]
     with stages("verifying") as stage:
-        checks = verify_package(
+        checks = hp.verify(
             package,
             model,
-            None if bundle is None else Bundle.load(bundle),
-            read_adapters(sources) if sources else (),
+            bundle,
+            sources,
             None if public_key is None else read_public_key(public_key),
             max_drift,
             max_task_error,

@@ -11,7 +11,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hydrapack import __version__
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.prompt import encode_prompt
@@ -24,6 +23,7 @@ from hydrapack.merging.plan import merge_budget
 from hydrapack.packing.package import DEFAULT_BITS, pack
 from hydrapack.support.errors import Invalid
 from hydrapack.support.sizes import megabytes
+from hydrapack.support.version import __version__
 
 MAX_NEW_TOKENS = 40
 CONTEXT = 512

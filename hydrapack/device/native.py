@@ -135,6 +135,7 @@ class NativeSession:
         seed: int = 0,
         prompt_template: str | None = None,
         *,
+        task: str | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         stop: Sequence[str] | None = None,
@@ -149,15 +150,19 @@ class NativeSession:
         with self._turns.hold():
             if not self._end_program.alive:
                 raise Invalid("the session is closed")
-            task = self._task
-            options = resolve(task, max_new_tokens, temperature, top_k, top_p, stop, seed)
-            ids = prompt_ids(self.tokenizer, task, text, prompt_template)
+            if task is not None and task != self.task:
+                self._turns.end()
+                self._task = None
+                self._task = self.manifest.find(task)
+            used = self._task
+            options = resolve(used, max_new_tokens, temperature, top_k, top_p, stop, seed)
+            ids = prompt_ids(self.tokenizer, used, text, prompt_template)
             check_prompt(len(ids), 0, self._context or len(ids))
             request = options.model_dump(exclude={"stop"}) | {
                 "ids": ids,
                 "lookup": lookup,
                 "stop_ids": sorted(stop_ids(self.tokenizer, options.stop)),
-                "task": task.name if task else None,
+                "task": used.name if used else None,
             }
             return self._turns.begin(
                 self._tokens(request), Pieces(self.tokenizer, options.stop), self._settle

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from hydrapack import __version__
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.prompt import check_template
@@ -37,6 +36,7 @@ from hydrapack.support.atomic import new_file
 from hydrapack.support.errors import Invalid
 from hydrapack.support.sizes import parse_size
 from hydrapack.support.threads import one_thread
+from hydrapack.support.version import __version__
 
 CONTEXT = 1024
 Progress = Callable[[float, int, str], None]

@@ -13,7 +13,7 @@ from hydrapack.base.scheme import QUANTS
 from hydrapack.bundle.merged import Objective
 from hydrapack.evaluate.metrics import METRICS
 from hydrapack.program.quantized import BitWidth
-from hydrapack.support.errors import Invalid
+from hydrapack.support.errors import Invalid, unreadable
 from hydrapack.support.schema import Strict, misfit
 from hydrapack.support.sizes import parse_size
 
@@ -95,7 +95,7 @@ def read_config(path: Path) -> EvalConfig:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = EvalConfig.model_validate(content)
     except OSError as error:
-        raise Invalid(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise Invalid(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
     except ValidationError as error:
@@ -148,7 +148,7 @@ def read_rows(path: Path, limit: int | None) -> list[Row]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise Invalid(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise Invalid(f"{path}: not UTF-8: {error}") from error
     rows = []

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from hydrapack.footprint.report import Report
-from hydrapack.support.errors import HydrapackError, Invalid
+from hydrapack.support.errors import HydrapackError, Invalid, unreadable
 from hydrapack.support.junit import Check
 from hydrapack.support.schema import Strict, misfit
 from hydrapack.support.sizes import parse_size
@@ -96,7 +96,7 @@ def read_budgets(path: Path) -> list[Budget]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         budgets = Budgets.model_validate(content).budget
     except OSError as error:
-        raise Invalid(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Invalid(f"{path}: not TOML: {error}") from error
     except ValidationError as error:

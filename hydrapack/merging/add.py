@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from hydrapack.adapters.adapter import Adapter
-from hydrapack.adapters.collect import adapters_of
+from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import LoraModule, Update, VeraModule, difference_norm
 from hydrapack.bundle.format import Bundle, BundleTask, describe_source
 from hydrapack.bundle.merged import Merged, MergedVera, stored_values
@@ -17,7 +17,7 @@ from hydrapack.merging.merge import check_any
 from hydrapack.merging.method import MergeOptions, fit_head
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.vera import merge_vera
-from hydrapack.support.errors import Invalid
+from hydrapack.support.errors import Invalid, Mismatch
 from hydrapack.support.threads import one_thread
 
 
@@ -56,9 +56,14 @@ def add(
     Raises:
         HydrapackError: an unreadable adapter or bundle; the task's name is taken, another base
             model, or modules that the bundle has not or of another shape.
+
+    >>> extension = hydrapack.add("bundle", "again=adapters/qa")
+    >>> extension.bundle.tasks
+    ('grammar', 'qa', 'again')
     """
     bundle = Bundle.of(bundle)
-    (adapter,) = adapters_of([adapter])
+    if not isinstance(adapter, Adapter):
+        (adapter,) = read_adapters([adapter])
     check_any([adapter])
     _check(bundle, adapter, allow_base_mismatch)
     info = bundle.info
@@ -139,28 +144,28 @@ def _check(bundle: Bundle, adapter: Adapter, allow_base_mismatch: bool) -> None:
             f"{adapter.folder}: the bundle has a task {adapter.task!r}; give another NAME=DIR"
         )
     if adapter.base_model != bundle.info.base_model and not allow_base_mismatch:
-        raise Invalid(
+        raise Mismatch(
             f"{adapter.folder}: is of base model {adapter.base_model!r}, the bundle of "
             f"{bundle.info.base_model!r}; `allow_base_mismatch` adds it all the same"
         )
     if adapter.revision != bundle.info.base_revision and not allow_base_mismatch:
-        raise Invalid(
+        raise Mismatch(
             f"{adapter.folder}: is of revision {adapter.revision or 'main'!r} of the base model, "
             f"the bundle of {bundle.info.base_revision or 'main'!r}; `allow_base_mismatch` adds it "
             "all the same"
         )
     if adapter.kind != bundle.info.adapter_type.upper():
-        raise Invalid(
+        raise Mismatch(
             f"{adapter.folder}: peft_type is {adapter.kind}, the bundle's is "
             f"{bundle.info.adapter_type.upper()}"
         )
     for name, module in adapter.modules.items():
         if name not in bundle.shapes:
-            raise Invalid(
+            raise Mismatch(
                 f"{adapter.folder}: adapts {name}, for which the bundle has no A; merge all "
                 "adapters again"
             )
         if module.shape != bundle.shapes[name]:
-            raise Invalid(
+            raise Mismatch(
                 f"{adapter.folder}: {name} is {module.shape}, in the bundle {bundle.shapes[name]}"
             )

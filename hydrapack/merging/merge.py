@@ -6,12 +6,14 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from hydrapack import __version__
 from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import Update, VeraModule, difference_norm
 from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask, describe_source
 from hydrapack.bundle.merged import Merged, Objective, in_one_piece, stored_values
@@ -23,7 +25,10 @@ from hydrapack.merging.spectral import assign, joint, merge_spectral
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.merging.vera import merge_vera
 from hydrapack.support.errors import Invalid
+from hydrapack.support.sizes import parse_size
+from hydrapack.support.texts import read_texts
 from hydrapack.support.threads import one_thread
+from hydrapack.support.version import __version__
 
 METHODS: dict[str, MergeMethod] = {
     "spectral": merge_spectral,
@@ -40,6 +45,150 @@ VERA_METHODS: dict[str, Any] = {
 }
 _MANY = ("spectral", "hydraopt", "two-sided")
 ROUTINGS = ("per-module", "global")
+
+
+Progress = Callable[[float, int, str], None]
+
+
+def merge(
+    adapters: Sequence[Adapter | str | Path],
+    *,
+    method: str = "spectral",
+    heads: int | None = None,
+    rank: int | None = None,
+    budget: int | str | None = None,
+    target_error: float | None = None,
+    bits: int | None = None,
+    objective: str | None = None,
+    routing: str = "per-module",
+    weights: Mapping[str, float] | None = None,
+    calibrate: str | Path | None = None,
+    base_model: str | None = None,
+    seed: int = 0,
+    allow_base_mismatch: bool = False,
+    progress: Progress = lambda done, total, note: None,
+    **options: Any,
+) -> Bundle:
+    """Merge adapters into one shared A a module and task heads.
+
+    With ``budget`` or ``target_error`` heads, rank, basis and bits of every module are planned;
+    else ``method`` merges all modules alike.
+
+    Args:
+        adapters: PEFT folders, as ``DIR`` or ``NAME=DIR``, or adapters that were read.
+        method: spectral, two-sided, hydraopt, task-arithmetic, ties, dare or dare-ties.
+        heads: M, from 1 to the number of adapters; see ``merge_adapters`` for the default.
+        rank: the most R of a module's shared A, and the base program's; by default its adapters'
+            own, and with a plan the smallest that is nearly as good.
+        budget: bytes that ``adapters.pte`` may take, as 400_000 or "400KB".
+        target_error: plan the fewest bytes that keep every task's relative error, as packed, at
+            or below this; from 0 to 1.
+        bits: of a plan, one width for all modules: 4, 8 or 16.
+        objective: relative (every task counts alike), absolute or minimax.
+        routing: per-module, or global for one head a task in all modules.
+        weights: by task, what its squared error counts; 1 where not named.
+        calibrate: a text (.txt, a row a line, or .jsonl) to run through the base model: the error
+            of outputs is minimised, not of weights.
+        base_model: to calibrate with; the adapters' own by default.
+        seed: of starts, coefficients and masks.
+        allow_base_mismatch: merge adapters of different base models.
+        progress: called with modules done, modules in all, and a note.
+        options: the method's own, see ``merge_adapters``.
+
+    Raises:
+        HydrapackError: unreadable adapters or ones that do not belong together, and options that
+            are out of range or do not go together.
+
+    >>> bundle = hydrapack.merge(["adapters/grammar", "adapters/qa"], heads=2)
+    >>> bundle.tasks, bundle.heads
+    (('grammar', 'qa'), 2)
+    """
+    from hydrapack.merging.plan import merge_budget, merge_target
+
+    limit = parse_size("`budget`", budget) if isinstance(budget, str) else budget
+    _check_plan(
+        limit,
+        target_error,
+        bits,
+        objective,
+        weights,
+        (heads, options.get("output_rank"), method),
+    )
+    planned = limit is not None or target_error is not None
+    if calibrate is not None and planned:
+        raise Invalid("`calibrate`: not with `budget` or `target_error`; give `rank` and `heads`")
+    if base_model is not None and calibrate is None:
+        raise Invalid("`base_model`: goes with `calibrate`")
+    texts = None if calibrate is None else read_texts(Path(calibrate))
+    read = read_adapters(adapters, allow_base_mismatch)
+    if limit is not None:
+        chosen = objective or "relative"
+        own = dict(weights or {})
+        made = merge_budget(read, limit, rank, bits, seed, own, chosen, progress)
+    elif target_error is not None:
+        made = merge_target(read, target_error, rank, bits, seed, progress)
+    else:
+        run: Callable[..., Bundle] = merge_adapters
+        if texts is not None:
+            run = _calibrated(read, method, texts, base_model, progress)
+        made = run(
+            read,
+            method=method,
+            heads=heads,
+            rank=rank,
+            seed=seed,
+            progress=progress,
+            objective=objective,
+            routing=routing,
+            weights=weights,
+            **options,
+        )
+    return replace(made, absent=absent_modules(read))
+
+
+def _check_plan(
+    limit: int | None,
+    target_error: float | None,
+    bits: int | None,
+    objective: str | None,
+    weights: Mapping[str, float] | None,
+    chosen: tuple[int | None, int | None, str],
+) -> None:
+    """Refuse what a plan does not take; ``chosen`` are heads, output rank and method."""
+    name = "`budget`" if limit is not None else "`target_error`"
+    if limit is None and target_error is None:
+        if bits is not None:
+            raise Invalid(
+                "`bits`: goes with `budget` or `target_error`; without them, give it to hydrapack "
+                "pack"
+            )
+        return
+    if limit is not None and target_error is not None:
+        raise Invalid("`budget` and `target_error`: give one of them")
+    if chosen != (None, None, "spectral"):
+        raise Invalid(f"{name}: chooses heads, method and `output_rank`; leave them out")
+    if target_error is not None and objective is not None:
+        raise Invalid("`objective`: not with `target_error`, which holds every task to one error")
+    if target_error is not None and weights:
+        raise Invalid("`weights`: not with `target_error`, which holds every task to one error")
+
+
+def _calibrated(
+    adapters: Sequence[Adapter],
+    method: str,
+    texts: Sequence[str],
+    base_model: str | None,
+    progress: Progress,
+) -> Callable[..., Bundle]:
+    """``merge_adapters`` for the error of outputs on the texts."""
+    from hydrapack.base.moments import input_moments
+    from hydrapack.base.source import resolve_model
+    from hydrapack.merging.calibrated import merge_calibrated, spans
+
+    bases = spans(adapters, method)
+    folder = resolve_model(base_model or adapters[0].base_model)
+    moments = input_moments(folder, texts, bases, progress)
+    return partial(merge_calibrated, bases=bases, moments=moments)
 
 
 @one_thread()

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from hydrapack import __version__
 from hydrapack.adapters.update import LoraModule, difference_norm
 from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask
 from hydrapack.bundle.merged import LOST, MergedModule
@@ -44,6 +43,7 @@ from hydrapack.support.atomic import new_directory
 from hydrapack.support.errors import Invalid, Mismatch
 from hydrapack.support.schema import misfit
 from hydrapack.support.threads import one_thread
+from hydrapack.support.version import __version__
 
 DEFAULT_BITS = 8
 MAX_LAYERS = 1024
@@ -52,7 +52,12 @@ HALF_MAX = 65504.0
 
 @dataclass(frozen=True)
 class Package:
-    """A package directory."""
+    """A package directory.
+
+    >>> package = hydrapack.Package.load("package")
+    >>> package.tasks, package.rank
+    (('grammar', 'qa'), 4)
+    """
 
     folder: Path
     manifest: Manifest
@@ -117,6 +122,10 @@ def pack(
         HydrapackError: bits not offered, modules no base program adapts, a VeRA bundle, or an
             unwritable target; more bytes than the bundle was planned for; a model.pte or a key that
             does not fit; cyclonedx-python-lib or cryptography not installed.
+
+    >>> package = hydrapack.pack("bundle", "package", bits=8)
+    >>> package.bytes == package.folder.joinpath("adapters.pte").stat().st_size
+    True
     """
     bundle, target = Bundle.of(bundle), Path(target)
     key = None if signing_key is None else read_private_key(Path(signing_key))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import LoraModule, difference_norm
 from hydrapack.bundle.format import Bundle
 from hydrapack.device.session import Session
@@ -24,6 +25,7 @@ from hydrapack.packing.manifest import (
     check_files,
     read_manifest,
 )
+from hydrapack.packing.package import Package
 from hydrapack.packing.signature import SIGNATURE, check_signature
 from hydrapack.program.layout import Layout
 from hydrapack.program.load import load_program
@@ -35,11 +37,11 @@ TOLERANCE = 0.02
 """Of a stated relative error, absolute: stated ones add merge and rounding as independent."""
 
 
-def verify_package(
-    package: Path,
-    model: Path | None = None,
-    bundle: Bundle | None = None,
-    adapters: Sequence[Adapter] = (),
+def verify(
+    package: Package | str | Path,
+    model: str | Path | None = None,
+    bundle: Bundle | str | Path | None = None,
+    adapters: Sequence[Adapter | str | Path] = (),
     public_key: str | None = None,
     max_drift: float | None = None,
     max_task_error: float | None = None,
@@ -48,17 +50,25 @@ def verify_package(
     """Every check, in order; after a failed one only those that it does not make unsafe.
 
     Args:
+        package: the directory, or the package that ``pack`` gave.
         model: the model.pte it is to run on.
-        bundle: what it was packed from.
-        adapters: what it was merged from, by task name.
+        bundle: what it was packed from, in memory or saved.
+        adapters: what it was merged from; PEFT folders, as ``DIR`` or ``TASK=DIR``, or adapters.
         public_key: Ed25519, hex, that must have signed it.
         max_drift: nats that a head's next-token distributions may be from its adapter's, with
             ``model`` and ``adapters``; not judged by default.
         max_task_error: relative error, as packed, that no task may be above; not judged by default.
 
     Raises:
-        HydrapackError: no package there, or a ``model`` that is none.
+        HydrapackError: no package there, a ``model`` that is none, unreadable bundles or adapters.
+
+    >>> checks = hydrapack.verify("package", "model.pte")
+    >>> all(check.passed for check in checks)
+    True
     """
+    package = package.folder if isinstance(package, Package) else Path(package)
+    bundle = None if bundle is None else Bundle.of(bundle)
+    read = read_adapters(adapters) if adapters else []
     if not (package / MANIFEST).is_file():
         raise Invalid(f"{package}: no package, it has no {MANIFEST}")
     checks: list[Check] = []
@@ -79,34 +89,35 @@ def verify_package(
         whole = whole and signed
     if not whole:
         return checks
-    read, programs = manifest[0], _Programs(package, manifest[0])
-    check("task errors", lambda: _task_errors(read, max_task_error))
+    stated, programs = manifest[0], _Programs(package, manifest[0])
+    check("task errors", lambda: _task_errors(stated, max_task_error))
     if not check("program", programs.load):
         return checks
-    for task in read.tasks:
+    for task in stated.tasks:
         check(f"head {task.name}", lambda task=task: programs.head(task))  # type: ignore[misc]
     if bundle is not None:
-        for task in read.tasks:
+        for task in stated.tasks:
             check(
                 f"bundle {task.name}",
                 lambda task=task: programs.against_bundle(task, bundle),  # type: ignore[misc]
             )
-    for adapter in adapters:
+    for adapter in read:
         check(
             f"adapter {adapter.task}",
             lambda adapter=adapter: programs.against_adapter(adapter),  # type: ignore[misc]
         )
     if model is not None:
+        model = Path(model)
         load_program(model, "forward")
         sessions: list[Session] = []
-        if check("model", lambda: _on_model(model, package, read, sessions)):
+        if check("model", lambda: _on_model(model, package, stated, sessions)):
             session = sessions[0]
-            for task in read.tasks:
+            for task in stated.tasks:
                 check(
                     f"output {task.name}",
                     lambda task=task: _changes_output(session, task.name),  # type: ignore[misc]
                 )
-            for adapter in adapters:
+            for adapter in read:
                 check(
                     f"drift {adapter.task}",
                     lambda adapter=adapter: _drift(  # type: ignore[misc]
