@@ -166,8 +166,8 @@ def storage(artifact: Package | Bundle | str | Path, model: str | Path | None = 
         HydrapackError: neither, a damaged one, or no such model.
 
     >>> report = hydrapack.storage("package")
-    >>> report.tasks, report.bytes < report.baseline_bytes
-    (2, False)
+    >>> f"{report.tasks} tasks, S = {report.s_percent:.1f} %"
+    '2 tasks, S = 71.4 %'
     """
     model_bytes = None
     if model is not None:

@@ -38,14 +38,14 @@ class MatrixBank(nn.Module):
         super().__init__()
         values = torch.cat([matrix.values for matrix in matrices])
         self.bits, (self.rows, self.columns) = matrices[0].bits, values.shape
-        scales = [matrix.scales for matrix in matrices if matrix.scales is not None]
-        if scales:
-            self.group = group_columns(self.columns, self.bits, matrices[0].group)
-            values = nn.functional.pad(values, (0, -self.columns % self.group))
-            self.register_buffer("scales", torch.cat(scales).contiguous())
+        self.group = group_columns(self.columns, self.bits, matrices[0].group)
+        values = nn.functional.pad(values, (0, -self.columns % self.group))
         if self.bits == 4:
             values = pack_nibbles(nn.functional.pad(values, (0, 0, 0, self.rows % 2)))
         self.register_buffer("values", values.contiguous())
+        scales = [matrix.scales for matrix in matrices if matrix.scales is not None]
+        if scales:
+            self.register_buffer("scales", torch.cat(scales).contiguous())
 
     def forward(self) -> torch.Tensor:
         """float32 (rows, columns)."""
