@@ -58,7 +58,7 @@ def packed(rank: int, model: Path, folder: Path) -> Path:
     """The example adapters in one package of the program's rank."""
     from hydrapack.adapters.collect import read_adapters
     from hydrapack.demo.job import example_adapters
-    from hydrapack.merging.merge import merge_adapters
+    from hydrapack.merging.uniform import merge_adapters
     from hydrapack.packing.package import pack
 
     adapters = read_adapters(example_adapters())

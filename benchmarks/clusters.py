@@ -17,8 +17,8 @@ import torch
 
 from hydrapack.adapters.update import LoraModule, difference_norm
 from hydrapack.bundle.stored import store
+from hydrapack.merging.assignment import assign, joint
 from hydrapack.merging.method import MergeOptions
-from hydrapack.merging.spectral import assign, joint
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.program.quantized import Rounding
 
@@ -54,8 +54,8 @@ def stored(updates: list[LoraModule], clusters: int, size: int) -> tuple[int, fl
     total, lost = 0, 0.0
     for cluster in range(clusters):
         own = [update for update, at in zip(updates, route, strict=True) if at == cluster]
-        options = MergeOptions(len(own), size, output_rank=size)
-        kept = store(merge_two_sided(own, options), Rounding(4, 4))
+        merged = merge_two_sided(own, MergeOptions(len(own), size), size)
+        kept = store(merged, Rounding(4, 4))
         total += kept.bytes
         packed = kept.dequantize()
         for k, update in enumerate(own):

@@ -94,7 +94,7 @@ def merge(folder: Path) -> dict[str, str]:
     """With this release: every case merged at full rank and unpacked; refusals by case."""
     from hydrapack.adapters.collect import read_adapters
     from hydrapack.bundle.unpack import unpack
-    from hydrapack.merging.merge import merge_adapters
+    from hydrapack.merging.uniform import merge_adapters
     from hydrapack.support.errors import HydrapackError
 
     refused = {}

@@ -139,7 +139,7 @@ TASKS = ("one", "two", "three")
 
 def make_package(folder, adapters, bits=32, **options):
     from hydrapack.adapters.collect import read_adapters
-    from hydrapack.merging.merge import merge_adapters
+    from hydrapack.merging.uniform import merge_adapters
     from hydrapack.packing.package import pack
 
     read = read_adapters([str(a) for a in adapters])

@@ -17,7 +17,8 @@ from hydrapack.adapters.read import read_adapter
 from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.unpack import unpack
 from hydrapack.merging.add import add
-from hydrapack.merging.merge import METHODS, merge_adapters
+from hydrapack.merging.methods import METHODS
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import pack
 from hydrapack.support.errors import HydrapackError
 
@@ -443,7 +444,7 @@ def mixed(folder, seed):
     return edit_config(folder, rank_pattern={rf"layers\.{LAYERS - 1}\..*": 8})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method.name for method in METHODS])
 def test_one_layer_of_higher_rank(method, tmp_path):
     folders = [mixed(tmp_path / f"a{seed}", seed) for seed in (1, 2)]
     bundle = merged(folders, tmp_path / "bundle", method=method)
@@ -563,7 +564,7 @@ def test_untrained_adapters(tmp_path):
     done = hydrapack("analyze", one, good, "-o", tmp_path / "analysis")
     assert done.returncode == 2 and "is untrained" in done.stderr
     assert not (tmp_path / "analysis").exists()
-    for method in METHODS:
+    for method in [method.name for method in METHODS]:
         bundle = merged([one, two], tmp_path / method, method=method)
         assert all(not B.any() for task in bundle.info.tasks for B in bundle.head(task).values())
 

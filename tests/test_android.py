@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.base import smollm2
 from hydrapack.demo import job
-from hydrapack.merging.merge import merge_adapters
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import pack
 from hydrapack.packing.signature import sign_manifest
 from hydrapack.support.version import __version__

@@ -20,11 +20,12 @@ from hydrapack.base.export import export_base
 from hydrapack.base.gguf import Blocks, GgufModel, _split_q4_k
 from hydrapack.base.gptq import gptq
 from hydrapack.base.integers import BlockLinear, bf16_scales, quantize_decoder, to_int4, to_int8
-from hydrapack.base.quality import compare, decoder_logits, encode_rows, program_logits, read_texts
+from hydrapack.base.quality import compare, decoder_logits, encode_rows, program_logits
 from hydrapack.base.scheme import KINDS, choose_quant, scheme_of
 from hydrapack.base.source import Source
 from hydrapack.base.weights import load_weights
 from hydrapack.support.errors import HydrapackError
+from hydrapack.support.texts import read_texts
 
 TEXT = ["what is this, and who made it?", "Grüße! one two three four five six"]
 

@@ -15,11 +15,11 @@ from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import LoraModule, difference_norm
 from hydrapack.bundle.format import Bundle
 from hydrapack.merging.candidates import Choice, candidates, lower_hull
-from hydrapack.merging.merge import merge_adapters
 from hydrapack.merging.method import MergeOptions
 from hydrapack.merging.objective import task_sizes
 from hydrapack.merging.plan import Planner, buy, merge_budget, merge_plan, merge_target, steps_of
 from hydrapack.merging.two_sided import core_of, merge_two_sided
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import pack
 from hydrapack.support.errors import HydrapackError
 
@@ -28,7 +28,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 def test_two_sided_is_exact_with_room_enough():
     updates = random_updates([2, 3, 2])
-    merged = merge_two_sided(updates, MergeOptions(3, 7, output_rank=7))
+    merged = merge_two_sided(updates, MergeOptions(3, 7), 7)
     assert merged.U is not None and merged.heads.shape == (3, 7, 7)
     assert squared_error(updates, merged) < 1e-8 * squared_error(updates, _zero(merged))
 
@@ -45,7 +45,7 @@ def test_two_sided_finds_planted_bases():
     updates = [
         LoraModule(A, U @ torch.randn(3, 2, generator=generator) * 10.0**k) for k in range(4)
     ]
-    merged = merge_two_sided(updates, MergeOptions(4, 2, output_rank=3))
+    merged = merge_two_sided(updates, MergeOptions(4, 2), 3)
     for update, head in zip(updates, merged.assignment, strict=True):
         torch.testing.assert_close(
             merged.head(head).double() @ merged.A.double(), dense(update), atol=1e-2, rtol=1e-4
@@ -55,7 +55,7 @@ def test_two_sided_finds_planted_bases():
 def test_two_sided_beats_any_alternation_step():
     """For its A and U the C's are the least-squares ones, and no worse than the truncated bases."""
     updates = random_updates([3, 3, 3], d_out=14, d_in=11, seed=2)
-    merged = merge_two_sided(updates, MergeOptions(3, 4, output_rank=5))
+    merged = merge_two_sided(updates, MergeOptions(3, 4), 5)
     for update, head in zip(updates, merged.assignment, strict=True):
         C = merged.U.double().T @ dense(update) @ merged.A.double().T
         torch.testing.assert_close(merged.heads[head], C.float(), atol=1e-5, rtol=1e-5)
@@ -69,8 +69,8 @@ def test_two_sided_beats_any_alternation_step():
 
 def test_two_sided_with_weights():
     updates = random_updates([3, 3, 3], seed=5)
-    plain = merge_two_sided(updates, MergeOptions(3, 2, output_rank=2))
-    heavy = merge_two_sided(updates, MergeOptions(3, 2, output_rank=2, weights=(50.0, 1.0, 1.0)))
+    plain = merge_two_sided(updates, MergeOptions(3, 2), 2)
+    heavy = merge_two_sided(updates, MergeOptions(3, 2, weights=(50.0, 1.0, 1.0)), 2)
 
     def error(merged, k):
         rest = dense(updates[k]) - merged.head(k).double() @ merged.A.double()
@@ -126,9 +126,11 @@ def test_candidates_foretell_errors():
     assert {c.heads for c in found if not c.output_rank and c.rank == 4} == {1, 2, 3}
     assert any(c.output_rank for c in found)
     for c in found:
-        options = MergeOptions(c.heads, c.rank, 0, weights, c.assignment, output_rank=c.output_rank)
-        merge = merge_two_sided if c.output_rank else merge_spectral
-        merged = merge(updates, options)
+        options = MergeOptions(c.heads, c.rank, 0, weights, c.assignment)
+        if c.output_rank:
+            merged = merge_two_sided(updates, options, c.output_rank)
+        else:
+            merged = merge_spectral(updates, options)
         actual = [
             difference_norm(u, merged.A, merged.head(merged.assignment[k]))[0] ** 2
             for k, u in enumerate(updates)

@@ -13,10 +13,11 @@ from hydrapack.adapters.update import difference_norm
 from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.unpack import exactly, unpack
 from hydrapack.merging.add import add
-from hydrapack.merging.merge import merge_adapters, merge_modules
 from hydrapack.merging.method import MergeOptions, with_sizes
+from hydrapack.merging.modules import merge_modules
 from hydrapack.merging.plan import merge_budget
 from hydrapack.merging.spectral import merge_spectral
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import pack
 from hydrapack.support.errors import HydrapackError
 

@@ -9,7 +9,7 @@ from conftest import hydrapack, module_names, write_adapter
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.base.moments import input_moments
 from hydrapack.merging.calibrated import merge_calibrated, spans
-from hydrapack.merging.merge import merge_adapters
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.support.errors import HydrapackError
 
 

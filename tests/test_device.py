@@ -19,9 +19,9 @@ from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.stored import round_module
 from hydrapack.device import Session
 from hydrapack.merging.candidates import Choice
-from hydrapack.merging.merge import merge_adapters
 from hydrapack.merging.objective import task_sizes
 from hydrapack.merging.plan import Plan, merge_budget, merge_plan
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.manifest import (
     MANIFEST,
     BaseModelInfo,

@@ -331,8 +331,8 @@ def test_groups(setting, tmp_path):
 def test_quick(setting):
     config = read_config(setting)
     quick = quick_config(config)
-    assert quick.rows == 20 and {m.steps for m in quick.methods} == {50}
-    assert config.rows is None and {m.steps for m in config.methods} == {200}
+    assert quick.rows == 20 and {m.own.steps for m in quick.methods} == {50}
+    assert config.rows is None and {m.own.steps for m in config.methods} == {200}
     few = config.model_copy(update={"rows": 5})
     assert quick_config(few).rows == 5
 

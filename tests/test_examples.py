@@ -8,7 +8,7 @@ import pytest
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.demo.job import example_adapters, heldout_input
-from hydrapack.merging.merge import merge_adapters
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.support.errors import HydrapackError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

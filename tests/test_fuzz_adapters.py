@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.peft_config import CHANGING_INITS, HARMLESS, REFUSED, SAFE_INITS
 from hydrapack.bundle.unpack import unpack
-from hydrapack.merging.merge import merge_adapters
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.support.errors import HydrapackError
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"

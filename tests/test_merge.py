@@ -13,12 +13,14 @@ from hydrapack.analysis.similarity import analyze
 from hydrapack.analysis.tradeoff import trade_off
 from hydrapack.bundle.merged import MergedModule
 from hydrapack.merging.add import add
-from hydrapack.merging.elementwise import elementwise
-from hydrapack.merging.merge import METHODS, merge_adapters, module_seed
+from hydrapack.merging.elementwise import TASK_ARITHMETIC
 from hydrapack.merging.method import MergeOptions
+from hydrapack.merging.methods import METHODS
+from hydrapack.merging.modules import module_seed
 from hydrapack.merging.plan import merge_budget
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.two_sided import merge_two_sided
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.support.errors import HydrapackError
 
 
@@ -288,7 +290,10 @@ def test_options_are_checked(tmp_path):
         ({"weights": {"x": 1.0}}, "`weights` x: no such task"),
         ({"weights": {"t0": -1.0}}, "`weights` t0=-1"),
         ({"refit_b": True}, "`refit_b`"),
-        ({"only_a": True}, "`only_a`"),
+        ({"only_a": True}, "`only_a`: spectral has no such option; it has routing"),
+        ({"method": "ties", "refit_b": True}, "`refit_b`: goes with `only_a`"),
+        ({"method": "ties", "density": "much"}, "`density` much: Input should be a valid number"),
+        ({"method": "hydraopt", "steps": 0}, "`steps` 0: must be above 0"),
     ]:
         with pytest.raises(HydrapackError, match=match):
             merge_adapters(adapters, **options)
@@ -357,13 +362,13 @@ def test_half_precision_in_no_nan_out(ranks, heads, rank, dtype, exponent, metho
 
 def test_task_arithmetic_direct():
     updates = random_updates([2, 2])
-    merged = elementwise("task-arithmetic")(updates, MergeOptions(heads=1, rank=2))
+    merged = TASK_ARITHMETIC.merge(updates, MergeOptions(heads=1, rank=2), TASK_ARITHMETIC.own({}))
     expected = sum(math.sqrt(u.scaling / 2) * u.A for u in updates)
     torch.testing.assert_close(merged.A, expected)
 
 
 NOTHING = {
-    **{method: lambda a, m=method: merge_adapters(a, m) for method in METHODS},
+    **{method.name: lambda a, m=method.name: merge_adapters(a, m) for method in METHODS},
     "only-a": lambda a: merge_adapters(a, "ties", only_a=True),
     "global": lambda a: merge_adapters(a, heads=1, routing="global"),
     "budget": lambda a: merge_budget(a, 100_000),
@@ -397,13 +402,13 @@ def test_nothing_to_analyze_to_add_and_to_write(tmp_path):
         trade_off([one], bits=())
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", [method.name for method in METHODS])
 def test_one_adapter_is_kept(tmp_path, method):
     """Spectral, two-sided and task arithmetic are exact; hydraopt trains, ties trims half of A's
     and of B's values, dare drops them at random and doubles the rest (an error of sqrt(3)).
     """
     (one,) = read_adapters([str(write_adapter(tmp_path / "a"))])
-    merge = merge_adapters([one], method, steps=5)
+    merge = merge_adapters([one], method, **({"steps": 5} if method == "hydraopt" else {}))
     most = {"dare": 1.8, "dare-ties": 1.8, "hydraopt": 0.05, "ties": 0.8}.get(method, 1e-5)
     assert merge.relative_errors["a"] < most
     assert merge.heads == 1 and len(merge.modules) == len(one.modules) > 0

@@ -8,9 +8,9 @@ from conftest import edit_tensors, hydrapack, write_adapter
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.analysis.tradeoff import trade_off
 from hydrapack.bundle.format import Bundle
-from hydrapack.merging.merge import merge_adapters
 from hydrapack.merging.objective import reweigh, task_sizes
 from hydrapack.merging.plan import merge_budget
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.support.errors import HydrapackError
 
 
@@ -192,7 +192,7 @@ def test_options(uneven, tmp_path, arguments, words):
 
 def test_a_lost_task_is_said_aloud(uneven, tmp_path):
     bundle, package = tmp_path / "bundle", tmp_path / "package"
-    way = ("--method", "two-sided", "--rank", "10", "--output-rank", "10")
+    way = ("--method", "two-sided", "--rank", "10", "--set", "output_rank=10")
     lossy = ("merge", *uneven, *way, "--objective", "absolute")
     done = hydrapack(*lossy, "-o", bundle)
     assert done.returncode == 0

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import difference_norm
 from hydrapack.bundle.stored import round_module, store
-from hydrapack.merging.merge import merge_adapters
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.banks import MatrixBank, RowBank, pack_nibbles, unpack_nibbles
 from hydrapack.program.quantized import Rounding, noise_by_columns, quantize, stored_bytes
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.bundle.unpack import unpack
-from hydrapack.merging.merge import merge_adapters
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.support.errors import HydrapackError
 
 LLAMA = "LlamaForCausalLM"

@@ -20,7 +20,7 @@ from hydrapack.bundle.stored import store
 from hydrapack.footprint import render
 from hydrapack.footprint.budgets import PRESETS, judge, read_budgets
 from hydrapack.footprint.report import planned, storage
-from hydrapack.merging.merge import merge_adapters
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.banks import Head
 from hydrapack.packing.package import pack
 from hydrapack.packing.program import Shared

@@ -6,7 +6,7 @@ from conftest import hydrapack
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.analysis.tradeoff import trade_off
-from hydrapack.merging.merge import merge_adapters
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import pack
 from hydrapack.support.errors import HydrapackError
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.update import difference_norm
-from hydrapack.merging.merge import check_any, module_names, module_updates
 from hydrapack.merging.method import MergeOptions
+from hydrapack.merging.modules import check_any, module_names, module_updates
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.support.errors import Invalid
+from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.threads import one_thread
 
 SHARED_START = 0.5
@@ -74,7 +75,7 @@ class Analysis:
 @one_thread()
 def analyze(
     adapters: Sequence[Adapter],
-    progress: Callable[[float, int, str], None] = lambda done, total, note: None,
+    progress: Progress = quietly,
 ) -> Analysis:
     """Compare every pair of adapters in every module.
 

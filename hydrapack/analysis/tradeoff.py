@@ -8,26 +8,23 @@ Rounding is measured, not modelled: A and heads are quantized as the packer does
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.update import Update, difference_norm
 from hydrapack.bundle.merged import Merged, MergedModule, stored_values
 from hydrapack.bundle.stored import store
-from hydrapack.merging.merge import (
-    check_any,
-    merge_adapters,
-    module_names,
-    module_seed,
-    module_updates,
-)
+from hydrapack.merging.assignment import assign, joint
 from hydrapack.merging.method import MergeOptions, divided, with_sizes
+from hydrapack.merging.modules import check_any, module_names, module_seed, module_updates
 from hydrapack.merging.objective import task_sizes
-from hydrapack.merging.spectral import assign, fit, joint
+from hydrapack.merging.spectral import fit
 from hydrapack.merging.two_sided import merge_two_sided
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.program.quantized import Rounding, check_bits
 from hydrapack.support.errors import Invalid
+from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.threads import one_thread
 
 BASELINES: tuple[tuple[str, bool], ...] = (
@@ -90,7 +87,7 @@ def trade_off(
     ranks: Sequence[int] | None = None,
     bits: Sequence[int] = (4, 8, 16),
     seed: int = 0,
-    progress: Callable[[float, int, str], None] = lambda done, total, note: None,
+    progress: Progress = quietly,
     objective: str = "relative",
 ) -> list[Point]:
     """Points of the spectral merge for M = 1..N, every rank and bit width, and the baselines'.
@@ -140,8 +137,8 @@ def trade_off(
         for rank in sorted({own, *(r for r in ranks if r < own)}):
             factors = OUTPUT_RANKS if rank == own else OUTPUT_RANKS[:2]
             for width in sorted({min(f, count) * rank for f in factors}):
-                wanted = MergeOptions(count, rank, output_rank=width)
-                merged = with_sizes(merge_two_sided(sized, wanted), updates, sizes)
+                basis = merge_two_sided(sized, MergeOptions(count, rank), width)
+                merged = with_sizes(basis, updates, sizes)
                 _add_points(sums, "two-sided", (count, rank, width), updates, merged, bits)
     progress(len(names), len(names), "")
     whole = _Apart([norm**2 for norm in norms], sum(a.parameters for a in adapters), values)

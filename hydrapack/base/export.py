@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from hydrapack.program.layout import layout_of, parse_targets
 from hydrapack.support.atomic import new_file
 from hydrapack.support.digest import bytes_sha256, file_sha256
 from hydrapack.support.errors import Invalid
+from hydrapack.support.progress import Stage, silently
 from hydrapack.support.texts import read_texts
 
 DEFAULT_CONTEXT = 2048
@@ -65,7 +66,7 @@ def export_base(
     targets: str | Sequence[str] | None = None,
     quant: str | None = None,
     max_context: int | None = None,
-    stage: Callable[[str], None] = lambda name: None,
+    stage: Stage = silently,
     *,
     bundle: Bundle | str | Path | None = None,
     lm_head: str | None = None,

@@ -20,6 +20,7 @@ from executorch.exir.passes import MemoryPlanningPass
 from torch.export import ExportedProgram
 
 from hydrapack.base.decoder import Decoder
+from hydrapack.support.progress import Stage, silently
 
 MAX_SEQ = 128
 """Tokens a call: a longer prompt takes several. Memory for activations is planned for so many."""
@@ -86,7 +87,7 @@ def lower_decoder(
     decoder: Decoder,
     metadata: dict[str, Any],
     target: Path,
-    stage: Callable[[str], None] = lambda name: None,
+    stage: Stage = silently,
 ) -> None:
     """Write ``decoder`` as an ExecuTorch program to ``target``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 
 from hydrapack.base.quality import MAX_TOKENS
 from hydrapack.support.errors import Invalid
+from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.threads import one_thread
 
 
@@ -18,7 +19,7 @@ def input_moments(
     model: Path,
     texts: Sequence[str],
     bases: Mapping[str, torch.Tensor],
-    progress: Callable[[float, int, str], None] = lambda done, total, note: None,
+    progress: Progress = quietly,
 ) -> dict[str, torch.Tensor]:
     """By module name: the mean of (x Q)^T (x Q) over the linear's inputs x, (P, P) float64.
 

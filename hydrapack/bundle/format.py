@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -203,15 +204,18 @@ class Bundle:
         folder = Path(folder)
         file = read_description(folder)
         info = BundleInfo.model_construct(**{k: v for k, v in dict(file).items() if k != _DIGEST})
-        tensors, path = _read_tensors(folder, file.tensors_sha256), folder / TENSORS
-        modules = {
-            name: _module(info, index, name, tensors, folder)
-            for index, name in enumerate(info.modules)
-        }
-        if tensors:
-            raise Invalid(f"{path}: {sorted(tensors)[0]}: belongs to no module")
+        modules = _modules(info, _read_tensors(folder, file.tensors_sha256), folder)
         _check(info, modules, folder)
         return cls(info, modules)
+
+    def as_read(self) -> Bundle:
+        """The same with its tensors lying as in a file.
+
+        The last bits of a sum depend on where its numbers lie: what is packed then has the same
+        bytes, whether the bundle was saved in between or not.
+        """
+        tensors = _as_in_file(save(_tensors(self.modules)))
+        return replace(self, modules=_modules(self.info, tensors, Path()))
 
 
 _DIGEST = "tensors_sha256"
@@ -260,11 +264,34 @@ def _read_tensors(folder: Path, sha256: str) -> dict[str, torch.Tensor]:
                 f"{path}: SHA-256 {digest[:16]}… is not the {sha256[:16]}… "
                 f"that {DESCRIPTION} names: the file was changed or cut; merge again"
             )
-        return load(data)
+        return _as_in_file(data)
     except OSError as error:
         raise unreadable(path, error) from error
     except SafetensorError as error:
         raise Invalid(f"{path}: cannot be read: {error}") from error
+
+
+def _as_in_file(data: bytes) -> dict[str, torch.Tensor]:
+    """The tensors in the bytes of a safetensors file, each as far from a memory page as there."""
+    tensors = load(data)
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    whole = torch.empty(len(data), dtype=torch.uint8)
+    for name, tensor in tensors.items():
+        first, last = (start + offset for offset in header[name]["data_offsets"])
+        if first % tensor.element_size() == 0:
+            place = whole[first:last].view(tensor.dtype).view(tensor.shape)
+            tensors[name] = place.copy_(tensor)
+    return tensors
+
+
+def _modules(info: BundleInfo, tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, Merged]:
+    modules = {
+        name: _module(info, index, name, tensors, folder) for index, name in enumerate(info.modules)
+    }
+    if tensors:
+        raise Invalid(f"{folder / TENSORS}: {sorted(tensors)[0]}: belongs to no module")
+    return modules
 
 
 def _module(

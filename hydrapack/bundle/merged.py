@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -129,14 +129,6 @@ def _scaled_head(merged: Merged, index: int) -> torch.Tensor:
     if merged.scales is None:
         return merged.heads[index]
     return merged.scales[index] * merged.heads[merged.of[index]]
-
-
-def in_one_piece(merged: Merged) -> Merged:
-    """The module with its own tensors contiguous, as they are read back from a file."""
-    if isinstance(merged, MergedVera):
-        return replace(merged, d=merged.d.contiguous(), heads=merged.heads.contiguous())
-    U = None if merged.U is None else merged.U.contiguous()
-    return replace(merged, A=merged.A.contiguous(), heads=merged.heads.contiguous(), U=U)
 
 
 def stored_values(modules: Iterable[Merged]) -> int:

@@ -12,7 +12,7 @@ from hydrapack.cli.demo import demo
 from hydrapack.cli.eval import evaluate
 from hydrapack.cli.export_base import export_base
 from hydrapack.cli.inspect import inspect
-from hydrapack.cli.merge import merge
+from hydrapack.cli.merge import MergeCommand, merge
 from hydrapack.cli.pack import pack
 from hydrapack.cli.run import run
 from hydrapack.cli.schema import schema
@@ -58,7 +58,7 @@ def _options(
 
 
 app.command()(demo)
-app.command()(merge)
+app.command(cls=MergeCommand)(merge)
 app.command()(analyze)
 app.command()(tradeoff)
 app.command()(add)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,10 +17,11 @@ from hydrapack.adapters.read import WEIGHTS
 from hydrapack.base import smollm2
 from hydrapack.base.export import export_base
 from hydrapack.device.session import Session
-from hydrapack.merging.merge import merge_adapters
 from hydrapack.merging.plan import merge_budget
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import DEFAULT_BITS, pack
 from hydrapack.support.errors import Invalid
+from hydrapack.support.progress import Stage, silently
 from hydrapack.support.sizes import megabytes
 from hydrapack.support.version import __version__
 
@@ -104,7 +104,7 @@ def run_demo(
     bits: int | None,
     row: int,
     out: Path | None,
-    stage: Callable[[str], None] = lambda name: None,
+    stage: Stage = silently,
 ) -> DemoResult:
     """The main job, whole.
 
@@ -172,7 +172,7 @@ def run_demo(
     )
 
 
-def _base_program(rank: int, targets: tuple[str, ...], stage: Callable[[str], None]) -> Path:
+def _base_program(rank: int, targets: tuple[str, ...], stage: Stage) -> Path:
     """The exported SmolLM2, cached under a digest of all that decides its bytes."""
     key = json.dumps(
         [

@@ -27,19 +27,19 @@ from hydrapack.evaluate.backends import Pairs, PeftBackend, executorch_answers
 from hydrapack.evaluate.cases import Case, Result, cases
 from hydrapack.evaluate.memory import PeakMemory
 from hydrapack.evaluate.spec import EvalConfig, Row, TaskConfig, read_rows
-from hydrapack.merging.merge import merge_adapters
 from hydrapack.merging.plan import merge_budget
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import pack
 from hydrapack.program.layout import parse_targets
 from hydrapack.program.quantized import SCALE_BYTES, Rounding
 from hydrapack.support.atomic import new_file
 from hydrapack.support.errors import Invalid
+from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.sizes import parse_size
 from hydrapack.support.threads import one_thread
 from hydrapack.support.version import __version__
 
 CONTEXT = 1024
-Progress = Callable[[float, int, str], None]
 
 
 class Evaluation:
@@ -82,7 +82,7 @@ class Evaluation:
         self._modules: dict[str, Merged] = {}
         self._tasks = {task.name: task for task in config.tasks}
 
-    def run(self, progress: Progress = lambda done, total, note: None) -> list[Result]:
+    def run(self, progress: Progress = quietly) -> list[Result]:
         """Every row of the table; what an earlier run answered is not answered again.
 
         Raises:
@@ -164,12 +164,7 @@ class Evaluation:
             m.rank,
             self.config.seed,
             objective=m.objective,
-            output_rank=m.output_rank,
-            only_a=m.only_a,
-            distance=m.distance,
-            steps=m.steps,
-            temperature=m.temperature,
-            init=m.init,
+            **m.options,
         )
         if m.bits != 32 and not all(isinstance(x, MergedModule) for x in merge.modules.values()):
             raise Invalid(f"{case.label}: VeRA's vectors are not rounded; leave bits out")

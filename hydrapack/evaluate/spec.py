@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hydrapack.base.scheme import QUANTS
 from hydrapack.bundle.merged import Objective
 from hydrapack.evaluate.metrics import METRICS
+from hydrapack.merging.method import Knobs
+from hydrapack.merging.methods import find_method
 from hydrapack.program.quantized import BitWidth
-from hydrapack.support.errors import Invalid, unreadable
+from hydrapack.support.errors import HydrapackError, Invalid, unreadable
 from hydrapack.support.schema import Strict, misfit
 from hydrapack.support.sizes import parse_size
 
@@ -32,8 +34,13 @@ class TaskConfig(Strict):
     max_new_tokens: int = Field(default=64, ge=1)
 
 
-class MethodConfig(Strict):
-    """One row of the table, or one for each M of ``heads``."""
+class MethodConfig(BaseModel):
+    """One row of the table, or one for each M of ``heads``.
+
+    Other keys are the method's own options, as steps of hydraopt.
+    """
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     method: str
     """zero-shot, own (each task's adapter), or a method of ``hydrapack merge``."""
@@ -41,20 +48,32 @@ class MethodConfig(Strict):
     """Each M; N is the number of the group's tasks. An M above it is left out."""
     objective: Objective | None = None
     """Of ``hydrapack merge``; the method's own by default."""
-    only_a: bool = False
     rank: int | None = None
-    output_rank: int | None = None
-    distance: str = "mae"
-    temperature: float = 1.0
-    init: str = "adapters"
-    steps: int = Field(default=200, ge=1)
     bits: BitWidth = 32
     """Rounded as the packer does; 32 is not rounded, or with a budget planned by module."""
     budget: str | None = None
-    """In place of heads and output_rank, with spectral: a size, as 2MB."""
+    """In place of heads and the method's own options, with spectral: a size, as 2MB."""
     backend: Literal["peft", "executorch"] = "peft"
     program: str | None = None
     """``--quant`` of the executorch backend's base program; what suits the base by default."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own, as given."""
+        return dict(self.model_extra or {})
+
+    @property
+    def own(self) -> Any:
+        """The method's own, all of them; none where nothing is merged.
+
+        Raises:
+            Invalid: an unknown method or option, or a value out of range.
+        """
+        if self.method in ("zero-shot", "own"):
+            if self.options:
+                raise Invalid(f"{self.method} takes no {', '.join(self.options)}: leave it out")
+            return Knobs()
+        return find_method(self.method).own(self.options)
 
 
 class EvalConfig(Strict):
@@ -114,12 +133,16 @@ def read_config(path: Path) -> EvalConfig:
         if method.budget is None:
             continue
         parse_size(f"{path}: methods: budget", method.budget)
-        if (method.heads, method.output_rank, method.method) != (None, None, "spectral"):
+        if (method.heads, method.options, method.method) != (None, {}, "spectral"):
             raise Invalid(
-                f"{path}: methods: budget {method.budget}: chooses heads and output_rank, with "
+                f"{path}: methods: budget {method.budget}: chooses heads and all else, with "
                 "method spectral; leave them out"
             )
     for method in config.methods:
+        try:
+            _ = method.own
+        except HydrapackError as error:
+            raise Invalid(f"{path}: methods: {error}") from error
         if method.program not in (None, *QUANTS):
             raise Invalid(f"{path}: program {method.program!r}: choose one of {', '.join(QUANTS)}")
     for task in config.tasks:
@@ -134,7 +157,10 @@ def read_config(path: Path) -> EvalConfig:
 def quick_config(config: EvalConfig) -> EvalConfig:
     """The same evaluation on 20 rows a task, with at most 50 steps of hydraopt."""
     methods = [
-        method.model_copy(update={"steps": min(50, method.steps)}) for method in config.methods
+        method.model_copy(update={"steps": min(50, method.own.steps)})
+        if hasattr(method.own, "steps")
+        else method
+        for method in config.methods
     ]
     return config.model_copy(update={"rows": min(20, config.rows or 20), "methods": methods})
 

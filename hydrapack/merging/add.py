@@ -13,8 +13,8 @@ from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import LoraModule, Update, VeraModule, difference_norm
 from hydrapack.bundle.format import Bundle, BundleTask, describe_source
 from hydrapack.bundle.merged import Merged, MergedVera, stored_values
-from hydrapack.merging.merge import check_any
 from hydrapack.merging.method import MergeOptions, fit_head
+from hydrapack.merging.modules import check_any
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.vera import merge_vera
 from hydrapack.support.errors import Invalid, Mismatch
@@ -98,7 +98,7 @@ def add(
         }
     )
     return Extension(
-        bundle=Bundle(new_info, modules),
+        bundle=Bundle(new_info, modules).as_read(),
         relative_error=task.relative_error,
         remerge_relative_error=math.sqrt(sums["remerged"]) / whole,
     )

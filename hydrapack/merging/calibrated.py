@@ -9,7 +9,7 @@ by L^-1 Q^T.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,17 +19,13 @@ from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.update import LoraModule, Update
 from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.merged import Merged
-from hydrapack.merging.merge import (
-    check_any,
-    merge_adapters,
-    merge_modules,
-    module_names,
-    module_updates,
-)
+from hydrapack.merging.methods import METHODS
+from hydrapack.merging.modules import check_any, merge_modules, module_names, module_updates
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.support.errors import Invalid
+from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.threads import one_thread
 
-METHODS = ("spectral", "two-sided")
 DAMPING = 0.05
 """Of the mean moment, added to each direction: what the text does not show counts a little."""
 
@@ -64,8 +60,9 @@ def spans(adapters: Sequence[Adapter], method: str = "spectral") -> dict[str, to
     Raises:
         HydrapackError: another method than spectral or two-sided, no adapters, or VeRA's.
     """
-    if method not in METHODS:
-        raise Invalid(f"`calibrate`: goes with `method` {' or '.join(METHODS)}, not {method}")
+    takes = [one.name for one in METHODS if one.calibrates]
+    if method not in takes:
+        raise Invalid(f"`calibrate`: goes with `method` {' or '.join(takes)}, not {method}")
     check_any(adapters)
     if adapters[0].kind != "LORA":
         raise Invalid("`calibrate`: takes LoRA adapters; VeRA's A is frozen")
@@ -86,7 +83,7 @@ def merge_calibrated(
     heads: int | None = None,
     rank: int | None = None,
     seed: int = 0,
-    progress: Callable[[float, int, str], None] = lambda done, total, note: None,
+    progress: Progress = quietly,
     **options: Any,
 ) -> Bundle:
     """``merge_adapters`` of least error of the outputs; the errors it notes are of the weights.

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from hydrapack.adapters.update import Update
+from hydrapack.merging.assignment import assign, joint
 from hydrapack.merging.method import MergeOptions
-from hydrapack.merging.spectral import assign, fit, joint
+from hydrapack.merging.spectral import fit
 from hydrapack.merging.two_sided import core_of
 from hydrapack.program.quantized import (
     SCALE_BYTES,

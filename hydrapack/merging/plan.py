@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.update import Update, difference_norm, inner_product
@@ -20,23 +20,23 @@ from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.merged import Merged, MergedModule, Objective
 from hydrapack.bundle.stored import round_module
 from hydrapack.merging.candidates import Choice, candidates, gain, lower_hull, steps_to
-from hydrapack.merging.merge import (
+from hydrapack.merging.method import MergeOptions, divided, with_sizes
+from hydrapack.merging.modules import (
     check_any,
-    check_objective,
     merge_modules,
     module_names,
     module_seed,
     module_updates,
     task_weights,
 )
-from hydrapack.merging.method import MergeOptions, divided, with_sizes
 from hydrapack.merging.objective import reweigh, task_sizes
 from hydrapack.merging.program_size import adapters_bytes
-from hydrapack.merging.spectral import merge_spectral
+from hydrapack.merging.spectral import SPECTRAL, merge_spectral
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.program.layout import layout_of
 from hydrapack.program.quantized import Rounding, check_bits
 from hydrapack.support.errors import HydrapackError, Invalid
+from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.threads import one_thread
 
 PLANNED_BITS = (4, 8, 16)
@@ -48,7 +48,6 @@ ROUNDS = 4
 """Of reweighting, for minimax and for a target."""
 GRID = 8
 """Sizes of the integers that are tried before the best is refined."""
-Progress = Callable[[float, int, str], None]
 Step = tuple[float, str, int]
 """Minus the gain a byte, module, place on its hull."""
 
@@ -218,7 +217,7 @@ def merge_budget(
     seed: int = 0,
     weights: dict[str, float] | None = None,
     objective: str = "relative",
-    progress: Progress = lambda done, total, note: None,
+    progress: Progress = quietly,
 ) -> Bundle:
     """The merge of least error whose ``adapters.pte`` takes at most ``budget`` bytes.
 
@@ -231,7 +230,7 @@ def merge_budget(
     Raises:
         HydrapackError: no adapters, VeRA's, or a budget that the cheapest choices do not meet.
     """
-    named = check_objective("spectral", objective)
+    named = SPECTRAL.objective(objective)
     job = _Job(adapters, rank, bits, seed, weights, named, "`budget`", progress)
     job.budget = budget
     if named != "minimax":
@@ -254,7 +253,7 @@ def merge_target(
     rank: int | None = None,
     bits: int | None = None,
     seed: int = 0,
-    progress: Progress = lambda done, total, note: None,
+    progress: Progress = quietly,
 ) -> Bundle:
     """The merge of fewest bytes that keeps each task's relative error, as packed, below ``error``.
 
@@ -381,7 +380,7 @@ def merge_plan(
     sizes: Sequence[float] | None,
     objective: Objective | None = None,
     seed: int = 0,
-    progress: Progress = lambda done, total, note: None,
+    progress: Progress = quietly,
     budget: int | None = None,
 ) -> Bundle:
     """The merge with each module as ``plan`` says.
@@ -396,8 +395,7 @@ def merge_plan(
             choice.heads, choice.rank, module_seed(seed, name), weights, choice.assignment
         )
         if choice.output_rank:
-            options = replace(options, output_rank=choice.output_rank)
-            merged = merge_two_sided(sized, options)
+            merged: Merged = merge_two_sided(sized, options, choice.output_rank)
         else:
             merged = merge_spectral(sized, options)
         return with_sizes(merged, updates, sizes)

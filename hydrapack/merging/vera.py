@@ -17,8 +17,8 @@ import torch
 
 from hydrapack.adapters.update import VeraModule, difference_norm
 from hydrapack.bundle.merged import MergedVera
+from hydrapack.merging.assignment import assign, joint
 from hydrapack.merging.method import MergeOptions, fit_head
-from hydrapack.merging.spectral import assign, joint
 from hydrapack.support.errors import Invalid
 
 ROUNDS, PLATEAU = 50, 1e-9

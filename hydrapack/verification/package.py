@@ -31,6 +31,7 @@ from hydrapack.program.layout import Layout
 from hydrapack.program.load import load_program
 from hydrapack.support.errors import HydrapackError, Invalid
 from hydrapack.support.junit import Check
+from hydrapack.support.progress import Stage, silently
 from hydrapack.verification.drift import drift, packed_adapter
 
 TOLERANCE = 0.02
@@ -45,7 +46,7 @@ def verify(
     public_key: str | None = None,
     max_drift: float | None = None,
     max_task_error: float | None = None,
-    stage: Callable[[str], None] = lambda name: None,
+    stage: Stage = silently,
 ) -> list[Check]:
     """Every check, in order; after a failed one only those that it does not make unsafe.
 
