@@ -57,14 +57,13 @@ def exported(model: str, rank: int, context: int, folder: Path, quants: list[str
 def packed(rank: int, model: Path, folder: Path) -> Path:
     """The example adapters in one package of the program's rank."""
     from hydrapack.adapters.collect import read_adapters
-    from hydrapack.bundle.format import read_bundle, write_bundle
     from hydrapack.demo.job import example_adapters
-    from hydrapack.merging.merge import merge_adapters
-    from hydrapack.packing.package import write_package
+    from hydrapack.merging.uniform import merge_adapters
+    from hydrapack.packing.package import pack
 
     adapters = read_adapters(example_adapters())
-    write_bundle(merge_adapters(adapters, rank=rank), adapters, folder / "bundle")
-    write_package(read_bundle(folder / "bundle"), folder / "package", model=model)
+    merge_adapters(adapters, rank=rank).save(folder / "bundle")
+    pack(folder / "bundle", folder / "package", model=model)
     return folder / "package"
 
 

@@ -16,9 +16,9 @@ import math
 import torch
 
 from hydrapack.adapters.update import LoraModule, difference_norm
-from hydrapack.bundle.rounding import module_bytes, round_module
+from hydrapack.bundle.stored import store
+from hydrapack.merging.assignment import assign, joint
 from hydrapack.merging.method import MergeOptions
-from hydrapack.merging.spectral import assign, joint
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.program.quantized import Rounding
 
@@ -54,11 +54,10 @@ def stored(updates: list[LoraModule], clusters: int, size: int) -> tuple[int, fl
     total, lost = 0, 0.0
     for cluster in range(clusters):
         own = [update for update, at in zip(updates, route, strict=True) if at == cluster]
-        options = MergeOptions(len(own), size, output_rank=size)
-        rounding = Rounding(4, 4)
-        merged = merge_two_sided(own, options)
-        total += module_bytes(merged, rounding)
-        packed = round_module(merged, rounding)
+        merged = merge_two_sided(own, MergeOptions(len(own), size), size)
+        kept = store(merged, Rounding(4, 4))
+        total += kept.bytes
+        packed = kept.dequantize()
         for k, update in enumerate(own):
             lost += difference_norm(update, packed.A, packed.head(k))[0] ** 2
     return total, math.sqrt(lost / len(updates))

@@ -296,9 +296,8 @@ def bundle_of(modules, rank: int, count: int):
         tasks=tasks,
         parameters=1,
         baseline_parameters=1,
-        tensors_sha256="0" * 64,
     )
-    return Bundle(info=info, modules={name: modules[name] for name in names})
+    return Bundle(info, {name: modules[name] for name in names})
 
 
 def export_heads(shape: str, rank: int, out: Path, count: int = HEADS) -> dict[str, float]:
@@ -306,7 +305,7 @@ def export_heads(shape: str, rank: int, out: Path, count: int = HEADS) -> dict[s
     import torch
 
     from hydrapack.bundle.merged import MergedModule
-    from hydrapack.packing.package import write_package
+    from hydrapack.packing.package import pack
 
     layout = config(shape).layout(TARGETS, rank)
     generator = torch.Generator().manual_seed(0)
@@ -317,7 +316,7 @@ def export_heads(shape: str, rank: int, out: Path, count: int = HEADS) -> dict[s
         heads = torch.randn(count, d_out, rank, generator=generator) * 0.02
         modules[name] = MergedModule(a, heads, tuple(range(count)))
     started = time.monotonic()
-    manifest = write_package(bundle_of(modules, rank, count), out)
+    manifest = pack(bundle_of(modules, rank, count), out).manifest
     seconds = round(time.monotonic() - started, 1)
     return {"pack_seconds": seconds, "adapters_mb": round(manifest.storage.bytes / 1e6, 2)}
 

@@ -63,7 +63,7 @@ def peak_bytes() -> int:
 
 
 def time_shape(count: int, targets: str, heads: int) -> tuple[float, float, float]:
-    from hydrapack.merging.merge import merge_adapters
+    from hydrapack.merging.uniform import merge_adapters
 
     imported = peak_bytes()
     adapters = made_adapters(count, WIDTHS_ALL if targets == "all" else WIDTHS, 32, LAYERS)
@@ -115,7 +115,7 @@ def errors(adapters, merged) -> tuple[float, float]:
 def methods(every: int = 6) -> None:
     import dataclasses
 
-    from hydrapack.merging.merge import merge_adapters
+    from hydrapack.merging.uniform import merge_adapters
 
     adapters = example_adapters()
     names = sorted(adapters[0].modules)[::every]
@@ -204,8 +204,8 @@ def two_sided() -> None:
                 lost += square(updates, merge_spectral(updates, MergeOptions(heads, 16)))
                 stored = 16 * d_in + heads * 16 * d_out
                 width = min((stored - 16 * d_in) // (d_out + count * 16), 16 * count)
-                options = MergeOptions(count, 16, output_rank=width)
-                lost_two += square(updates, merge_two_sided(updates, options))
+                options = MergeOptions(count, 16)
+                lost_two += square(updates, merge_two_sided(updates, options, width))
                 values += stored
             print(
                 f"| {label} | {heads} | {values:,} | {math.sqrt(lost / whole):.3f} | "
@@ -241,7 +241,7 @@ def budget() -> None:
     for limit in (0.12, 0.25, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0):
         plan = planner.within(int(limit * 1e6))
         merged = merge_plan(adapters, plan, weights, sizes)
-        errors = rounded_errors(adapters, merged, plan)
+        errors = rounded_errors(adapters, merged)
         chosen = list(plan.choices.values())
         held = sum(c.bytes for c in chosen)
         fits = [(error, key) for key, (size, error) in uniform.items() if size <= held]

@@ -24,15 +24,16 @@ from hydrapack.adapters.prompt import encode_prompt
 from hydrapack.adapters.update import inner_product
 from hydrapack.base.moments import input_moments
 from hydrapack.base.source import resolve_model
-from hydrapack.bundle.merged import Merge
+from hydrapack.bundle.format import Bundle
 from hydrapack.evaluate.backends import PeftBackend
 from hydrapack.evaluate.spec import read_rows
 from hydrapack.merging.calibrated import merge_calibrated, spans
-from hydrapack.merging.merge import merge_adapters, merge_modules, module_seed
 from hydrapack.merging.method import MergeOptions, divided, with_sizes
+from hydrapack.merging.modules import merge_modules, module_seed
 from hydrapack.merging.objective import task_sizes
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.two_sided import merge_two_sided
+from hydrapack.merging.uniform import merge_adapters
 
 REPOSITORY = Path(__file__).parent.parent
 SETS = {
@@ -49,7 +50,7 @@ SETS = {
 TEXT_LINES = 200
 
 
-def per_module(adapters: Sequence[Adapter], method: str, options: MergeOptions) -> Merge:
+def per_module(adapters: Sequence[Adapter], options: MergeOptions, output_rank: int = 0) -> Bundle:
     """The relative merge with a norm of its own for each module and task."""
 
     def merge(name: str, updates):  # type: ignore[no-untyped-def]
@@ -58,15 +59,19 @@ def per_module(adapters: Sequence[Adapter], method: str, options: MergeOptions) 
             for A, B in (u.factors() for u in updates)
         ]
         own = replace(options, seed=module_seed(0, name))
-        function = merge_two_sided if method == "two-sided" else merge_spectral
-        return with_sizes(function(divided(updates, norms), own), updates, norms)
+        sized = divided(updates, norms)
+        if output_rank:
+            merged = merge_two_sided(sized, own, output_rank)
+        else:
+            merged = merge_spectral(sized, own)
+        return with_sizes(merged, updates, norms)
 
     return merge_modules(
-        adapters, merge, method, "relative", options.rank, 0, lambda done, total, note: None
+        adapters, merge, "per module", "relative", options.rank, 0, lambda done, total, note: None
     )
 
 
-def without_factors(adapters: Sequence[Adapter], heads: int) -> Merge:
+def without_factors(adapters: Sequence[Adapter], heads: int) -> Bundle:
     """The relative merge by weights alone: tasks that share a head have it at one size."""
     sizes = task_sizes(adapters)
     weights = {a.task: (max(sizes) / n) ** 2 for a, n in zip(adapters, sizes, strict=True)}
@@ -102,7 +107,7 @@ class Judge:
                 for ids in self.rows[adapter.task]
             ]
 
-    def kl(self, merge: Merge) -> list[float]:
+    def kl(self, merge: Bundle) -> list[float]:
         """Nats a token from the task's own adapter, by task."""
         found = []
         for k, adapter in enumerate(self.adapters):
@@ -135,7 +140,7 @@ def main() -> None:
     ][:TEXT_LINES]
     bases = spans(adapters)
     moments = input_moments(resolve_model("demo:smollm2-135m-q4_1"), lines, bases)
-    ways: dict[str, Callable[[], Merge]] = {}
+    ways: dict[str, Callable[[], Bundle]] = {}
     for size in (2, 3, 4, 6):
         shape = {"rank": size, "output_rank": size}
         label = f"two-sided R=Q={size}"
@@ -143,9 +148,8 @@ def main() -> None:
             ways[f"{label}, {objective}"] = lambda s=shape, o=objective: merge_adapters(
                 adapters, "two-sided", objective=o, **s
             )
-        options = MergeOptions(count, size, output_rank=size)
-        ways[f"{label}, relative, a norm a module"] = lambda o=options: per_module(
-            adapters, "two-sided", o
+        ways[f"{label}, relative, a norm a module"] = lambda s=size: per_module(
+            adapters, MergeOptions(count, s), s
         )
         ways[f"{label}, relative, calibrated"] = lambda s=shape: merge_calibrated(
             adapters, bases, moments, "two-sided", **s
@@ -159,7 +163,7 @@ def main() -> None:
             )
         ways[f"{label}, relative, no factors"] = lambda h=heads: without_factors(adapters, h)
         ways[f"{label}, relative, a norm a module"] = lambda h=heads: per_module(
-            adapters, "spectral", MergeOptions(h, own)
+            adapters, MergeOptions(h, own)
         )
     print(f"| merge | {' | '.join(a.task for a in adapters)} | mean KL | worst error |", flush=True)
     print("|---" + "|---:" * (count + 2) + "|", flush=True)

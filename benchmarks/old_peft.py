@@ -93,10 +93,9 @@ def load(folder: Path) -> None:
 def merge(folder: Path) -> dict[str, str]:
     """With this release: every case merged at full rank and unpacked; refusals by case."""
     from hydrapack.adapters.collect import read_adapters
-    from hydrapack.bundle.format import read_bundle, write_bundle
-    from hydrapack.bundle.unpack import unpack_all
-    from hydrapack.merging.merge import merge_adapters
-    from hydrapack.support.errors import InputError
+    from hydrapack.bundle.unpack import unpack
+    from hydrapack.merging.uniform import merge_adapters
+    from hydrapack.support.errors import HydrapackError
 
     refused = {}
     for name in CASES:
@@ -104,11 +103,11 @@ def merge(folder: Path) -> dict[str, str]:
             continue
         try:
             adapters = read_adapters([str(folder / name / f"a{seed}") for seed in (1, 2)])
-        except InputError as error:
+        except HydrapackError as error:
             refused[name] = str(error).partition(".json: ")[2] or str(error)
             continue
-        write_bundle(merge_adapters(adapters, rank=64), adapters, folder / name / "bundle")
-        unpack_all(read_bundle(folder / name / "bundle"), folder / name / "unpacked")
+        merge_adapters(adapters, rank=64).save(folder / name / "bundle")
+        unpack(folder / name / "bundle", folder / name / "unpacked")
     return refused
 
 

@@ -49,8 +49,9 @@ def made_bundle(output_rank: int):
 
 
 def main() -> None:
+    from hydrapack.bundle.stored import store
     from hydrapack.packing.manifest import ADAPTERS
-    from hydrapack.packing.package import write_package
+    from hydrapack.packing.package import pack
     from hydrapack.packing.program import lower_adapters
     from hydrapack.program.layout import layout_of
     from hydrapack.program.load import load_program
@@ -65,11 +66,12 @@ def main() -> None:
             layout = layout_of(bundle.shapes, RANK)
             for bits in (4, 8, 16):
                 folder = Path(scratch) / f"{output_rank}-{bits}"
-                storage = write_package(bundle, folder, bits).storage
+                storage = pack(bundle, folder, bits).manifest.storage
                 method = load_program(folder / ADAPTERS, "head").method("head")
-                roundings = dict.fromkeys(bundle.info.modules, Rounding(bits, bits))
-                eager = lower_adapters(bundle, layout, roundings, Path(scratch) / "again.pte")
+                stored = {n: store(m, Rounding(bits, bits)) for n, m in bundle.modules.items()}
                 routes = [torch.full((len(layout.modules()),), k) for k in range(TASKS)]
+                named = {f"t{k}": route for k, route in enumerate(routes)}
+                eager = lower_adapters(layout, stored, named, Path(scratch) / "again.pte").heads
                 equal = all(
                     torch.equal(method.execute([route])[0], eager[f"t{k}"])
                     for k, route in enumerate(routes)

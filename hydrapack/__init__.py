@@ -1,3 +1,82 @@
-"""hydrapack: one shared A, many task heads, one ExecuTorch package."""
+"""hydrapack: one shared A, many task heads, one ExecuTorch package.
 
-__version__ = "0.1.0"
+Every name is imported when it is first used: ``import hydrapack`` imports no torch. docs/python.md
+has them in the order of the work.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hydrapack.support.version import __version__
+
+if TYPE_CHECKING:
+    from hydrapack.adapters.adapter import Adapter
+    from hydrapack.base.export import export_base
+    from hydrapack.bundle.format import Bundle
+    from hydrapack.bundle.unpack import unpack
+    from hydrapack.device.session import Session
+    from hydrapack.footprint.report import storage
+    from hydrapack.merging.add import add
+    from hydrapack.merging.merge import merge
+    from hydrapack.packing.package import Package, pack
+    from hydrapack.support.errors import (
+        Busy,
+        ContextFull,
+        HydrapackError,
+        Invalid,
+        Io,
+        Mismatch,
+        NotFound,
+        RuntimeFailure,
+    )
+    from hydrapack.verification.package import verify
+
+__all__ = [
+    "Adapter",
+    "Bundle",
+    "Busy",
+    "ContextFull",
+    "HydrapackError",
+    "Invalid",
+    "Io",
+    "Mismatch",
+    "NotFound",
+    "Package",
+    "RuntimeFailure",
+    "Session",
+    "__version__",
+    "add",
+    "export_base",
+    "merge",
+    "pack",
+    "storage",
+    "unpack",
+    "verify",
+]
+
+_MODULES = {
+    "Adapter": "adapters.adapter",
+    "Bundle": "bundle.format",
+    "Package": "packing.package",
+    "Session": "device.session",
+    "add": "merging.add",
+    "export_base": "base.export",
+    "merge": "merging.merge",
+    "pack": "packing.package",
+    "storage": "footprint.report",
+    "unpack": "bundle.unpack",
+    "verify": "verification.package",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'hydrapack' has no attribute {name!r}")
+    module = import_module(f"hydrapack.{_MODULES.get(name, 'support.errors')}")
+    value = getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 from hydrapack.support.quiet import silence_libraries
 
 
@@ -13,12 +13,13 @@ def main() -> None:
     if "--verbose" not in sys.argv:
         silence_libraries()
     from hydrapack.cli.app import app
+    from hydrapack.cli.terminal import as_options
 
     try:
         app(prog_name="hydrapack")
-    except InputError as error:
+    except HydrapackError as error:
         # A file's name or key may hold a line break; the message is one line all the same.
-        line = " ".join(str(error).splitlines())
+        line = as_options(" ".join(str(error).splitlines()))
         print(f"hydrapack: error: {line}", file=sys.stderr)
         raise SystemExit(2) from None
 

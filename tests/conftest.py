@@ -139,13 +139,12 @@ TASKS = ("one", "two", "three")
 
 def make_package(folder, adapters, bits=32, **options):
     from hydrapack.adapters.collect import read_adapters
-    from hydrapack.bundle.format import read_bundle, write_bundle
-    from hydrapack.merging.merge import merge_adapters
-    from hydrapack.packing.package import write_package
+    from hydrapack.merging.uniform import merge_adapters
+    from hydrapack.packing.package import pack
 
     read = read_adapters([str(a) for a in adapters])
-    write_bundle(merge_adapters(read, **options), read, folder / "bundle")
-    write_package(read_bundle(folder / "bundle"), folder / "package", bits)
+    merge_adapters(read, **options).save(folder / "bundle")
+    pack(folder / "bundle", folder / "package", bits)
     return folder / "package"
 
 

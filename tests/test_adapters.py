@@ -7,11 +7,11 @@ from conftest import edit_config, edit_tensors, module_names, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.read import read_adapter
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 
 
 def refused(folder, match, task="t"):
-    with pytest.raises(InputError, match=match) as caught:
+    with pytest.raises(HydrapackError, match=match) as caught:
         read_adapter(folder, task)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
@@ -131,11 +131,11 @@ def test_refuses_bad_tensors(tmp_path, change, match):
 
 def test_names_and_bases(tmp_path):
     one, two = write_adapter(tmp_path / "one"), write_adapter(tmp_path / "two", base="other/base")
-    with pytest.raises(InputError, match=r"different base models.*other/base"):
+    with pytest.raises(HydrapackError, match=r"different base models.*other/base"):
         read_adapters([str(one), str(two)])
     assert len(read_adapters([str(one), str(two)], allow_base_mismatch=True)) == 2
     assert [a.task for a in read_adapters([f"x={one}", f"y={one}"])] == ["x", "y"]
-    with pytest.raises(InputError, match="is taken"):
+    with pytest.raises(HydrapackError, match="is taken"):
         read_adapters([str(one), str(one)])
-    with pytest.raises(InputError, match="no task name"):
+    with pytest.raises(HydrapackError, match="no task name"):
         read_adapters([f"a b={one}"])

@@ -20,14 +20,13 @@ from conftest import ROOT, SITE, have, tool
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from hydrapack import __version__
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.base import smollm2
-from hydrapack.bundle.format import read_bundle, write_bundle
 from hydrapack.demo import job
-from hydrapack.merging.merge import merge_adapters
-from hydrapack.packing.package import write_package
+from hydrapack.merging.uniform import merge_adapters
+from hydrapack.packing.package import pack
 from hydrapack.packing.signature import sign_manifest
+from hydrapack.support.version import __version__
 
 DEMO = ROOT / "android_demo"
 POM = (DEMO / "pom.xml").read_text()
@@ -64,8 +63,8 @@ def library(tmp_path_factory):
 def smollm2_example(folder):
     """The demo's base program and a package of its five adapters."""
     adapters = read_adapters(job.example_adapters())
-    write_bundle(merge_adapters(adapters), adapters, folder / "bundle")
-    manifest = write_package(read_bundle(folder / "bundle"), folder / "package", 4)
+    merge_adapters(adapters).save(folder / "bundle")
+    manifest = pack(folder / "bundle", folder / "package", 4).manifest
     model = job._base_program(manifest.rank, tuple(manifest.target_modules), lambda name: None)
     for name in ("model.pte", "model.pte.json", "tokenizer.json"):
         (folder / name).symlink_to(model.parent / name)

@@ -20,11 +20,12 @@ from hydrapack.base.export import export_base
 from hydrapack.base.gguf import Blocks, GgufModel, _split_q4_k
 from hydrapack.base.gptq import gptq
 from hydrapack.base.integers import BlockLinear, bf16_scales, quantize_decoder, to_int4, to_int8
-from hydrapack.base.quality import compare, decoder_logits, encode_rows, program_logits, read_texts
+from hydrapack.base.quality import compare, decoder_logits, encode_rows, program_logits
 from hydrapack.base.scheme import KINDS, choose_quant, scheme_of
 from hydrapack.base.source import Source
 from hydrapack.base.weights import load_weights
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
+from hydrapack.support.texts import read_texts
 
 TEXT = ["what is this, and who made it?", "Grüße! one two three four five six"]
 
@@ -128,7 +129,9 @@ def test_four_bit_scales_are_searched_bfloat16_and_above_zero():
     assert (
         float((bytes_.dequantize() - weight).abs().max()) <= float(bytes_.scales.max()) / 2 + 1e-6
     )
-    with pytest.raises(InputError, match="a linear with 40 inputs: 4 bits need a multiple of 32"):
+    with pytest.raises(
+        HydrapackError, match="a linear with 40 inputs: 4 bits need a multiple of 32"
+    ):
         to_int4(torch.randn(4, 40))
 
 
@@ -346,7 +349,7 @@ def test_a_gguf_of_several_formats(tiny_model, tmp_path):
     made = export_base(str(path), tmp_path / "m.pte", None, max_context=64)
     assert made.quant == "gguf"
     assert made.scheme["q"] == "int8" and made.scheme["up"] == "blocks"
-    with pytest.raises(InputError, match=r"--quant gguf: .* no GGUF file with blocks"):
+    with pytest.raises(HydrapackError, match=r"`quant` gguf: .* no GGUF file with blocks"):
         export_base(str(tiny_model), tmp_path / "n.pte", None, quant="gguf", max_context=64)
 
 
@@ -399,7 +402,7 @@ def test_a_hub_id_is_the_hubs_model(monkeypatch, tiny_model):
     hub = "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert Source(hub).name == hub and asked == [hub]
     assert smollm2.NAME == "demo:smollm2-135m-q4_1"
-    with pytest.raises(InputError, match="demo:other: no such folder"):
+    with pytest.raises(HydrapackError, match="demo:other: no such folder"):
         Source("demo:other")
 
 
@@ -448,9 +451,9 @@ def test_texts(tmp_path):
         ("\n", "has no text"),
     ):
         path.write_text(content)
-        with pytest.raises(InputError, match=words):
+        with pytest.raises(HydrapackError, match=words):
             read_texts(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(HydrapackError, match="cannot be read"):
         read_texts(tmp_path / "none.txt")
 
 

@@ -13,22 +13,22 @@ from test_merge import dense, random_updates, squared_error
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import LoraModule, difference_norm
-from hydrapack.bundle.format import read_bundle, write_bundle
+from hydrapack.bundle.format import Bundle
 from hydrapack.merging.candidates import Choice, candidates, lower_hull
-from hydrapack.merging.merge import merge_adapters
 from hydrapack.merging.method import MergeOptions
 from hydrapack.merging.objective import task_sizes
 from hydrapack.merging.plan import Planner, buy, merge_budget, merge_plan, merge_target, steps_of
 from hydrapack.merging.two_sided import core_of, merge_two_sided
-from hydrapack.packing.package import write_package
-from hydrapack.support.errors import InputError
+from hydrapack.merging.uniform import merge_adapters
+from hydrapack.packing.package import pack
+from hydrapack.support.errors import HydrapackError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def test_two_sided_is_exact_with_room_enough():
     updates = random_updates([2, 3, 2])
-    merged = merge_two_sided(updates, MergeOptions(3, 7, output_rank=7))
+    merged = merge_two_sided(updates, MergeOptions(3, 7), 7)
     assert merged.U is not None and merged.heads.shape == (3, 7, 7)
     assert squared_error(updates, merged) < 1e-8 * squared_error(updates, _zero(merged))
 
@@ -45,7 +45,7 @@ def test_two_sided_finds_planted_bases():
     updates = [
         LoraModule(A, U @ torch.randn(3, 2, generator=generator) * 10.0**k) for k in range(4)
     ]
-    merged = merge_two_sided(updates, MergeOptions(4, 2, output_rank=3))
+    merged = merge_two_sided(updates, MergeOptions(4, 2), 3)
     for update, head in zip(updates, merged.assignment, strict=True):
         torch.testing.assert_close(
             merged.head(head).double() @ merged.A.double(), dense(update), atol=1e-2, rtol=1e-4
@@ -55,7 +55,7 @@ def test_two_sided_finds_planted_bases():
 def test_two_sided_beats_any_alternation_step():
     """For its A and U the C's are the least-squares ones, and no worse than the truncated bases."""
     updates = random_updates([3, 3, 3], d_out=14, d_in=11, seed=2)
-    merged = merge_two_sided(updates, MergeOptions(3, 4, output_rank=5))
+    merged = merge_two_sided(updates, MergeOptions(3, 4), 5)
     for update, head in zip(updates, merged.assignment, strict=True):
         C = merged.U.double().T @ dense(update) @ merged.A.double().T
         torch.testing.assert_close(merged.heads[head], C.float(), atol=1e-5, rtol=1e-5)
@@ -69,8 +69,8 @@ def test_two_sided_beats_any_alternation_step():
 
 def test_two_sided_with_weights():
     updates = random_updates([3, 3, 3], seed=5)
-    plain = merge_two_sided(updates, MergeOptions(3, 2, output_rank=2))
-    heavy = merge_two_sided(updates, MergeOptions(3, 2, output_rank=2, weights=(50.0, 1.0, 1.0)))
+    plain = merge_two_sided(updates, MergeOptions(3, 2), 2)
+    heavy = merge_two_sided(updates, MergeOptions(3, 2, weights=(50.0, 1.0, 1.0)), 2)
 
     def error(merged, k):
         rest = dense(updates[k]) - merged.head(k).double() @ merged.A.double()
@@ -126,9 +126,11 @@ def test_candidates_foretell_errors():
     assert {c.heads for c in found if not c.output_rank and c.rank == 4} == {1, 2, 3}
     assert any(c.output_rank for c in found)
     for c in found:
-        options = MergeOptions(c.heads, c.rank, 0, weights, c.assignment, output_rank=c.output_rank)
-        merge = merge_two_sided if c.output_rank else merge_spectral
-        merged = merge(updates, options)
+        options = MergeOptions(c.heads, c.rank, 0, weights, c.assignment)
+        if c.output_rank:
+            merged = merge_two_sided(updates, options, c.output_rank)
+        else:
+            merged = merge_spectral(updates, options)
         actual = [
             difference_norm(u, merged.A, merged.head(merged.assignment[k]))[0] ** 2
             for k, u in enumerate(updates)
@@ -169,41 +171,39 @@ def test_budget_beats_uniform(uneven, tmp_path, kilobytes):
     """At most the budget, and no higher an error than any one choice for all modules has."""
     adapters = read_adapters(uneven)
     limit = kilobytes * 1000
-    merged, plan = merge_budget(adapters, limit)
-    write_bundle(merged, adapters, tmp_path / "planned", plan.bits, limit)
-    planned = write_package(read_bundle(tmp_path / "planned"), tmp_path / "package")
+    merge_budget(adapters, limit).save(tmp_path / "planned")
+    planned = pack(tmp_path / "planned", tmp_path / "package").manifest
     assert planned.storage.bytes <= limit
     uniform = []
     for heads, rank, width in itertools.product((1, 2, 3, 4), (2, 4, 6, 8), (4, 8, 16)):
         merge = merge_adapters(adapters, heads=heads, rank=rank)
-        write_bundle(merge, adapters, tmp_path / "uniform")
-        from hydrapack.bundle.rounding import module_bytes
+        merge.save(tmp_path / "uniform")
+        from hydrapack.bundle.stored import store
         from hydrapack.program.quantized import Rounding
 
-        size = sum(module_bytes(m, Rounding(width, width)) for m in merge.modules.values())
+        size = sum(store(m, Rounding(width, width)).bytes for m in merge.modules.values())
         if size <= planned.storage.tensor_bytes:
-            bundle = read_bundle(tmp_path / "uniform")
+            bundle = Bundle.load(tmp_path / "uniform")
             uniform.append((heads, rank, width, size, bundle))
     # Packing takes seconds: only the largest of each width are tried.
     best = []
     for width in (4, 8, 16):
         own = sorted((u for u in uniform if u[2] == width), key=lambda u: u[3])[-2:]
         for *_, bundle in own:
-            best.append(packed_error(write_package(bundle, tmp_path / "u", width)))
+            best.append(packed_error(pack(bundle, tmp_path / "u", width).manifest))
     assert packed_error(planned) <= min(best)
 
 
 def test_budget_options(uneven, tmp_path):
     adapters = read_adapters(uneven)
-    with pytest.raises(InputError, match="--budget 100 bytes: the smallest plan takes about"):
+    with pytest.raises(HydrapackError, match="`budget` 100 bytes: the smallest plan takes about"):
         merge_budget(adapters, 100)
-    with pytest.raises(InputError, match="--bits 32"):
+    with pytest.raises(HydrapackError, match="`bits` 32"):
         merge_budget(adapters, 100_000, bits=32)
-    _, plan = merge_budget(adapters, 90_000, bits=8)
-    assert set(plan.bits.values()) == {8}
-    merged, plan = merge_budget(adapters, 90_000, rank=4)
+    assert set(merge_budget(adapters, 90_000, bits=8).info.bits.values()) == {8}
+    merged = merge_budget(adapters, 90_000, rank=4)
     # A rank that is asked for is the base program's, whatever the modules need.
-    assert merged.rank == plan.rank == 4 >= max(c.rank for c in plan.choices.values())
+    assert merged.rank == 4 >= max(module.rank for module in merged.modules.values())
     out = tmp_path / "bundle"
     done = hydrapack("merge", *uneven, "-o", out, "--budget", "90kB", "--json")
     assert done.returncode == 0, done.stderr
@@ -234,9 +234,8 @@ def test_a_budget_is_never_overrun(tmp_path):
     for megabytes in (0.3, 1, 2, 3, 4, 8):
         limit = int(megabytes * 1e6)
         plan = planner.within(limit)
-        merged = merge_plan(adapters, plan, weights, sizes)
-        write_bundle(merged, adapters, tmp_path / "bundle", plan.bits, limit)
-        manifest = write_package(read_bundle(tmp_path / "bundle"), tmp_path / "package")
+        merge_plan(adapters, plan, weights, sizes, budget=limit).save(tmp_path / "bundle")
+        manifest = pack(tmp_path / "bundle", tmp_path / "package").manifest
         assert manifest.storage.bytes <= plan.bytes <= limit, megabytes
         # A bound so loose that it wastes a tenth of a small budget would be another fault.
         assert manifest.storage.bytes > plan.bytes - 40_000, megabytes
@@ -269,9 +268,9 @@ def test_every_kind_of_plan_is_counted_from_above(tmp_path):
             for name, found in planner.found.items()
         }
         plan = planner.plan(choices)
-        merged = merge_plan(adapters, plan, (1.0, 1.0), sizes)
-        write_bundle(merged, adapters, tmp_path / "bundle", plan.bits, plan.bytes)
-        manifest = write_package(read_bundle(tmp_path / "bundle"), tmp_path / "package")
+        merged = merge_plan(adapters, plan, (1.0, 1.0), sizes, budget=plan.bytes)
+        merged.save(tmp_path / "bundle")
+        manifest = pack(tmp_path / "bundle", tmp_path / "package").manifest
         assert plan.bytes - 45_000 < manifest.storage.bytes <= plan.bytes, number
         for task in manifest.tasks:
             # What the program gives is the bundle's, with factors where heads are shared.
@@ -284,10 +283,10 @@ def test_missing_modules_are_counted(tmp_path):
     names = [name for name in module_names() if ".1." in name]
     folders = [str(write_adapter(tmp_path / f"t{k}", seed=k, names=names)) for k in range(2)]
     adapters = read_adapters(folders)
-    merged, plan = merge_budget(adapters, 45_000)
-    write_bundle(merged, adapters, tmp_path / "bundle", plan.bits, 45_000)
-    manifest = write_package(read_bundle(tmp_path / "bundle"), tmp_path / "package")
-    assert manifest.storage.bytes <= plan.bytes <= 45_000
+    merged = merge_budget(adapters, 45_000)
+    merged.save(tmp_path / "bundle")
+    manifest = pack(tmp_path / "bundle", tmp_path / "package").manifest
+    assert manifest.storage.bytes <= merged.planned_bytes <= 45_000
 
 
 def test_pack_refuses_what_was_not_planned(uneven, tmp_path):
@@ -304,27 +303,28 @@ def test_a_small_budget_is_not_refused_for_its_program(tmp_path):
     """The room for integers is searched, up and down: a plan that fits is found."""
     folders = [str(write_adapter(tmp_path / f"t{k}", seed=k, rank=8)) for k in range(3)]
     adapters = read_adapters(folders)
-    with pytest.raises(InputError, match="the smallest plan takes about") as error:
+    with pytest.raises(HydrapackError, match="the smallest plan takes about") as error:
         merge_budget(adapters, 1000)
     least = int(str(error.value).split("about ")[1].split(";")[0])
-    _, plan = merge_budget(adapters, least)
-    assert plan.bytes <= least < 40_000
+    assert merge_budget(adapters, least).planned_bytes <= least < 40_000
 
 
 def test_target_error(uneven, tmp_path):
     adapters = read_adapters(uneven)
     sizes = []
     for error in (0.6, 0.3, 0.1):
-        merged, plan = merge_target(adapters, error)
-        assert merged.objective == "minimax"
-        write_bundle(merged, adapters, tmp_path / "bundle", plan.bits)
-        manifest = write_package(read_bundle(tmp_path / "bundle"), tmp_path / "package")
+        merged = merge_target(adapters, error)
+        assert merged.info.objective == "minimax"
+        merged.save(tmp_path / "bundle")
+        manifest = pack(tmp_path / "bundle", tmp_path / "package").manifest
         packed = [task.packed_relative_error for task in manifest.tasks]
         # pack adds merge and rounding as independent; the planner measures them together.
         assert 0.75 * error < max(packed) <= error * 1.01
         sizes.append(manifest.storage.bytes)
     assert sizes == sorted(set(sizes))
-    with pytest.raises(InputError, match=r"--target-error 0\.001: the nearest plan found leaves"):
+    with pytest.raises(
+        HydrapackError, match=r"`target_error` 0\.001: the nearest plan found leaves"
+    ):
         merge_target(adapters, 0.001, bits=4)
     out = tmp_path / "cli"
     done = hydrapack("merge", *uneven, "-o", out, "--target-error", "0.5", "--json")
@@ -346,6 +346,6 @@ def test_a_plan_takes_a_low_rank(tmp_path):
 
         edit_tensors(folder, change)
         folders.append(str(folder))
-    merged, plan = merge_budget(read_adapters(folders), 60_000)
-    assert plan.rank == merged.rank == 2
+    merged = merge_budget(read_adapters(folders), 60_000)
+    assert merged.rank == 2
     assert max(merged.relative_errors.values()) < 0.05

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,22 +10,22 @@ from conftest import hydrapack, module_names, write_adapter
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.read import read_adapter
 from hydrapack.adapters.update import difference_norm
-from hydrapack.bundle.format import read_bundle, write_bundle
-from hydrapack.bundle.merged import stored_values
-from hydrapack.bundle.unpack import exactly, unpack_all, unpack_task
-from hydrapack.merging.add import add_adapter
-from hydrapack.merging.merge import merge_adapters
+from hydrapack.bundle.format import Bundle
+from hydrapack.bundle.unpack import exactly, unpack
+from hydrapack.merging.add import add
 from hydrapack.merging.method import MergeOptions, with_sizes
+from hydrapack.merging.modules import merge_modules
 from hydrapack.merging.plan import merge_budget
 from hydrapack.merging.spectral import merge_spectral
-from hydrapack.packing.package import write_package
-from hydrapack.support.errors import InputError
+from hydrapack.merging.uniform import merge_adapters
+from hydrapack.packing.package import pack
+from hydrapack.support.errors import HydrapackError
 
 
 def bundle_of(folders, target, **options):
     adapters = read_adapters([str(f) for f in folders])
-    write_bundle(merge_adapters(adapters, **options), adapters, target)
-    return read_bundle(target)
+    merge_adapters(adapters, **options).save(target)
+    return Bundle.load(target)
 
 
 def test_peft_loads_an_unpacked_head(adapters, tiny_model, tmp_path):
@@ -35,7 +34,7 @@ def test_peft_loads_an_unpacked_head(adapters, tiny_model, tmp_path):
     from transformers import AutoModelForCausalLM
 
     bundle = bundle_of(adapters, tmp_path / "bundle", rank=12)
-    unpack_all(bundle, tmp_path / "all")
+    unpack(bundle, tmp_path / "all")
     ids = torch.arange(40).view(1, -1)
     for folder in adapters:
         logits = []
@@ -49,19 +48,19 @@ def test_peft_loads_an_unpacked_head(adapters, tiny_model, tmp_path):
 
 def test_unpacked_is_the_head(adapters, tmp_path):
     bundle = bundle_of(adapters, tmp_path / "bundle", heads=2)
-    unpack_task(bundle, "task1", tmp_path / "one")
+    unpack(bundle, tmp_path / "one", "task1")
     read = read_adapter(tmp_path / "one", "x")
     assert read.card == bundle.info.tasks[1].card
     for name, B in bundle.head(bundle.info.tasks[1]).items():
         assert torch.equal(read.modules[name].A, bundle.modules[name].A)
         assert torch.equal(read.modules[name].factors()[1].float(), B)
-    unpack_task(bundle, "task1", tmp_path / "again")
+    unpack(bundle, tmp_path / "again", "task1")
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
-    with pytest.raises(InputError, match="--task x: not in the bundle"):
-        unpack_task(bundle, "x", tmp_path / "none")
-    with pytest.raises(InputError, match="--dtype int8"):
-        unpack_task(bundle, "task1", tmp_path / "none", "int8")
+    with pytest.raises(HydrapackError, match="`task` x: not in the bundle"):
+        unpack(bundle, tmp_path / "none", "x")
+    with pytest.raises(HydrapackError, match="`dtype` int8"):
+        unpack(bundle, tmp_path / "none", "task1", "int8")
 
 
 @pytest.mark.parametrize(
@@ -88,9 +87,10 @@ def test_target_modules_match_the_names_and_no_others(names):
 def test_add_leaves_the_rest_alone(adapters, tmp_path):
     bundle = bundle_of(adapters, tmp_path / "bundle", rank=4)
     new = read_adapter(write_adapter(tmp_path / "new", seed=50, shared_seed=99), "new")
-    extension = add_adapter(bundle, new, tmp_path / "bundle2")
-    extended = read_bundle(tmp_path / "bundle2")
-    assert extended.info == extension.info
+    extension = add(bundle, new)
+    extension.bundle.save(tmp_path / "bundle2")
+    extended = Bundle.load(tmp_path / "bundle2")
+    assert extended.info == extension.bundle.info
     assert [t.name for t in extended.info.tasks] == ["task0", "task1", "task2", "new"]
     for name in bundle.info.modules:
         before, after = bundle.modules[name], extended.modules[name]
@@ -109,22 +109,24 @@ def test_add_to_a_common_basis_and_to_a_plan(adapters, tmp_path):
     new = read_adapter(write_adapter(tmp_path / "new", seed=50, shared_seed=99), "new")
     two_sided = bundle_of(adapters, tmp_path / "b", method="two-sided", output_rank=6)
     read = read_adapters([str(f) for f in adapters])
-    merged, plan = merge_budget(read, 45_000)
+    merged = merge_budget(read, 45_000)
     # One module's three tasks share a head, with a factor each.
-    name = next(iter(plan.choices))
+    name = next(iter(merged.modules))
     options = MergeOptions(1, 4)
     updates = [adapter.modules[name] for adapter in read]
     shared = with_sizes(merge_spectral(updates, options), updates, [1.0, 1.0, 1.0])
     modules = {**merged.modules, name: shared}
-    size = stored_values(modules.values())
-    merged = replace(merged, modules=modules, rank=max(4, merged.rank), parameters=size)
-    write_bundle(merged, read, tmp_path / "p", plan.bits)
-    planned = read_bundle(tmp_path / "p")
+    rank, bits = max(4, merged.rank), merged.info.bits
+    merged = merge_modules(
+        read, lambda name, _: modules[name], "budget", None, rank, 0, lambda *_: None, bits
+    )
+    merged.save(tmp_path / "p")
+    planned = Bundle.load(tmp_path / "p")
     kinds = {(len(m.heads), m.choices, m.U is None) for m in planned.modules.values()}
     assert {(1, 3, True), (3, 3, True)} <= kinds
     for number, bundle in enumerate((two_sided, planned)):
-        add_adapter(bundle, new, tmp_path / f"b{number}")
-        extended = read_bundle(tmp_path / f"b{number}")
+        add(bundle, new).bundle.save(tmp_path / f"b{number}")
+        extended = Bundle.load(tmp_path / f"b{number}")
         assert extended.info.bits == bundle.info.bits
         grown = extended.info.parameters - bundle.info.parameters
         assert grown == sum(m.heads[0].numel() for m in bundle.modules.values())
@@ -146,7 +148,7 @@ def test_add_to_a_common_basis_and_to_a_plan(adapters, tmp_path):
                 head = moved if after.U is None else after.U @ moved
                 errors.append(difference_norm(new.modules[name], after.A, head)[0])
             assert errors[0] <= min(errors[1:])
-        write_package(extended, tmp_path / f"package{number}")
+        pack(extended, tmp_path / f"package{number}")
 
 
 def test_add_advises_a_merge(adapters, tmp_path):
@@ -154,7 +156,7 @@ def test_add_advises_a_merge(adapters, tmp_path):
     stranger = read_adapter(write_adapter(tmp_path / "s", seed=50), "s")
     for module in stranger.modules.values():
         module.B.mul_(20)
-    extension = add_adapter(bundle, stranger, tmp_path / "bundle2")
+    extension = add(bundle, stranger)
     assert extension.relative_error > 0.5
     assert extension.advice is not None and "merge all adapters again" in extension.advice
 
@@ -170,9 +172,8 @@ def test_add_refuses(adapters, tmp_path):
             "for which the bundle has no A",
         ),
     ]:
-        with pytest.raises(InputError, match=match):
-            add_adapter(bundle, read_adapter(folder, task), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        with pytest.raises(HydrapackError, match=match):
+            add(bundle, read_adapter(folder, task))
 
 
 def test_commands(adapters, tmp_path):

@@ -9,8 +9,8 @@ from conftest import hydrapack, module_names, write_adapter
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.base.moments import input_moments
 from hydrapack.merging.calibrated import merge_calibrated, spans
-from hydrapack.merging.merge import merge_adapters
-from hydrapack.support.errors import InputError
+from hydrapack.merging.uniform import merge_adapters
+from hydrapack.support.errors import HydrapackError
 
 
 @pytest.fixture
@@ -62,7 +62,8 @@ def test_outputs_come_nearer(read, method, options):
     bases = spans(read)
     plain = merge_adapters(read, method, **options)
     fitted = merge_calibrated(read, bases, moments_of(bases, inputs), method, **options)
-    assert fitted.method == f"{method} (calibrated)" and fitted.objective == "relative"
+    info = fitted.info
+    assert info.method == f"{method} (calibrated)" and info.objective == "relative"
     before, after = output_errors(read, plain, inputs), output_errors(read, fitted, inputs)
     # The damping gives up little.
     assert sum(e**2 for e in after) < 0.9 * sum(e**2 for e in before)
@@ -148,5 +149,5 @@ def test_command(tiny_model, tmp_path):
 def test_another_model_is_refused(tiny_model, tmp_path):
     odd = write_adapter(tmp_path / "odd", names=["model.layers.7.self_attn.q_proj"])
     bases = spans(read_adapters([str(odd)]))
-    with pytest.raises(InputError, match=r"has no linear model\.layers\.7"):
+    with pytest.raises(HydrapackError, match=r"has no linear model\.layers\.7"):
         input_moments(tiny_model, ["text"], bases)

@@ -3,10 +3,14 @@
 import json
 import re
 import resource
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from conftest import edit_config, edit_tensors, hydrapack, module_names, write_adapter
+
+from hydrapack.cli.terminal import KNOBS
+from hydrapack.merging.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 
@@ -203,6 +207,33 @@ def test_readme_commands_exist():
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{target}: setup" in makefile for target in commands[:2])
     assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_merges_help_fits_a_screen_and_names_every_method():
+    screen = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1"}
+    text = hydrapack("merge", "--help", env=screen).stdout
+    assert len(text.strip().splitlines()) <= 50
+    words = " ".join(text.split())
+    assert all(method.signature in words for method in METHODS)
+    knobs = {field.name for method in METHODS for field in fields(method.knobs)}
+    assert knobs == set(KNOBS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["steps"], "--set steps: give NAME=VALUE"),
+        (["lr=1", "lr=2"], "--set lr=2: give NAME=VALUE, each name once"),
+        (["heads=2"], "--set heads=2: is no option of a method, but of the command"),
+        (["seed=x"], "--set seed=x: must be a whole number"),
+        (["steps=5"], "--set steps: spectral has no such option; it has routing"),
+        (["routing=x"], "--set routing x: choose one of per-module, global"),
+    ],
+)
+def test_options_of_methods(adapters, tmp_path, arguments, words):
+    flags = [part for argument in arguments for part in ("--set", argument)]
+    assert_refused(hydrapack("merge", *adapters, "-o", tmp_path / "x", *flags), words)
+    assert not (tmp_path / "x").exists()
 
 
 def test_help_has_examples():

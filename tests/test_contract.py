@@ -15,7 +15,7 @@ from make_manifests import FOLDER, corpus, manifest, more, sealed, text
 from hydrapack.device.manifest import parse_manifest
 from hydrapack.device.sampler import Sampler
 from hydrapack.packing.manifest import read_manifest
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 
 PROGRAM = "hydrapack-contract"
 VERDICTS = json.loads((FOLDER / "verdicts.json").read_text())
@@ -26,7 +26,7 @@ def verdict(data):
     """("Ok" or the kind, message) of the device's reader."""
     try:
         parse_manifest(data, Path("m.json"))
-    except InputError as error:
+    except HydrapackError as error:
         assert "\n" not in str(error) and "m.json" in str(error)
         return error.kind, str(error)
     return "Ok", ""
@@ -37,7 +37,7 @@ def strictly(folder, data):
     (folder / "manifest.json").write_bytes(data)
     try:
         read_manifest(folder)
-    except InputError as error:
+    except HydrapackError as error:
         assert "\n" not in str(error)
         return False
     return True

@@ -15,13 +15,13 @@ from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.prompt import encode_prompt
 from hydrapack.base import smollm2
 from hydrapack.base.export import export_base
-from hydrapack.bundle.format import read_bundle, write_bundle
-from hydrapack.bundle.rounding import round_module
+from hydrapack.bundle.format import Bundle
+from hydrapack.bundle.stored import round_module
 from hydrapack.device import Session
 from hydrapack.merging.candidates import Choice
-from hydrapack.merging.merge import merge_adapters
 from hydrapack.merging.objective import task_sizes
 from hydrapack.merging.plan import Plan, merge_budget, merge_plan
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.manifest import (
     MANIFEST,
     BaseModelInfo,
@@ -31,11 +31,19 @@ from hydrapack.packing.manifest import (
     read_package,
     sealed,
 )
-from hydrapack.packing.package import write_package
+from hydrapack.packing.package import pack
 from hydrapack.packing.signature import SIGNATURE, sign_manifest
 from hydrapack.program.layout import layout_of, pack_a, pack_b
 from hydrapack.program.quantized import Rounding
-from hydrapack.support.errors import Busy, ContextFull, InputError, Invalid, Io, Mismatch, NotFound
+from hydrapack.support.errors import (
+    Busy,
+    ContextFull,
+    HydrapackError,
+    Invalid,
+    Io,
+    Mismatch,
+    NotFound,
+)
 
 TEXT = "Grüße! <|end|> what"
 
@@ -87,7 +95,7 @@ def greedy(session, ids, count):
 
 
 def assert_same_as_peft(session, package, model_folder, tmp_path, text):
-    bundle = read_bundle(package.parent / "bundle")
+    bundle = Bundle.load(package.parent / "bundle")
     for task in bundle.info.tasks:
         session.use(task.name)
         ids = session.encode(text)
@@ -225,7 +233,7 @@ def test_program_gives_the_rounded_bundle(tiny, tmp_path, bits, heads):
     adapters = [tiny[2] / task for task in TASKS]
     package = make_package(tmp_path, adapters, bits=bits, heads=heads)
     session = Session(tiny[0], package)
-    bundle = read_bundle(tmp_path / "bundle")
+    bundle = Bundle.load(tmp_path / "bundle")
     layout = layout_of(bundle.shapes, bundle.info.rank)
     limit = {4: 1 / 3, 8: 1 / 120, 16: 2**-10}[bits]
     exact = pack_a(layout, {n: m.A for n, m in bundle.modules.items()})
@@ -243,9 +251,9 @@ def test_program_gives_the_rounded_bundle(tiny, tmp_path, bits, heads):
 def test_two_sided_and_planned_packages(tiny, tmp_path, bits):
     """Ragged ranks, several widths, U C, factors: the runtime gives the rounded modules."""
     adapters = read_adapters([str(tiny[2] / task) for task in TASKS])
-    merges = [(merge_adapters(adapters, "two-sided", output_rank=5), None)]
-    merged, plan = merge_budget(adapters, 60_000)
-    merges.append((replace(merged, rank=4), plan.bits))
+    merged = merge_budget(adapters, 60_000)
+    wider = merged.info.model_copy(update={"rank": 4, "budget_bytes": None})
+    merges = [merge_adapters(adapters, "two-sided", output_rank=5), replace(merged, info=wider)]
     choices = {
         name: Choice(
             0, 0.0, 3 if i % 2 else 1 + i % 3, 1 + i % 4, 2 * (i % 2) + i // 6, (4, 8, 16)[i % 3]
@@ -256,11 +264,12 @@ def test_two_sided_and_planned_packages(tiny, tmp_path, bits):
     plan = Plan(choices, 4, 1, 0.0)
     planned = merge_plan(adapters, plan, (1.0, 1.0, 1.0), task_sizes(adapters))
     assert {bool(module.of) for module in planned.modules.values()} == {False, True}
-    merges.append((planned, plan.bits))
-    for number, (merge, widths) in enumerate(merges):
-        write_bundle(merge, adapters, tmp_path / f"b{number}", widths)
-        bundle = read_bundle(tmp_path / f"b{number}")
-        write_package(bundle, tmp_path / f"p{number}", None if widths else bits)
+    merges.append(planned)
+    for number, merge in enumerate(merges):
+        merge.save(tmp_path / f"b{number}")
+        bundle = Bundle.load(tmp_path / f"b{number}")
+        widths = bundle.info.bits
+        pack(bundle, tmp_path / f"p{number}", None if widths else bits)
         session = Session(tiny[0], tmp_path / f"p{number}")
         layout = layout_of(bundle.shapes, bundle.info.rank)
         rounded = {
@@ -284,14 +293,14 @@ def test_two_sided_and_planned_packages(tiny, tmp_path, bits):
 
 
 @pytest.mark.parametrize(
-    ("fallback", "task"), [("base", None), ("two", "two"), ("error", InputError)]
+    ("fallback", "task"), [("base", None), ("two", "two"), ("error", HydrapackError)]
 )
 def test_fallback(tiny, tmp_path, fallback, task):
-    bundle = read_bundle(tiny[2] / "bundle")
-    write_package(bundle, tmp_path / "package", fallback=fallback)
+    bundle = Bundle.load(tiny[2] / "bundle")
+    pack(bundle, tmp_path / "package", fallback=fallback)
     session = Session(tiny[0], tmp_path / "package")
-    if task is InputError:
-        with pytest.raises(InputError, match="unknown task 'nine'"):
+    if task is HydrapackError:
+        with pytest.raises(HydrapackError, match="unknown task 'nine'"):
             session.use("nine")
         return
     assert session.use("nine").task == task
@@ -324,9 +333,9 @@ def test_context_is_bounded(tiny):
     list(answer)
     assert session.position <= 128 and 0 < len(answer.ids) < 50
     assert answer.finish in ("context", "stop")
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(HydrapackError, match="do not fit"):
         list(session.generate("x" * 127))
-    with pytest.raises(InputError, match="prompt is empty"):
+    with pytest.raises(HydrapackError, match="prompt is empty"):
         session.forward([])
 
 
@@ -338,12 +347,12 @@ def test_a_user_cannot_write_special_tokens(tiny):
 
 def test_mismatches_are_refused(tiny, tiny_model, tmp_path, monkeypatch):
     export_base(str(tiny_model), tmp_path / "r8.pte", 8, quant="fp32", max_context=64)
-    with pytest.raises(InputError, match=r"rank 8, the package has rank 4: export.*--rank 4"):
+    with pytest.raises(HydrapackError, match=r"rank 8, the package has rank 4: export.*`rank` 4"):
         Session(tmp_path / "r8.pte", tiny[1])
     export_base(str(tiny_model), tmp_path / "qv.pte", 4, ("q", "v"), "fp32", max_context=64)
-    with pytest.raises(InputError, match=r"another adapter layout.*--target-modules"):
+    with pytest.raises(HydrapackError, match=r"another adapter layout.*`targets`"):
         Session(tmp_path / "qv.pte", tiny[1])
-    with pytest.raises(InputError, match="no method 'forward'"):
+    with pytest.raises(HydrapackError, match="no method 'forward'"):
         Session(tiny[1] / "adapters.pte", tiny[1], check_digests=False)
     # Programs exported before, whose switch is a truth value, do not state a version.
     older = tiny[0].read_bytes().replace(b"get_forward_version", b"get_forward_nothing")
@@ -355,7 +364,9 @@ def test_mismatches_are_refused(tiny, tiny_model, tmp_path, monkeypatch):
     with pytest.raises(Invalid, match=r"export it anew with hydrapack export-base"):
         Session(tiny[0], tiny[1])
     monkeypatch.undo()
-    with pytest.raises(InputError, match="unknown task 'four'; the package has: one, two, three"):
+    with pytest.raises(
+        HydrapackError, match="unknown task 'four'; the package has: one, two, three"
+    ):
         Session(tiny[0], tiny[1]).use("four")
 
 
@@ -364,10 +375,10 @@ def test_damaged_files_are_refused(tiny, tmp_path):
     shutil.copytree(tiny[1], package)
     data = (package / "adapters.pte").read_bytes()
     (package / "adapters.pte").write_bytes(data[:-1])
-    with pytest.raises(InputError, match=r"is not the file that manifest.json describes"):
+    with pytest.raises(HydrapackError, match=r"is not the file that manifest.json describes"):
         Session(tiny[0], package)
     (package / "adapters.pte").unlink()
-    with pytest.raises(InputError, match=r"adapters\.pte: cannot be read"):
+    with pytest.raises(HydrapackError, match=r"adapters\.pte: cannot be read"):
         Session(tiny[0], package)
     manifest = package / "manifest.json"
     text = manifest.read_text()
@@ -384,19 +395,19 @@ def test_damaged_files_are_refused(tiny, tmp_path):
     ]:
         assert old in text
         manifest.write_text(text.replace(old, new, 1))
-        with pytest.raises(InputError, match=match):
+        with pytest.raises(HydrapackError, match=match):
             Session(tiny[0], package)
     manifest.unlink()
-    with pytest.raises(InputError, match=r"manifest\.json: cannot be read"):
+    with pytest.raises(HydrapackError, match=r"manifest\.json: cannot be read"):
         Session(tiny[0], package)
     cut = tmp_path / "cut.pte"
     cut.write_bytes(tiny[0].read_bytes()[:1000])
-    with pytest.raises(InputError, match="not an ExecuTorch program"):
+    with pytest.raises(HydrapackError, match="not an ExecuTorch program"):
         Session(cut, tiny[1], check_digests=False)
     cut.write_bytes(tiny[0].read_bytes()[: tiny[0].stat().st_size // 2])
-    with pytest.raises(InputError, match=r"not an ExecuTorch program|cannot be loaded"):
+    with pytest.raises(HydrapackError, match=r"not an ExecuTorch program|cannot be loaded"):
         Session(cut, tiny[1], check_digests=False)
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(HydrapackError, match="no such file"):
         Session(tmp_path / "none.pte", tiny[1])
 
 

@@ -14,7 +14,7 @@ from conftest import TEMPLATE, hydrapack, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.analysis.similarity import analyze
-from hydrapack.bundle.rounding import module_bytes, round_module
+from hydrapack.bundle.stored import store
 from hydrapack.evaluate import metrics
 from hydrapack.evaluate.backends import PeftBackend
 from hydrapack.evaluate.memory import PeakMemory
@@ -25,7 +25,7 @@ from hydrapack.evaluate.tables import markdown, plot
 from hydrapack.merging.plan import merge_budget
 from hydrapack.packing.manifest import read_package
 from hydrapack.program.quantized import Rounding
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 
 
 def test_words():
@@ -71,7 +71,7 @@ def test_correction_f_half(monkeypatch):
     # Over the set: counts are added up, not scores.
     both = score("correction-f0.5", [reference, source], [[reference], [reference]], [source] * 2)
     assert both == pytest.approx(100 * 1.25 * 1.0 * 0.5 / (0.25 + 0.5))
-    with pytest.raises(InputError, match="metric 'x'"):
+    with pytest.raises(HydrapackError, match="metric 'x'"):
         score("x", ["a"], [["a"]], ["a"])
 
 
@@ -232,7 +232,7 @@ def test_executorch_backend(setting, tmp_path):
     (package,) = (tmp_path / "out" / "packages").glob("*/package")
     prompts = [task.prompt_template for task in read_package(package).tasks]
     assert prompts == [TEMPLATE, "Mine: {input}\n", TEMPLATE]
-    with pytest.raises(InputError, match="executorch backend runs merged methods"):
+    with pytest.raises(HydrapackError, match="executorch backend runs merged methods"):
         content["methods"] = [{"method": "own", "backend": "executorch"}]
         config = EvalConfig.model_validate({**content, "rows": 2})
         Evaluation(config, setting.parent, tmp_path / "out2").run()
@@ -265,14 +265,14 @@ def test_a_budgets_plan_is_kept(setting, tmp_path, monkeypatch):
         ((peft, packed), None, taken[0], folders[0]),
         ((four, packed_four), 4, taken[3], folders[1]),
     ):
-        merge, plan = merge_budget(list(evaluation.adapters.values()), 64_000, bits=bits)
-        widths = plan.bits
+        merge = merge_budget(list(evaluation.adapters.values()), 64_000, bits=bits)
+        widths = merge.info.bits
         assert (set(widths.values()) == {4}) == (bits == 4)
         stored = 0
         for name, module in merge.modules.items():
-            rounding = Rounding(widths[name], widths[name])
-            stored += module_bytes(module, rounding)
-            rounded = round_module(module, rounding)
+            part = store(module, Rounding(widths[name], widths[name]))
+            stored += part.bytes
+            rounded = part.dequantize()
             assert torch.equal(pairs[name][0], rounded.shared())
             assert torch.equal(pairs[name][1], rounded.head(module.assignment[0]))
         manifest = read_package(folder / "package")
@@ -301,7 +301,7 @@ def test_methods_that_do_not_fit(setting, method, match):
     content = yaml.safe_load(setting.read_text())
     content["methods"] = [{"method": "spectral", **method}]
     setting.write_text(yaml.safe_dump(content))
-    with pytest.raises(InputError, match=match) as caught:
+    with pytest.raises(HydrapackError, match=match) as caught:
         read_config(setting)
     assert "eval.yaml" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -331,8 +331,8 @@ def test_groups(setting, tmp_path):
 def test_quick(setting):
     config = read_config(setting)
     quick = quick_config(config)
-    assert quick.rows == 20 and {m.steps for m in quick.methods} == {50}
-    assert config.rows is None and {m.steps for m in config.methods} == {200}
+    assert quick.rows == 20 and {m.own.steps for m in quick.methods} == {50}
+    assert config.rows is None and {m.own.steps for m in config.methods} == {200}
     few = config.model_copy(update={"rows": 5})
     assert quick_config(few).rows == 5
 
@@ -341,7 +341,7 @@ def test_groups_that_do_not_fit(setting):
     content = yaml.safe_load(setting.read_text())
     for members in (["none"], [], [content["tasks"][0]["name"]] * 2):
         setting.write_text(yaml.safe_dump({**content, "groups": {"g": members}}))
-        with pytest.raises(InputError, match="groups: 'g'"):
+        with pytest.raises(HydrapackError, match="groups: 'g'"):
             read_config(setting)
 
 
@@ -392,7 +392,7 @@ def test_peak_memory():
 def test_malformed_rows(tmp_path, line, match):
     path = tmp_path / "d.jsonl"
     path.write_text('{"input": "x", "output": "y"}\n' + line + "\n")
-    with pytest.raises(InputError, match=match):
+    with pytest.raises(HydrapackError, match=match):
         read_rows(path, None)
 
 
@@ -402,7 +402,7 @@ def test_rows(tmp_path):
     assert [r.outputs for r in read_rows(path, None)] == [("y", "z"), ("b",)]
     assert len(read_rows(path, 1)) == 1
     path.write_text("\n")
-    with pytest.raises(InputError, match="has no rows"):
+    with pytest.raises(HydrapackError, match="has no rows"):
         read_rows(path, None)
 
 
@@ -420,10 +420,10 @@ def test_malformed_configs(setting, change, match):
     content = yaml.safe_load(setting.read_text())
     change(content)
     setting.write_text(yaml.safe_dump(content))
-    with pytest.raises(InputError, match=match):
+    with pytest.raises(HydrapackError, match=match):
         read_config(setting)
     setting.write_text("a: [")
-    with pytest.raises(InputError, match="not YAML"):
+    with pytest.raises(HydrapackError, match="not YAML"):
         read_config(setting)
 
 
@@ -442,7 +442,7 @@ def test_analyze(tmp_path):
     for module in same.modules:
         assert module.a_mae == module.b_mae == 0
         assert module.a_cca == pytest.approx(1) and module.b_cca == pytest.approx(1)
-    with pytest.raises(InputError, match="two adapters or more"):
+    with pytest.raises(HydrapackError, match="two adapters or more"):
         analyze(read_adapters([str(alike[0])]))
     done = hydrapack("analyze", *alike, "-o", tmp_path / "out")
     assert done.returncode == 0 and "suited" in done.stdout

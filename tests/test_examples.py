@@ -8,8 +8,8 @@ import pytest
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.demo.job import example_adapters, heldout_input
-from hydrapack.merging.merge import merge_adapters
-from hydrapack.support.errors import InputError
+from hydrapack.merging.uniform import merge_adapters
+from hydrapack.support.errors import HydrapackError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TASKS = ["grammar", "qa", "reply", "summary", "tone"]
@@ -91,5 +91,5 @@ def test_heldout_rows():
         assert len(rows) == count
         assert all(set(row) == {"input", "output"} and row["output"] for row in rows)
         assert len({row["input"].lower() for row in rows}) == count
-    with pytest.raises(InputError, match="rows 0 to 119"):
+    with pytest.raises(HydrapackError, match="rows 0 to 119"):
         heldout_input("tone", 120)

@@ -12,7 +12,7 @@ import pytest
 from conftest import TASKS, hydrapack
 
 from hydrapack.support.atomic import new_directory, new_file
-from hydrapack.verification.package import verify_package
+from hydrapack.verification.package import verify
 
 EXPORT = ("export-base", "--rank", 4, "--quant", "fp32", "--max-context", 64)
 
@@ -172,7 +172,7 @@ def test_killed_commands(tiny, tiny_model, tmp_path):
         assert [f.read_bytes() for f in files] == content
         assert not hidden(folder)
     assert {p.name for p in folder.iterdir()} == {*commands, "model.pte.json", "tokenizer.json"}
-    checks = verify_package(folder / "package")
+    checks = verify(folder / "package")
     assert checks and all(check.passed for check in checks)
 
 
@@ -227,7 +227,7 @@ def test_a_full_disk(tiny, tiny_model, small_disk):
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
         assert "cannot be written" in done.stderr
     assert sorted(p.name for p in small_disk.iterdir()) == ["filler", "package"]
-    assert all(check.passed for check in verify_package(package))
+    assert all(check.passed for check in verify(package))
     filler.unlink()
     assert hydrapack("pack", tiny[2] / "bundle", "-o", package, "--bits", 4).returncode == 0
     assert json.loads((package / "manifest.json").read_text())["modules"][0]["bits_a"] == 4

@@ -18,10 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.peft_config import CHANGING_INITS, HARMLESS, REFUSED, SAFE_INITS
-from hydrapack.bundle.format import read_bundle, write_bundle
-from hydrapack.bundle.unpack import unpack_all
-from hydrapack.merging.merge import merge_adapters
-from hydrapack.support.errors import InputError
+from hydrapack.bundle.unpack import unpack
+from hydrapack.merging.uniform import merge_adapters
+from hydrapack.support.errors import HydrapackError
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 NAMES = module_names("qv")
@@ -101,7 +100,7 @@ def changed(good: Path, folder: Path, config, more, removed: int) -> Path:
 
 
 def check(good, config, more, removed, weights=None):
-    """Read, merge, unpack and read again, or one InputError and nothing written."""
+    """Read, merge, unpack and read again, or one HydrapackError and nothing written."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         folder = changed(good, root / "odd", config, more, removed)
@@ -110,12 +109,12 @@ def check(good, config, more, removed, weights=None):
         out = root / "bundle"
         try:
             adapters = read_adapters([str(folder), str(good)], allow_base_mismatch=True)
-            write_bundle(merge_adapters(adapters), adapters, out)
-        except InputError as error:
+            merge_adapters(adapters).save(out)
+        except HydrapackError as error:
             assert str(error).strip() and len(str(error).splitlines()) == 1
             assert sorted(p.name for p in root.iterdir()) == ["odd"]
             return False
-        unpack_all(read_bundle(out), root / "all")
+        unpack(out, root / "all")
         assert read_adapters([str(root / "all" / "odd"), str(root / "all" / "good")])
         return True
 

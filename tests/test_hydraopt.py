@@ -5,10 +5,10 @@ import torch
 from test_merge import dense, random_updates, squared_error
 
 from hydrapack.adapters.update import LoraModule
-from hydrapack.merging.hydraopt import DISTANCES, INITS, assign_hydraopt, merge_hydraopt
+from hydrapack.merging.hydraopt import DISTANCES, INITS, HydraOpt, assign_hydraopt, merge_hydraopt
 from hydrapack.merging.method import MergeOptions
 from hydrapack.merging.spectral import merge_spectral
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 
 
 def mean_absolute_error(updates, merged):
@@ -20,10 +20,10 @@ def mean_absolute_error(updates, merged):
 
 def run(updates, heads, **options):
     losses = []
-    settings = {"steps": 400, "rank": 3, **options}
-    merged = merge_hydraopt(
-        updates, MergeOptions(heads, report=lambda share, loss: losses.append(loss), **settings)
-    )
+    own = {"steps": 400, **options}
+    shared = {"rank": 3, **{name: own.pop(name) for name in ("rank", "seed") if name in own}}
+    told = MergeOptions(heads, report=lambda share, loss: losses.append(loss), **shared)
+    merged = merge_hydraopt(updates, told, HydraOpt(**own))
     return merged, losses
 
 
@@ -91,8 +91,8 @@ def test_groups_planted_clusters(distance):
     for i, j in itertools.combinations(range(5), 2):
         assert (groups[i] == groups[j]) == (planted[i] == planted[j])
     assert merged.A.isfinite().all() and merged.heads.isfinite().all()
-    options = MergeOptions(heads=2, rank=6, distance=distance, init="random", steps=300)
-    route = assign_hydraopt([updates, updates], options)
+    own = HydraOpt(distance=distance, init="random", steps=300)
+    route = assign_hydraopt([updates, updates], MergeOptions(heads=2, rank=6), own)
     assert [a == route[0] for a in route] == [a == planted[0] for a in planted]
 
 
@@ -119,7 +119,7 @@ def test_ranks_mixed_and_a_missing_module():
 
 def test_unknown_names():
     updates = random_updates([2, 2])
-    with pytest.raises(InputError, match="--distance l2"):
+    with pytest.raises(HydrapackError, match="`distance` l2"):
         run(updates, 2, distance="l2")
-    with pytest.raises(InputError, match="--init zero"):
+    with pytest.raises(HydrapackError, match="`init` zero"):
         run(updates, 2, init="zero")

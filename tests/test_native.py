@@ -16,7 +16,7 @@ from hydrapack.device.native import NativeSession
 from hydrapack.support.errors import (
     Busy,
     ContextFull,
-    InputError,
+    HydrapackError,
     Invalid,
     Mismatch,
     NotFound,
@@ -180,7 +180,7 @@ def test_errors_have_their_kinds(session, child):
 def test_what_the_program_refuses(tiny, child, monkeypatch):
     monkeypatch.setenv("FAIL", "x.pte: no such file")
     session = NativeSession(tiny[0], tiny[1])
-    with pytest.raises(InputError, match=r"^x\.pte: no such file$"):
+    with pytest.raises(HydrapackError, match=r"^x\.pte: no such file$"):
         list(session.generate("a"))
     done = hydrapack("run", tiny[1], "a", "--model", tiny[0], "--engine", "native")
     assert done.returncode == 2 and done.stderr == "hydrapack: error: x.pte: no such file\n"

@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import difference_norm
-from hydrapack.bundle.rounding import module_bytes, round_module
-from hydrapack.merging.merge import merge_adapters
+from hydrapack.bundle.stored import round_module, store
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.banks import MatrixBank, RowBank, pack_nibbles, unpack_nibbles
-from hydrapack.program.quantized import Rounding, noise_by_columns, quantize, rounded, stored_bytes
+from hydrapack.program.quantized import Rounding, noise_by_columns, quantize, stored_bytes
 
 
 def normal(*shape, seed=0):
@@ -27,11 +27,12 @@ def normal(*shape, seed=0):
 )
 def test_rounding(rows, columns, bits, group, exponent, seed):
     matrix = normal(rows, columns, seed=seed) * 10.0**exponent
-    values, scales = quantize(matrix, bits, group)
+    stored = quantize(matrix, bits, group)
+    values, scales = stored.values, stored.scales
     top = {4: 7, 8: 127}[bits]
     assert values.dtype == torch.int8 and int(values.abs().max()) <= top
     assert scales.dtype == torch.float16
-    again = rounded(matrix, bits, group)
+    again = stored.dequantize()
     width = min(group, columns) if bits == 4 else columns
     wide = scales.float().repeat_interleave(width, -1)[:, :columns]
     assert torch.equal(again, values.float() * wide)
@@ -43,7 +44,7 @@ def test_scales_that_clip_are_better_at_4_bits():
     matrix = normal(64, 32)
     plain_scale = matrix.abs().amax(1, keepdim=True) / 7
     plain = (matrix / plain_scale).round() * plain_scale
-    assert (rounded(matrix, 4) - matrix).norm() < 0.97 * (plain - matrix).norm()
+    assert (quantize(matrix, 4).dequantize() - matrix).norm() < 0.97 * (plain - matrix).norm()
 
 
 def test_noise_estimate():
@@ -54,7 +55,7 @@ def test_noise_estimate():
         assert estimate.shape == (48,)
         for columns in (8, 32, 48):
             part = matrix[:, :columns]
-            actual = float((rounded(part, bits) - part).square().sum())
+            actual = float((quantize(part, bits).dequantize() - part).square().sum())
             assert actual == pytest.approx(float(estimate[columns - 1]), rel=0.34)
 
 
@@ -98,8 +99,10 @@ def test_nibbles():
 @pytest.mark.parametrize("rows", [1, 5, 6])
 def test_matrix_bank(bits, rows):
     matrix = normal(rows, 45)
-    bank = MatrixBank(matrix, bits, 32)
-    assert torch.equal(bank(), rounded(matrix, bits))
+    parts = [quantize(part, bits) for part in matrix.split(2)]
+    bank = MatrixBank(parts)
+    assert torch.equal(bank(), quantize(matrix, bits).dequantize())
+    assert sum(part.bytes for part in parts) == stored_bytes(rows, 45, bits)
     stored = sum(b.numel() * b.element_size() for b in bank.buffers())
     assert 0 <= stored - stored_bytes(rows, 45, bits) <= 45 + 19 * rows
 
@@ -122,12 +125,13 @@ def test_row_bank(bits, ranks, heads, widths, more, pad, seed):
     ]
     rank = max(ranks) + more
     pad_to = block * (max(widths[: len(ranks)]) + 1) if pad else 0
-    bank = RowBank(matrices, rank, block, bits, 32, pad_to)
+    parts = [quantize(matrix, bits) for matrix in matrices]
+    bank = RowBank(parts, rank, block, pad_to)
     generator = torch.Generator().manual_seed(seed)
     choice = torch.tensor([int(torch.randint(len(m), (1,), generator=generator)) for m in matrices])
     expected = []
-    for index, matrix in zip(choice.tolist(), matrices, strict=True):
-        chosen = rounded(matrix, bits)[index].T
+    for index, part in zip(choice.tolist(), parts, strict=True):
+        chosen = part.dequantize()[index].T
         columns = max(pad_to - chosen.shape[1], 0)
         expected.append(torch.nn.functional.pad(chosen, (0, columns, 0, rank - chosen.shape[0])))
     assert torch.equal(bank(choice), torch.cat(expected, 1))
@@ -138,10 +142,10 @@ def test_module_bytes_are_what_banks_hold(tmp_path):
     merged = merge_adapters(read_adapters([f"x={folder}", f"y={folder}"]))
     module = next(iter(merged.modules.values()))
     for bits in (4, 8, 16, 32):
-        bank = RowBank([module.heads], 8, 32, bits, 32)
-        matrix = MatrixBank(module.A, bits, 32)
+        stored = store(module, Rounding(bits, bits))
+        bank, matrix = RowBank([stored.heads], 8, 32), MatrixBank([stored.A])
         held = bank.get_buffer("rows").numel() * bank.get_buffer("rows").element_size()
         held += matrix.get_buffer("values").numel() * matrix.get_buffer("values").element_size()
         if bits < 16:
             held += 2 * (bank.get_buffer("scales").numel() + matrix.get_buffer("scales").numel())
-        assert held == module_bytes(module, Rounding(bits, bits))
+        assert held == stored.bytes

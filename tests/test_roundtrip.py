@@ -13,10 +13,9 @@ from peft_models import build, inputs, output, train
 from safetensors.torch import load_file
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.bundle.format import read_bundle, write_bundle
-from hydrapack.bundle.unpack import unpack_all
-from hydrapack.merging.merge import merge_adapters
-from hydrapack.support.errors import InputError
+from hydrapack.bundle.unpack import unpack
+from hydrapack.merging.uniform import merge_adapters
+from hydrapack.support.errors import HydrapackError
 
 LLAMA = "LlamaForCausalLM"
 QV = ["q_proj", "v_proj"]
@@ -33,8 +32,8 @@ def saved(folder, base, seed=1, **config):
 
 def unpacked(folders, target, rank=64):
     adapters = read_adapters([str(folder) for folder in folders])
-    write_bundle(merge_adapters(adapters, rank=rank), adapters, target / "bundle")
-    unpack_all(read_bundle(target / "bundle"), target / "unpacked")
+    merge_adapters(adapters, rank=rank).save(target / "bundle")
+    unpack(target / "bundle", target / "unpacked")
     return target / "unpacked"
 
 
@@ -123,7 +122,7 @@ def test_an_init_that_changes_the_base(init, use_rslora, tmp_path):
     model.peft_config["default"].init_lora_weights = init
     train(model, 1)
     model.save_pretrained(tmp_path / "raw")
-    with pytest.raises(InputError, match=rf"init_lora_weights = \"{init}\" changes the base"):
+    with pytest.raises(HydrapackError, match=rf"init_lora_weights = \"{init}\" changes the base"):
         read_adapters([str(tmp_path / "raw")])
     expected = output(model)
     model.save_pretrained(
@@ -137,7 +136,7 @@ def test_other_inits_are_refused_by_name(init, tmp_path):
     """Those that PEFT writes only with data or another package, and unknown ones."""
     saved(tmp_path / "a", LLAMA)
     edit_config(tmp_path / "a", init_lora_weights=init)
-    with pytest.raises(InputError, match=f'init_lora_weights = "{init}"'):
+    with pytest.raises(HydrapackError, match=f'init_lora_weights = "{init}"'):
         read_adapters([str(tmp_path / "a")])
 
 
@@ -180,7 +179,7 @@ REFUSED = {
 def test_variants_are_refused_by_name(name, tmp_path):
     base, config, words = REFUSED[name]
     saved(tmp_path / "a", base, **{"task_type": "CAUSAL_LM", **config()})
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(HydrapackError, match=words) as caught:
         read_adapters([str(tmp_path / "a")])
     assert "\n" not in str(caught.value)
 
@@ -205,7 +204,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_kinds_are_refused_by_name(kind, tmp_path):
     peft.get_peft_model(build(LLAMA), KINDS[kind]()).save_pretrained(tmp_path / "a")
-    with pytest.raises(InputError, match=f"peft_type is {kind}; only LORA and VERA"):
+    with pytest.raises(HydrapackError, match=f"peft_type is {kind}; only LORA and VERA"):
         read_adapters([str(tmp_path / "a")])
 
 
@@ -217,7 +216,7 @@ def test_xlora_is_refused_by_name(tmp_path):
         task_type="CAUSAL_LM", hidden_size=32, adapters={"one": str(tmp_path / "expert")}
     )
     peft.get_peft_model(model, config).save_pretrained(tmp_path / "x")
-    with pytest.raises(InputError, match="peft_type is XLORA"):
+    with pytest.raises(HydrapackError, match="peft_type is XLORA"):
         read_adapters([str(tmp_path / "x")])
 
 
@@ -237,7 +236,7 @@ def test_a_convolution_is_refused_by_name(tmp_path):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4, 4))
     config = peft.LoraConfig(r=2, target_modules=["0", "2"])
     peft.get_peft_model(model, config).save_pretrained(tmp_path / "a")
-    with pytest.raises(InputError, match="4 dimensions, as LoRA on a convolution"):
+    with pytest.raises(HydrapackError, match="4 dimensions, as LoRA on a convolution"):
         read_adapters([str(tmp_path / "a")])
 
 

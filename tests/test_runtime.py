@@ -29,13 +29,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hydrapack.base.export import export_base
-from hydrapack.bundle.format import read_bundle
 from hydrapack.device import Session
 from hydrapack.device.native import NativeSession
-from hydrapack.packing.package import write_package
+from hydrapack.packing.package import pack
 from hydrapack.packing.signature import sign_manifest
 from hydrapack.program.load import load_program
-from hydrapack.support.errors import InputError, Mismatch
+from hydrapack.support.errors import HydrapackError, Mismatch
 
 TEXT = "Grüße! what is this"
 COUNT = 64
@@ -87,9 +86,7 @@ def fixtures(tiny, tiny_model, tmp_path_factory):
     public = key.public_key()
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     (folder / "key.pem").write_bytes(pem)
-    write_package(
-        read_bundle(tiny[2] / "bundle"), folder / "package", 32, model=folder / "model.pte"
-    )
+    pack(tiny[2] / "bundle", folder / "package", 32, model=folder / "model.pte")
     sign_manifest(folder / "package", key)
     twin = other_weights(tiny_model, folder / "twin")
     export_base(str(twin), folder / "twin.pte", 4, quant="fp32", max_context=100)
@@ -416,9 +413,9 @@ def test_native_engine(native, fixtures, monkeypatch):
     python = Session(model, package).use("two")
     assert one == "".join(python.generate(TEXT, 20, temperature=2.0, seed=1))
     assert one != "".join(session.generate(TEXT, 20, temperature=2.0, seed=2))
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(HydrapackError, match="do not fit"):
         "".join(session.generate("x" * 500))
-    with pytest.raises(InputError, match="unknown task"):
+    with pytest.raises(HydrapackError, match="unknown task"):
         session.use("nine")
     session.close()
     for pause in (0, 2):
@@ -587,7 +584,7 @@ def test_other_widths_and_heads(native, fixtures, tiny, tmp_path):
     folders = [tiny[2] / task for task in TASKS]
     packages = [make_package(tmp_path / "u", folders, 8, method="two-sided", output_rank=6)]
     for bits in (4, 16):
-        write_package(read_bundle(tiny[2] / "bundle"), tmp_path / f"{bits}", bits)
+        pack(tiny[2] / "bundle", tmp_path / f"{bits}", bits)
         packages.append(tmp_path / f"{bits}")
     for package in packages:
         expected = answers(fixtures / "model.pte", package)

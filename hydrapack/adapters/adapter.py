@@ -9,12 +9,17 @@ import torch
 
 from hydrapack.adapters.task_card import TaskCard
 from hydrapack.adapters.update import Update
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A task's adapter: ``modules`` by the linear's name in the base model."""
+    """A task's adapter: ``modules`` by the linear's name in the base model.
+
+    >>> adapter = hydrapack.Adapter.load("adapters/grammar")
+    >>> adapter.task, adapter.rank, len(adapter.modules)
+    ('grammar', 4, 8)
+    """
 
     task: str
     folder: Path
@@ -30,6 +35,20 @@ class Adapter:
     """PEFT's, as CAUSAL_LM; None for a bare model's adapter."""
     revision: str = ""
     """Of the base model; empty for the main one."""
+
+    @classmethod
+    def load(cls, folder: str | Path, task: str | None = None) -> Adapter:
+        """The LoRA or VeRA adapter that PEFT saved in ``folder``.
+
+        Args:
+            task: its name; the folder's by default.
+
+        Raises:
+            HydrapackError: not an adapter folder, or one that cannot be merged; says why.
+        """
+        from hydrapack.adapters.read import read_adapter
+
+        return read_adapter(Path(folder), task or Path(folder).absolute().name)
 
     @property
     def parameters(self) -> int:
@@ -51,11 +70,11 @@ def checked(tensor: torch.Tensor, dimensions: int, key: str, path: Path) -> torc
     """``tensor``, if it is finite, floating-point and of so many dimensions.
 
     Raises:
-        InputError: it is not.
+        HydrapackError: it is not.
     """
     if not tensor.is_floating_point() or tensor.dim() != dimensions:
         kind = {1: "vector", 2: "matrix"}[dimensions]
-        raise InputError(f"{path}: key {key!r} is not a floating-point {kind}")
+        raise Invalid(f"{path}: key {key!r} is not a floating-point {kind}")
     if not torch.isfinite(tensor).all():
-        raise InputError(f"{path}: key {key!r} holds NaN or infinity; retrain or re-save it")
+        raise Invalid(f"{path}: key {key!r} holds NaN or infinity; retrain or re-save it")
     return tensor

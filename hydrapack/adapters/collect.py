@@ -11,39 +11,53 @@ import torch
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.read import read_adapter
 from hydrapack.adapters.update import VeraModule
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid, Mismatch
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Parts of names that come, go and change places as transformers renames a model's modules.
 _RENAMED = ("language_model", "model", "text_model")
 
 
-def read_adapters(arguments: Sequence[str], allow_base_mismatch: bool = False) -> list[Adapter]:
-    """Read every adapter; the task's name is the folder's, or NAME in ``NAME=DIR``.
+def read_adapters(
+    adapters: Sequence[Adapter | str | Path], allow_base_mismatch: bool = False
+) -> list[Adapter]:
+    """The adapters of one merge; folders are read, adapters taken as they are.
+
+    Args:
+        adapters: PEFT folders, as ``DIR`` or ``NAME=DIR`` (the task's name is NAME, else the
+            folder's), or adapters.
 
     Raises:
-        InputError: an unreadable adapter, a name given twice, adapters of different base models or
-            revisions, with a module of different shapes, or with none in common.
+        HydrapackError: an unreadable adapter, a name given twice, adapters of different base models
+            or revisions, with a module of different shapes, or with none in common.
     """
-    adapters: list[Adapter] = []
-    for argument in arguments:
-        task, separator, folder = argument.partition("=")
-        if not separator or Path(argument).is_dir():
-            task, folder = Path(argument).absolute().name, argument
-        if not _NAME.fullmatch(task):
-            raise InputError(
-                f"{argument}: {task!r} is no task name (letters, digits, '.', '_', '-'); "
-                "give one as NAME=DIR"
+    found: list[Adapter] = []
+    for one in adapters:
+        adapter = one if isinstance(one, Adapter) else _read(str(one))
+        if adapter.task in [other.task for other in found]:
+            raise Invalid(
+                f"{one if isinstance(one, str) else adapter.folder}: the task name "
+                f"{adapter.task!r} is taken; give another as NAME=DIR"
             )
-        if task in [a.task for a in adapters]:
-            raise InputError(
-                f"{argument}: the task name {task!r} is taken; give another as NAME=DIR"
-            )
-        adapters.append(read_adapter(Path(folder), task))
-    if not adapters:
-        raise InputError("no adapters given")
-    _check_together(adapters, allow_base_mismatch)
-    return adapters
+        if not adapter.modules:
+            raise Invalid(f"{adapter.folder}: adapts no module")
+        found.append(adapter)
+    if not found:
+        raise Invalid("no adapters given")
+    _check_together(found, allow_base_mismatch)
+    return found
+
+
+def _read(argument: str) -> Adapter:
+    task, separator, folder = argument.partition("=")
+    if not separator or Path(argument).is_dir():
+        task, folder = Path(argument).absolute().name, argument
+    if not _NAME.fullmatch(task):
+        raise Invalid(
+            f"{argument}: {task!r} is no task name (letters, digits, '.', '_', '-'); "
+            "give one as NAME=DIR"
+        )
+    return read_adapter(Path(folder), task)
 
 
 def _check_together(adapters: list[Adapter], allow_base_mismatch: bool) -> None:
@@ -51,19 +65,19 @@ def _check_together(adapters: list[Adapter], allow_base_mismatch: bool) -> None:
     shapes: dict[str, tuple[tuple[int, int], str]] = {}
     for adapter in adapters:
         if adapter.base_model != first.base_model and not allow_base_mismatch:
-            raise InputError(
+            raise Mismatch(
                 f"adapters of different base models: {first.folder} of {first.base_model!r}, "
                 f"{adapter.folder} of {adapter.base_model!r} (base_model_name_or_path in "
-                "adapter_config.json); --allow-base-mismatch merges them all the same"
+                "adapter_config.json); `allow_base_mismatch` merges them all the same"
             )
         if adapter.revision != first.revision and not allow_base_mismatch:
-            raise InputError(
+            raise Mismatch(
                 f"adapters of different revisions of {first.base_model!r}: {first.folder} of "
                 f"{first.revision or 'main'!r}, {adapter.folder} of {adapter.revision or 'main'!r} "
-                "(revision in adapter_config.json); --allow-base-mismatch merges them all the same"
+                "(revision in adapter_config.json); `allow_base_mismatch` merges them all the same"
             )
         if adapter.kind != first.kind:
-            raise InputError(
+            raise Mismatch(
                 f"{adapter.folder}: peft_type is {adapter.kind}, {first.folder} is {first.kind}: "
                 "LoRA and VeRA adapters do not merge with each other"
             )
@@ -71,7 +85,7 @@ def _check_together(adapters: list[Adapter], allow_base_mismatch: bool) -> None:
         for name, module in adapter.modules.items():
             shape, task = shapes.setdefault(name, (module.shape, adapter.task))
             if shape != module.shape:
-                raise InputError(
+                raise Mismatch(
                     f"{adapter.folder}: {name} is {module.shape[0]} x {module.shape[1]}, in task "
                     f"{task!r} it is {shape[0]} x {shape[1]}: adapters of different models"
                 )
@@ -86,7 +100,7 @@ def _check_names(adapters: list[Adapter]) -> None:
             short = ".".join(p for p in name.split(".") if p not in _RENAMED)
             other, owner = known.setdefault(short, (name, adapter))
             if other != name and other not in adapter.modules and name not in owner.modules:
-                raise InputError(
+                raise Mismatch(
                     f"{adapter.folder}: adapts {name}, {owner.folder} {other}: two names of one "
                     "module, as before and after transformers renamed those of multimodal models "
                     "(4.52), or of a bare model and a whole one, so nothing would be shared; load "
@@ -95,7 +109,7 @@ def _check_names(adapters: list[Adapter]) -> None:
     for adapter in adapters:
         rest = [other for other in adapters if other is not adapter]
         if rest and not any(set(adapter.modules) & set(other.modules) for other in rest):
-            raise InputError(
+            raise Mismatch(
                 f"{adapter.folder}: has no module in common with the other adapters ("
                 f"{min(adapter.modules)} is not in {rest[0].folder}), so nothing would be shared; "
                 "leave it out of the merge"
@@ -109,7 +123,7 @@ def _check_projections(first: Adapter, adapter: Adapter) -> None:
     rows = min(len(one.B), len(other.B))
     same_a = one.A.shape == other.A.shape and torch.equal(one.A.float(), other.A.float())
     if not same_a or not torch.equal(one.B[:rows].float(), other.B[:rows].float()):
-        raise InputError(
+        raise Mismatch(
             f"{adapter.folder}: its vera_A and vera_B are not those of {first.folder}; VeRA "
             "adapters share them only when trained with one projection_prng_key, rank and set of "
             "target modules"

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from hydrapack.adapters.peft_config import CONFIG, shown
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid, NotFound
 
 WEIGHTS, INDEX = "adapter_model.safetensors", "adapter_model.safetensors.index.json"
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -30,43 +30,41 @@ def check_folder(folder: Path) -> None:
     """Refuse what is no adapter folder, and say what it seems to be.
 
     Raises:
-        InputError: no folder, or none with an adapter's configuration.
+        HydrapackError: no folder, or none with an adapter's configuration.
     """
     wanted = "give the folder that PEFT's save_pretrained wrote"
     if folder.is_file():
-        raise InputError(
-            f"{folder}: not an adapter folder but a file; {wanted}, as {folder.parent}"
-        )
+        raise Invalid(f"{folder}: not an adapter folder but a file; {wanted}, as {folder.parent}")
     if not folder.is_dir():
         hub = ""
         if len(folder.parts) == 2 and not folder.is_absolute() and not folder.parent.exists():
             hub = f"; a hub id is not downloaded: hf download {folder} --local-dir {folder.name}"
-        raise InputError(f"{folder}: not an adapter folder: it does not exist; {wanted}{hub}")
+        raise NotFound(f"{folder}: not an adapter folder: it does not exist; {wanted}{hub}")
     if (folder / CONFIG).exists():
         check_content(folder / CONFIG, (folder / CONFIG).read_bytes()[:1024])
         return
     inner = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
     if inner:
-        raise InputError(
+        raise Invalid(
             f"{folder}: not an adapter folder, but it holds {len(inner)}: give "
             + ", ".join(str(path) for path in inner[:3])
         )
     others = [name for name in OTHER_FORMATS if (folder / name).exists()]
     if others:
-        raise InputError(
+        raise Invalid(
             f"{folder}: not an adapter folder: {others[0]} is {OTHER_FORMATS[others[0]]}; convert "
             "the adapter to PEFT's format"
         )
     loose = sorted(path.name for path in folder.glob("*.safetensors"))
     found = f" (it has {loose[0]}, perhaps of kohya or ComfyUI: convert it)" if loose else ""
-    raise InputError(f"{folder}: not an adapter folder, it has no {CONFIG}{found}; {wanted}")
+    raise Invalid(f"{folder}: not an adapter folder, it has no {CONFIG}{found}; {wanted}")
 
 
 def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], str, Path]:
     """The tensors by key, float8 as float32; SHA-256 (hex) of the file or shards; their path.
 
     Raises:
-        InputError: missing, corrupt, or something else under their name.
+        HydrapackError: missing, corrupt, or something else under their name.
     """
     path = folder / WEIGHTS
     if path.exists():
@@ -75,47 +73,48 @@ def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], str, Path]:
     if (folder / INDEX).exists():
         return _read_shards(folder / INDEX)
     if (folder / "adapter_model.bin").exists():
-        raise InputError(
+        raise Invalid(
             f"{folder / 'adapter_model.bin'}: pickled weights are not read; load the adapter "
             "with PeftModel.from_pretrained and save it again with save_pretrained, which "
             f"writes {WEIGHTS}"
         )
     shards = sorted(folder.glob("adapter_model-*.safetensors"))
     if shards:
-        raise InputError(f"{folder / INDEX}: missing, and the weights are in shards: {shards[0]}")
+        raise Invalid(f"{folder / INDEX}: missing, and the weights are in shards: {shards[0]}")
     for name, whose in OTHER_FORMATS.items():
         if (folder / name).exists():
-            raise InputError(
+            raise Invalid(
                 f"{folder / name}: {whose} weights, and no {WEIGHTS} beside them; convert the "
                 "adapter to PEFT's format"
             )
-    raise InputError(f"{path}: missing; {folder} is not a complete PEFT adapter")
+    raise NotFound(f"{path}: missing; {folder} is not a complete PEFT adapter")
 
 
 def _read_shards(index: Path) -> tuple[dict[str, torch.Tensor], str, Path]:
+    data = _read(index)[:_MAX_INDEX]
     try:
-        content = json.loads(_read(index)[:_MAX_INDEX])
+        content = json.loads(data)
         names = content["weight_map"]
         shards = sorted(set(names.values()))
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{index}: is no index of shards with a weight_map") from error
+        raise Invalid(f"{index}: is no index of shards with a weight_map") from error
     tensors: dict[str, torch.Tensor] = {}
     digest = hashlib.sha256()
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.isprintable():
-            raise InputError(f"{index}: weight_map: {shown(shard)} is no file beside it")
+            raise Invalid(f"{index}: weight_map: {shown(shard)} is no file beside it")
         path = index.parent / shard
         if not path.is_file():
-            raise InputError(f"{path}: missing; {index.name} names it: download all shards")
+            raise NotFound(f"{path}: missing; {index.name} names it: download all shards")
         data = _read(path)
         digest.update(data)
         for key, tensor in _tensors(path, data).items():
             if names.get(key) != shard:
-                raise InputError(f"{path}: key {key!r} is not where {index.name} has it")
+                raise Invalid(f"{path}: key {key!r} is not where {index.name} has it")
             tensors[key] = tensor
     missing = sorted(set(names) - set(tensors))
     if missing:
-        raise InputError(f"{index}: weight_map: {missing[0]!r} is not in {names[missing[0]]}")
+        raise Invalid(f"{index}: weight_map: {missing[0]!r} is not in {names[missing[0]]}")
     return tensors, digest.hexdigest(), index
 
 
@@ -123,7 +122,7 @@ def _read(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise Invalid(f"{path}: cannot be read: {error.strerror or error}") from error
     check_content(path, data[:1024])
     return data
 
@@ -132,16 +131,16 @@ def check_content(path: Path, start: bytes) -> None:
     """Refuse a file that was not downloaded, by its first bytes.
 
     Raises:
-        InputError: a Git LFS pointer or a web page.
+        HydrapackError: a Git LFS pointer or a web page.
     """
     if start.startswith(_LFS):
-        raise InputError(
+        raise Invalid(
             f"{path}: is a Git LFS pointer, not the file itself; run git lfs install and git lfs "
             "pull in the clone"
         )
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise InputError(
+        raise Invalid(
             f"{path}: is a web page (HTML), not the file itself; download it by its 'resolve' "
             "address or with hf download"
         )
@@ -151,9 +150,9 @@ def _tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
     try:
         tensors = load(data)
     except KeyError as error:
-        raise InputError(f"{path}: values of type {error} are not read; save as float32") from error
+        raise Invalid(f"{path}: values of type {error} are not read; save as float32") from error
     except (SafetensorError, ValueError, RuntimeError, TypeError) as error:
         why = " ".join(str(error).split())
-        raise InputError(f"{path}: corrupt or truncated safetensors: {why}") from error
+        raise Invalid(f"{path}: corrupt or truncated safetensors: {why}") from error
     # torch has no isfinite, minimum or product of float8.
     return {key: t.float() if "float8" in str(t.dtype) else t for key, t in tensors.items()}

@@ -13,7 +13,7 @@ from hydrapack.adapters.adapter import bare_key, checked
 from hydrapack.adapters.patterns import module_alphas
 from hydrapack.adapters.peft_config import CONFIG
 from hydrapack.adapters.update import LoraModule, Update
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 # Older PEFT wrote the adapter's name ("default") into the key.
 _KEY = re.compile(r"(.+)\.lora_([AB])(?:\.[^.]+)?\.weight")
@@ -66,8 +66,8 @@ def read_lora(
     """Modules by name, in the file's precision.
 
     Raises:
-        InputError: keys that are no A or B of a linear, shapes that do not fit, NaN or infinity,
-            a rank that the configuration does not give.
+        HydrapackError: keys that are no A or B of a linear, shapes that do not fit, NaN or
+            infinity, a rank that the configuration does not give.
     """
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     rest: list[str] = []
@@ -79,7 +79,7 @@ def read_lora(
         tensor = _matrix(tensors[key], key, path)
         name, part = match[1], match[2]
         if part in pairs.setdefault(name, {}):
-            raise InputError(
+            raise Invalid(
                 f"{path}: {name} has two lora_{part} (a wrapper's prefix, or two adapters in one "
                 "file); save one adapter alone"
             )
@@ -87,11 +87,11 @@ def read_lora(
     for expression, what, mend in OTHER_KEYS:
         for key in rest:
             if re.search(expression, key):
-                raise InputError(f"{path}: key {key!r} {what}; {mend}")
+                raise Invalid(f"{path}: key {key!r} {what}; {mend}")
     for key in rest:
         _check_rest(key, tensors[key], pairs, path)
     if not pairs:
-        raise InputError(f"{path}: holds no LoRA weights")
+        raise Invalid(f"{path}: holds no LoRA weights")
     for name, pair in pairs.items():
         _check_pair(name, pair, path)
     ranks = {name: pair["A"].shape[0] for name, pair in pairs.items()}
@@ -106,13 +106,13 @@ def read_lora(
 
 def _matrix(tensor: torch.Tensor, key: str, path: Path) -> torch.Tensor:
     if tensor.numel() == 0:
-        raise InputError(
+        raise Invalid(
             f"{path}: key {key!r} is empty, as DeepSpeed ZeRO-3 and FSDP leave weights that were "
             "not gathered; gather them before saving (GatheredParameters, or "
             "stage3_gather_16bit_weights_on_model_save)"
         )
     if tensor.dim() > 2:
-        raise InputError(
+        raise Invalid(
             f"{path}: key {key!r} has {tensor.dim()} dimensions, as LoRA on a convolution or on "
             "experts in one tensor has; retrain with linears alone in target_modules"
         )
@@ -132,24 +132,24 @@ def _check_rest(
         pair = pairs[match[1]]
         shape = (pair.get("B", tensor).shape[0], pair.get("A", tensor).shape[-1])
         if tensor.is_floating_point() and tensor.dim() == 2 and tuple(tensor.shape) != shape:
-            raise InputError(
+            raise Invalid(
                 f"{path}: key {key!r} is {tuple(tensor.shape)}, its LoRA is for {shape}: another "
                 "vocabulary; save with save_embedding_layers=False"
             )
         return
     *_, layer, kind = ["", *bare.removesuffix(".weight").rsplit(".", 1)]
     if bare.endswith(".weight") and (kind in _EMBEDDINGS or layer.endswith("embeddings")):
-        raise InputError(
+        raise Invalid(
             f"{path}: key {key!r} is a whole embedding or output layer, which PEFT saves where the "
             "vocabulary was resized, and which is not merged; save with "
             "save_embedding_layers=False if it was not trained, else train without new tokens"
         )
     if "lora_" not in bare and bare.endswith((".weight", ".bias")):
-        raise InputError(
+        raise Invalid(
             f"{path}: key {key!r} is no LoRA A or B of a linear but a whole weight of the model "
             "(modules_to_save, or a trained bias), which is not merged; retrain without it"
         )
-    raise InputError(
+    raise Invalid(
         f"{path}: key {key!r} is no LoRA A or B of a linear; save the adapter again with PEFT's "
         "save_pretrained"
     )
@@ -158,10 +158,10 @@ def _check_rest(
 def _check_pair(name: str, pair: dict[str, torch.Tensor], path: Path) -> None:
     if len(pair) < 2:
         missing = "B" if "A" in pair else "A"
-        raise InputError(f"{path}: {name} has no lora_{missing}; save the adapter again, whole")
+        raise Invalid(f"{path}: {name} has no lora_{missing}; save the adapter again, whole")
     a, b = pair["A"], pair["B"]
     if a.shape[0] != b.shape[1]:
-        raise InputError(
+        raise Invalid(
             f"{path}: {name}: A {tuple(a.shape)} and B {tuple(b.shape)} do not fit; "
             "(rank, d_in) and (d_out, rank) are expected"
         )
@@ -175,7 +175,7 @@ def _check_size(name: str, module: LoraModule, path: Path) -> None:
     bound = max(largest[0], 1.0) * max(largest[1], 1.0) * max(abs(module.scaling), 1.0)
     bound *= module.rank * math.sqrt(d_out * d_in) if largest[1] and largest[0] else 0.0
     if not bound < torch.finfo(torch.float32).max:
-        raise InputError(
+        raise Invalid(
             f"{path}: {name}: its update, {module.scaling:g} * B @ A with values up to "
             f"{largest[1]:.3g} and {largest[0]:.3g}, passes single precision; is lora_alpha right?"
         )

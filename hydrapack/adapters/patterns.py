@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydrapack.adapters.peft_config import shown
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 # PEFT 0.15 and later write these keys, whatever their values.
 _SINCE_0_15 = ("peft_version", "corda_config", "trainable_token_indices")
@@ -26,7 +26,7 @@ def module_alphas(config: Mapping[str, Any], ranks: Mapping[str, int], path: Pat
     """lora_alpha of each module, in the order of ``ranks`` (the file's, by module name).
 
     Raises:
-        InputError: a rank that the configuration does not give, or alphas that depend on the
+        HydrapackError: a rank that the configuration does not give, or alphas that depend on the
             release of PEFT.
     """
     found: list[list[float]] = []
@@ -40,7 +40,7 @@ def module_alphas(config: Mapping[str, Any], ranks: Mapping[str, int], path: Pat
             for name, rank in ranks.items()
             if (said := _today(config, name)[0]) != rank
         )
-        raise InputError(
+        raise Invalid(
             f"{path}: says rank {said} for {name} (r = {shown(config.get('r', 8))}, rank_pattern), "
             f"its weights have rank {rank}: the scale alpha / r is not known; put back the "
             "configuration that the adapter was saved with"
@@ -48,7 +48,7 @@ def module_alphas(config: Mapping[str, Any], ranks: Mapping[str, int], path: Pat
     for other in found[1:]:
         for name, one, two in zip(ranks, found[0], other, strict=True):
             if one != two:
-                raise InputError(
+                raise Invalid(
                     f"{path}: alpha_pattern gives {name} alpha {one:g} in PEFT since 0.15 and "
                     f"{two:g} before; name the modules in full, without rank_pattern keys that "
                     "match them otherwise, or add the peft_version that trained it"

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 CONFIG = "adapter_config.json"
 KINDS = ("LORA", "VERA")
@@ -110,17 +110,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The adapter's configuration, all keys that are read later checked.
 
     Raises:
-        InputError: not readable, of another kind, or with a key that changes the arithmetic.
+        HydrapackError: not readable, of another kind, or with a key that changes the arithmetic.
     """
     path = folder / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable JSON: {error}") from error
+        raise Invalid(f"{path}: not readable JSON: {error}") from error
     if not isinstance(config, dict):
-        raise InputError(f"{path}: holds no JSON object")
+        raise Invalid(f"{path}: holds no JSON object")
     if "peft_type" not in config and {"fine_tune_type", "lora_parameters"} & set(config):
-        raise InputError(
+        raise Invalid(
             f"{path}: is of mlx-lm (fine_tune_type), not PEFT's; convert the adapter to PEFT's "
             "format: lora_a and lora_b transposed, as lora_A.weight and lora_B.weight, and "
             "lora_alpha = scale * rank"
@@ -134,20 +134,20 @@ def _check_kind(config: dict[str, Any], path: Path) -> None:
     kind = str(config.get("peft_type") or "").upper()
     if kind not in KINDS:
         found = shown(config["peft_type"]).strip('"') if kind else "missing"
-        raise InputError(f"{path}: peft_type is {found}; only LORA and VERA are read")
+        raise Invalid(f"{path}: peft_type is {found}; only LORA and VERA are read")
     for key, (why, mend) in REFUSED.items():
         # An empty variant's config still turns the variant on.
         if config.get(key) or config.get(key) == {}:
-            raise InputError(f"{path}: {key} = {shown(config[key])}: {why}; {mend}")
+            raise Invalid(f"{path}: {key} = {shown(config[key])}: {why}; {mend}")
     if config.get("bias", "none") != "none":
-        raise InputError(
+        raise Invalid(
             f"{path}: bias = {shown(config['bias'])}: trained biases are not merged; retrain with "
             "bias='none'"
         )
     _check_init(config.get("init_lora_weights", True), path)
     for key in sorted(set(config) - _KNOWN - set(REFUSED)):
         if config[key]:
-            raise InputError(
+            raise Invalid(
                 f"{path}: {shown(key)} = {shown(config[key])}: an unknown key, which may change "
                 "what the adapter computes; if it does not, take it out of the file"
             )
@@ -159,13 +159,13 @@ def _check_init(init: object, path: Path) -> None:
     if isinstance(init, str) and init.lower() in SAFE_INITS:
         return
     if isinstance(init, str) and _CHANGING.match(init):
-        raise InputError(
+        raise Invalid(
             f"{path}: init_lora_weights = {shown(init)} changes the base's weights, and the "
             "adapter belongs to the changed ones; convert it with "
             "save_pretrained(path_initial_model_for_weight_conversion=...) or, if "
             "base_model_name_or_path is the changed base itself, set init_lora_weights to true"
         )
-    raise InputError(
+    raise Invalid(
         f"{path}: init_lora_weights = {shown(init)}: an unknown initialisation, which may have "
         "changed the base's weights; set it to true if it did not"
     )
@@ -173,47 +173,45 @@ def _check_init(init: object, path: Path) -> None:
 
 def _check_values(config: dict[str, Any], path: Path) -> None:
     if not _is_rank(config.get("r", 8)):
-        raise InputError(f"{path}: r = {shown(config['r'])}: must be a whole number above 0")
+        raise Invalid(f"{path}: r = {shown(config['r'])}: must be a whole number above 0")
     check_number(config.get("lora_alpha", 8), "lora_alpha", path)
     if not isinstance(config.get("use_rslora", False), bool | None):
-        raise InputError(f"{path}: use_rslora = {shown(config['use_rslora'])}: true or false")
+        raise Invalid(f"{path}: use_rslora = {shown(config['use_rslora'])}: true or false")
     for key in ("rank_pattern", "alpha_pattern"):
         patterns = config.get(key) or {}
         if not isinstance(patterns, dict):
-            raise InputError(f"{path}: {key} has the wrong type: {shown(patterns)}")
+            raise Invalid(f"{path}: {key} has the wrong type: {shown(patterns)}")
         for pattern, value in patterns.items():
             where = f"{key} of {shown(pattern)}"
             if key == "alpha_pattern":
                 check_number(value, where, path)
             elif not _is_rank(value):
-                raise InputError(
-                    f"{path}: {where} = {shown(value)}: must be a whole number above 0"
-                )
+                raise Invalid(f"{path}: {where} = {shown(value)}: must be a whole number above 0")
             try:
                 re.compile(rf"(.*\.)?({pattern})$")
             except (re.error, OverflowError, RecursionError) as error:
-                raise InputError(
+                raise Invalid(
                     f"{path}: {key}: the key {shown(pattern)} is no regular expression ({error}); "
                     "PEFT's patterns are not those of a shell: write '.*' for '*'"
                 ) from error
     for key in ("base_model_name_or_path", "revision", "task_type"):
         value = config.get(key)
         if value is not None and not (isinstance(value, str) and (value.isprintable())):
-            raise InputError(f"{path}: {key} = {shown(value)}: is no name")
+            raise Invalid(f"{path}: {key} = {shown(value)}: is no name")
 
 
 def check_number(value: object, name: str, path: Path) -> None:
     """Refuse what is no finite number.
 
     Raises:
-        InputError: it is not.
+        HydrapackError: it is not.
     """
     try:
         finite = isinstance(value, int | float) and math.isfinite(float(value))
     except OverflowError:
         finite = False
     if isinstance(value, bool) or not finite:
-        raise InputError(f"{path}: {name} = {shown(value)}: must be a finite number")
+        raise Invalid(f"{path}: {name} = {shown(value)}: must be a finite number")
 
 
 def _is_rank(value: object) -> bool:

@@ -11,7 +11,7 @@ from hydrapack.adapters.peft_config import CONFIG, read_config
 from hydrapack.adapters.prompt import check_template
 from hydrapack.adapters.task_card import TaskCard
 from hydrapack.adapters.vera import read_vera
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError, Invalid
 from hydrapack.support.schema import read_model
 
 __all__ = ["CARD", "CONFIG", "WEIGHTS", "read_adapter"]
@@ -24,7 +24,7 @@ def read_adapter(folder: Path, task: str) -> Adapter:
     """The LoRA or VeRA adapter that PEFT saved in ``folder``; docs/adapters.md has what is taken.
 
     Raises:
-        InputError: not an adapter folder, an adapter of another kind or with a key that changes
+        HydrapackError: not an adapter folder, an adapter of another kind or with a key that changes
             the arithmetic, truncated or non-finite weights, or a key that has no counterpart.
     """
     check_folder(folder)
@@ -55,8 +55,8 @@ def _read_card(folder: Path) -> TaskCard:
         return TaskCard()
     try:
         card = read_model(path, TaskCard)
-    except InputError as error:
-        raise InputError(
+    except HydrapackError as error:
+        raise Invalid(
             f"{error}; {CARD} beside an adapter is hydrapack's task card (prompt_template, stop, "
             "language, ...): rename or remove another tool's"
         ) from error

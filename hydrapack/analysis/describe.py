@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from hydrapack.adapters.read import CONFIG, read_adapter
-from hydrapack.bundle.format import DESCRIPTION, read_bundle
+from hydrapack.bundle.format import DESCRIPTION, Bundle, read_description
 from hydrapack.packing.manifest import MANIFEST, read_package
 from hydrapack.program.load import load_program
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 _CONSTANTS = (
     "get_adapter_layout",
@@ -31,7 +31,7 @@ def describe(path: Path) -> dict[str, Any]:
     """The kind of ``path`` and its main facts.
 
     Raises:
-        InputError: nothing that hydrapack reads or writes, or a damaged one.
+        HydrapackError: nothing that hydrapack reads or writes, or a damaged one.
     """
     if path.suffix == ".pte" and path.is_file():
         return _program(path)
@@ -40,7 +40,8 @@ def describe(path: Path) -> dict[str, Any]:
         facts = {**manifest.model_dump(), "bits": manifest.bits, "modules": len(manifest.modules)}
         return {"kind": "package", **facts}
     if (path / DESCRIPTION).exists():
-        info = read_bundle(path).info
+        Bundle.load(path)  # Its tensors are checked too.
+        info = read_description(path)
         facts = info.model_dump(exclude={"module_errors", "modules", "bits"})
         return {
             "kind": "bundle",
@@ -50,7 +51,7 @@ def describe(path: Path) -> dict[str, Any]:
         }
     if (path / CONFIG).exists():
         return _adapter(path)
-    raise InputError(
+    raise Invalid(
         f"{path}: neither an adapter folder ({CONFIG}), a bundle ({DESCRIPTION}), a package "
         f"({MANIFEST}) nor a .pte file"
     )

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.update import difference_norm
-from hydrapack.merging.merge import check_any, module_names, module_updates
 from hydrapack.merging.method import MergeOptions
+from hydrapack.merging.modules import check_any, module_names, module_updates
 from hydrapack.merging.spectral import merge_spectral
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
+from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.threads import one_thread
 
 SHARED_START = 0.5
@@ -67,30 +68,28 @@ class Analysis:
         return (
             f"badly suited: the A's share little (R² {self.mean('a_cca'):.2f}), as those of "
             f"adapters not trained from one initialisation do; a shared A leaves an error of about "
-            f"{error:.2f}. Train all adapters from one seed, or give A a larger --rank"
+            f"{error:.2f}. Train all adapters from one seed, or give A a larger rank"
         )
 
 
 @one_thread()
 def analyze(
     adapters: Sequence[Adapter],
-    progress: Callable[[float, int, str], None] = lambda done, total, note: None,
+    progress: Progress = quietly,
 ) -> Analysis:
     """Compare every pair of adapters in every module.
 
     Raises:
-        InputError: fewer than two adapters, an untrained one, or VeRA's.
+        HydrapackError: fewer than two adapters, an untrained one, or VeRA's.
     """
     if len(adapters) < 2:
-        raise InputError("give two adapters or more: they are compared with each other")
+        raise Invalid("give two adapters or more: they are compared with each other")
     check_any(adapters)
     if adapters[0].kind != "LORA":
-        raise InputError(
-            "VeRA adapters share their A and B as they are: there is nothing to compare"
-        )
+        raise Invalid("VeRA adapters share their A and B as they are: there is nothing to compare")
     for adapter in adapters:
         if not any(m.rank and bool(m.trained[1].any()) for m in adapter.modules.values()):
-            raise InputError(
+            raise Invalid(
                 f"{adapter.folder}: is untrained, every lora_B is zero: there is nothing to compare"
             )
     found, squares = [], [[0.0, 0.0] for _ in adapters]

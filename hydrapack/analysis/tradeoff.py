@@ -8,26 +8,23 @@ Rounding is measured, not modelled: A and heads are quantized as the packer does
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.update import Update, difference_norm
 from hydrapack.bundle.merged import Merged, MergedModule, stored_values
-from hydrapack.bundle.rounding import module_bytes, round_module
-from hydrapack.merging.merge import (
-    check_any,
-    merge_adapters,
-    module_names,
-    module_seed,
-    module_updates,
-)
+from hydrapack.bundle.stored import store
+from hydrapack.merging.assignment import assign, joint
 from hydrapack.merging.method import MergeOptions, divided, with_sizes
+from hydrapack.merging.modules import check_any, module_names, module_seed, module_updates
 from hydrapack.merging.objective import task_sizes
-from hydrapack.merging.spectral import assign, fit, joint
+from hydrapack.merging.spectral import fit
 from hydrapack.merging.two_sided import merge_two_sided
+from hydrapack.merging.uniform import merge_adapters
 from hydrapack.program.quantized import Rounding, check_bits
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
+from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.threads import one_thread
 
 BASELINES: tuple[tuple[str, bool], ...] = (
@@ -90,7 +87,7 @@ def trade_off(
     ranks: Sequence[int] | None = None,
     bits: Sequence[int] = (4, 8, 16),
     seed: int = 0,
-    progress: Callable[[float, int, str], None] = lambda done, total, note: None,
+    progress: Progress = quietly,
     objective: str = "relative",
 ) -> list[Point]:
     """Points of the spectral merge for M = 1..N, every rank and bit width, and the baselines'.
@@ -102,21 +99,22 @@ def trade_off(
         objective: relative or absolute.
 
     Raises:
-        InputError: no adapters, VeRA's, a rank or a bit width out of range, or another objective.
+        HydrapackError: no adapters, VeRA's, a rank or a bit width out of range, or another
+            objective.
     """
     check_any(adapters)
     if not bits:
-        raise InputError("no bit widths given: choose of 4, 8, 16 and 32")
+        raise Invalid("no bit widths given: choose of 4, 8, 16 and 32")
     own = max(a.rank for a in adapters)
     ranks = sorted(set(ranks or [max(1, own * i // 4) for i in (1, 2, 3, 4, 6, 8)]))
     if min(ranks) < 1:
-        raise InputError(f"--ranks {min(ranks)}: must be 1 or more")
+        raise Invalid(f"`ranks` {min(ranks)}: must be 1 or more")
     for width in bits:
-        check_bits("--bits", width)
+        check_bits("bits", width)
     if adapters[0].kind != "LORA":
-        raise InputError("the trade-off is of LoRA adapters; VeRA's is merge's S for each --heads")
+        raise Invalid("the trade-off is of LoRA adapters; VeRA's is merge's S for each `heads`")
     if objective not in ("relative", "absolute"):
-        raise InputError(f"--objective {objective}: choose relative or absolute")
+        raise Invalid(f"`objective` {objective}: choose relative or absolute")
     names = module_names(adapters)
     sums: dict[tuple[str, int, int, int, int], _Sum] = {}
     count, norms = len(adapters), task_sizes(adapters)
@@ -139,8 +137,8 @@ def trade_off(
         for rank in sorted({own, *(r for r in ranks if r < own)}):
             factors = OUTPUT_RANKS if rank == own else OUTPUT_RANKS[:2]
             for width in sorted({min(f, count) * rank for f in factors}):
-                wanted = MergeOptions(count, rank, output_rank=width)
-                merged = with_sizes(merge_two_sided(sized, wanted), updates, sizes)
+                basis = merge_two_sided(sized, MergeOptions(count, rank), width)
+                merged = with_sizes(basis, updates, sizes)
                 _add_points(sums, "two-sided", (count, rank, width), updates, merged, bits)
     progress(len(names), len(names), "")
     whole = _Apart([norm**2 for norm in norms], sum(a.parameters for a in adapters), values)
@@ -173,10 +171,10 @@ def _add_points(
     assert isinstance(merged, MergedModule)
     for width in bits:
         total = sums.setdefault((method, *shape, width), _Sum(0, 0, [0.0] * len(updates)))
-        rounding = Rounding(width, width)
         total.parameters += stored_values([merged])
-        total.bytes += module_bytes(merged, rounding)
-        _add(total.squared, _errors(updates, round_module(merged, rounding)))
+        stored = store(merged, Rounding(width, width))
+        total.bytes += stored.bytes
+        _add(total.squared, _errors(updates, stored.dequantize()))
 
 
 def _add(sums: list[float], more: Sequence[float]) -> None:
@@ -189,10 +187,10 @@ def _baselines(adapters: Sequence[Adapter], seed: int, rank: int, whole: _Apart)
     points = []
     for method, only_a in BASELINES:
         merged = merge_adapters(adapters, method, seed=seed, only_a=only_a, refit_b=only_a)
-        total = _Sum(merged.parameters, 2 * merged.parameters, [0.0] * len(adapters))
+        total = _Sum(merged.info.parameters, 2 * merged.info.parameters, [0.0] * len(adapters))
         for name, module in merged.modules.items():
             _add(total.squared, _errors(module_updates(adapters, name), module))
-        points.append(_point(merged.method, (merged.heads, rank, 0, 16), total, whole))
+        points.append(_point(merged.info.method, (merged.heads, rank, 0, 16), total, whole))
     return points
 
 

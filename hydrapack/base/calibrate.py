@@ -13,7 +13,7 @@ from torch import nn
 from hydrapack.base.decoder import Decoder
 from hydrapack.base.integers import linears, quantize_decoder
 from hydrapack.base.quality import Quality, compare, decoder_logits
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 from hydrapack.support.threads import one_thread
 
 HOLD_OUT = 4
@@ -34,10 +34,10 @@ def split_rows(rows: Sequence[list[int]]) -> tuple[list[list[int]], list[list[in
     """Rows to fit to and rows to judge by.
 
     Raises:
-        InputError: too few rows for both.
+        HydrapackError: too few rows for both.
     """
     if len(rows) < HOLD_OUT:
-        raise InputError(f"--calibrate: needs {HOLD_OUT} rows of text or more, has {len(rows)}")
+        raise Invalid(f"`calibrate`: needs {HOLD_OUT} rows of text or more, has {len(rows)}")
     held = list(rows[HOLD_OUT - 1 :: HOLD_OUT])
     return [row for i, row in enumerate(rows) if i % HOLD_OUT != HOLD_OUT - 1], held
 
@@ -101,7 +101,7 @@ def calibrated(
         the quantized decoder, its formats by kind, and what decided.
 
     Raises:
-        InputError: too few rows.
+        HydrapackError: too few rows.
     """
     fit, held = split_rows(rows)
     reference = decoder_logits(decoder, held)

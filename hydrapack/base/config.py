@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hydrapack.program.layout import Layout
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError, Invalid
 
 SUPPORTED = ("llama", "qwen2")
 
@@ -78,7 +78,7 @@ def read_config(folder: Path) -> DecoderConfig:
     """The decoder of the Hugging Face model in ``folder``.
 
     Raises:
-        InputError: no readable config.json, a missing key, or an architecture not supported.
+        HydrapackError: no readable config.json, a missing key, or an architecture not supported.
     """
     path = folder / "config.json"
     return parse_config(_read(path), str(path))
@@ -88,7 +88,7 @@ def read_shapes(path: Path) -> LinearShapes:
     """The linears that the config.json at ``path`` describes, of any decoder.
 
     Raises:
-        InputError: not readable, or without the keys of a decoder.
+        HydrapackError: not readable, or without the keys of a decoder.
     """
     raw = _read(path)
     with _described(str(path)):
@@ -98,7 +98,7 @@ def read_shapes(path: Path) -> LinearShapes:
         key_value = int(raw.get("num_key_value_heads") or heads) * head_dim
         layers, intermediate = int(raw["num_hidden_layers"]), int(raw["intermediate_size"])
     if min(heads, dim, head_dim, layers, intermediate) < 1:
-        raise InputError(f"{path}: sizes must be above 0")
+        raise Invalid(f"{path}: sizes must be above 0")
     return LinearShapes(layers, dim, heads * head_dim, key_value, intermediate)
 
 
@@ -106,9 +106,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable config.json: {error}") from error
+        raise Invalid(f"{path}: not a readable config.json: {error}") from error
     if not isinstance(raw, dict):
-        raise InputError(f"{path}: not a readable config.json: no JSON object")
+        raise Invalid(f"{path}: not a readable config.json: no JSON object")
     return raw
 
 
@@ -117,32 +117,34 @@ def _described(where: str) -> Iterator[None]:
     """Name the key that is missing or of the wrong type."""
     try:
         yield
+    except HydrapackError:
+        raise
     except KeyError as error:
-        raise InputError(f"{where}: the key {error.args[0]!r} is missing") from error
+        raise Invalid(f"{where}: the key {error.args[0]!r} is missing") from error
     except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(f"{where}: a value has the wrong type: {error}") from error
+        raise Invalid(f"{where}: a value has the wrong type: {error}") from error
 
 
 def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
     """The decoder described by the content of a config.json; ``where`` names it in errors.
 
     Raises:
-        InputError: a missing key or an architecture not supported, named.
+        HydrapackError: a missing key or an architecture not supported, named.
     """
     kind = raw.get("model_type")
     if kind not in SUPPORTED:
-        raise InputError(
+        raise Invalid(
             f"{where}: model_type {kind!r} is not supported. hydrapack exports "
             f"{' and '.join(SUPPORTED)} decoders (Llama 2 and 3.x, SmolLM2, TinyLlama, Qwen2 and "
             "2.5); not Gemma, Phi, Qwen3, Mixtral or other mixtures of experts"
         )
     for key, allowed in (("hidden_act", ("silu",)), ("mlp_bias", (False, None))):
         if raw.get(key, allowed[0]) not in allowed:
-            raise InputError(f"{where}: {key} = {raw[key]!r} is not supported")
+            raise Invalid(f"{where}: {key} = {raw[key]!r} is not supported")
     if raw.get("use_sliding_window"):
-        raise InputError(f"{where}: use_sliding_window is not supported")
+        raise Invalid(f"{where}: use_sliding_window is not supported")
     if kind == "llama" and raw.get("attention_bias"):
-        raise InputError(f"{where}: attention_bias with model_type 'llama' is not supported")
+        raise Invalid(f"{where}: attention_bias with model_type 'llama' is not supported")
     with _described(where):
         heads = int(raw["num_attention_heads"])
         # Older files have rope_theta and rope_scaling, newer ones rope_parameters.
@@ -150,7 +152,7 @@ def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
         theta = float(rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0)
         kind_of_rope = rope.get("rope_type", rope.get("type", "default"))
         if kind_of_rope not in ("default", "llama3", "linear", "factors"):
-            raise InputError(f"{where}: rope type {kind_of_rope!r} is not supported")
+            raise Invalid(f"{where}: rope type {kind_of_rope!r} is not supported")
         eos = raw.get("eos_token_id")
         bos = raw.get("bos_token_id")
         return DecoderConfig(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,17 @@ from hydrapack.base.quality import (
     decoder_logits,
     encode_rows,
     program_logits,
-    read_texts,
 )
 from hydrapack.base.scheme import INT4, choose_quant, scheme_of
 from hydrapack.base.source import Source
 from hydrapack.base.weights import load_weights
+from hydrapack.bundle.format import Bundle
+from hydrapack.program.layout import layout_of, parse_targets
 from hydrapack.support.atomic import new_file
 from hydrapack.support.digest import bytes_sha256, file_sha256
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
+from hydrapack.support.progress import Stage, silently
+from hydrapack.support.texts import read_texts
 
 DEFAULT_CONTEXT = 2048
 SELF = "self"
@@ -57,18 +60,19 @@ class ExportedBase:
 
 
 def export_base(
-    model: str,
-    output: Path,
-    rank: int | None,
-    targets: tuple[str, ...] = ("q", "k", "v", "o"),
+    model: str | Path,
+    output: str | Path,
+    rank: int | None = None,
+    targets: str | Sequence[str] | None = None,
     quant: str | None = None,
     max_context: int | None = None,
-    stage: Callable[[str], None] = lambda name: None,
+    stage: Stage = silently,
     *,
+    bundle: Bundle | str | Path | None = None,
     lm_head: str | None = None,
     calibrate: str | None = None,
     report: bool = False,
-    text: Path | None = None,
+    text: str | Path | None = None,
 ) -> ExportedBase:
     """Write the adapter-agnostic base program; beside it ``tokenizer.json`` and its description.
 
@@ -77,8 +81,10 @@ def export_base(
     Args:
         model: a Hugging Face folder, a GGUF file, a hub id, or ``demo:smollm2-135m-q4_1``.
         output: the .pte to write.
-        rank: rank of the adapters it will take; None for a program without adapter inputs.
-        targets: adapted linears, of q, k, v, o, gate, up, down.
+        rank: rank of the adapters it will take; None, and no ``bundle``, for a program without
+            adapter inputs.
+        targets: adapted linears, of q, k, v, o, gate, up, down; q, k, v and o by default.
+        bundle: a merge, in memory or saved, to take rank and targets from.
         quant: one of ``scheme.QUANTS``; by default what suits the model (``choose_quant``).
         max_context: positions in the cache, rounded up to a multiple of 64; 2048 by default, or
             what the model has.
@@ -89,15 +95,26 @@ def export_base(
         report: measure the program against float32, on ``text`` or on a few lines of our own.
 
     Raises:
-        InputError: an unusable model, option, target or text.
+        HydrapackError: an unusable model, option, target or text.
+
+    >>> made = hydrapack.export_base("tiny-llama", "model.pte", rank=4, max_context=64)
+    >>> made.quant
+    '8da8w'
     """
+    model, output = str(model), Path(output)
+    if bundle is not None:
+        if rank is not None or targets is not None:
+            raise Invalid("`bundle`: gives the rank and the target modules; leave those out")
+        merged = Bundle.of(bundle)
+        rank, targets = merged.rank, layout_of(merged.shapes, merged.rank).targets
+    adapted = parse_targets(targets or "q,k,v,o")
     if rank is not None and rank < 1:
-        raise InputError(f"--rank {rank}: must be 1 or more")
+        raise Invalid(f"`rank` {rank}: must be 1 or more")
     if text is not None and not report:
-        raise InputError("--text: goes with --report")
+        raise Invalid("`text`: goes with `report`")
     texts = None
     if report:
-        texts = read_texts(text) if text else list(TEXTS)
+        texts = read_texts(Path(text)) if text else list(TEXTS)
     calibration_texts = read_texts(Path(calibrate)) if calibrate not in (None, SELF) else None
     if quant is not None:
         scheme_of(quant, lm_head)
@@ -107,17 +124,17 @@ def export_base(
         quant, why = choose_quant(config, lambda: _has_blocks(source))
     scheme = scheme_of(quant, lm_head)
     if quant == "gguf" and not _has_blocks(source):
-        raise InputError(f"--quant gguf: {model} is no GGUF file with blocks of Q4_0, Q4_1 or Q4_K")
+        raise Invalid(f"`quant` gguf: {model} is no GGUF file with blocks of Q4_0, Q4_1 or Q4_K")
     if calibrate is not None and INT4 not in scheme.values():
-        raise InputError(f"--calibrate: fits int4 values, and --quant {quant} has none")
+        raise Invalid(f"`calibrate`: fits int4 values, and `quant` {quant} has none")
     if max_context is None:
         max_context = min(DEFAULT_CONTEXT, config.max_position)
     if not 1 <= max_context <= config.max_position:
-        raise InputError(
-            f"--max-context {max_context}: {model} has positions 1 to {config.max_position}"
+        raise Invalid(
+            f"`max_context` {max_context}: {model} has positions 1 to {config.max_position}"
         )
     context = -(-max_context // CACHE_STEP) * CACHE_STEP
-    layout = None if rank is None else config.layout(targets, rank)
+    layout = None if rank is None else config.layout(adapted, rank)
     tokenizer_json = source.tokenizer()
     stage("reading weights")
     decoder = Decoder(config, layout, context)
@@ -172,7 +189,7 @@ def _tokenizer(content: bytes, model: str) -> Tokenizer:
     try:
         return Tokenizer.from_buffer(content)
     except Exception as error:  # the binding raises bare Exceptions
-        raise InputError(f"{model}: its tokenizer.json is none: {error}") from error
+        raise Invalid(f"{model}: its tokenizer.json is none: {error}") from error
 
 
 def _has_blocks(source: Source) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid, NotFound
 
 BLOCK = 32
 """Columns that share a scale and an offset in every 4-bit format taken over here."""
@@ -55,19 +55,19 @@ class GgufModel:
         """Open the file; nothing is read but its head.
 
         Raises:
-            InputError: missing, no GGUF, or of an architecture that is not supported.
+            HydrapackError: missing, no GGUF, or of an architecture that is not supported.
         """
         import gguf
 
         if not path.is_file():
-            raise InputError(f"{path}: no such file")
+            raise NotFound(f"{path}: no such file")
         try:
             reader = gguf.GGUFReader(path)
             architecture = reader.fields["general.architecture"].contents()
         except (ValueError, KeyError, IndexError, OSError, TypeError) as error:
-            raise InputError(f"{path}: not a GGUF file, or a damaged one: {error}") from error
+            raise Invalid(f"{path}: not a GGUF file, or a damaged one: {error}") from error
         if architecture not in ("llama", "qwen2"):
-            raise InputError(
+            raise Invalid(
                 f"{path}: architecture {architecture!r} is not supported; hydrapack exports llama "
                 "and qwen2 decoders"
             )
@@ -88,7 +88,7 @@ class GgufModel:
         if field is None and key == "attention.head_count_kv":
             return self._integer(reader, "attention.head_count")
         if field is None:
-            raise InputError(f"{self.path}: the key {self.architecture}.{key} is missing")
+            raise Invalid(f"{self.path}: the key {self.architecture}.{key} is missing")
         return int(field.contents())
 
     def __contains__(self, name: str) -> bool:
@@ -98,7 +98,7 @@ class GgufModel:
         """The tensor's values, float32, in the order of Hugging Face's rows.
 
         Raises:
-            InputError: a format that the package gguf cannot read.
+            HydrapackError: a format that the package gguf cannot read.
         """
         import gguf
 
@@ -107,7 +107,7 @@ class GgufModel:
             values = gguf.dequantize(tensor.data, tensor.tensor_type)
         except (NotImplementedError, ValueError) as error:
             kind = tensor.tensor_type.name
-            raise InputError(f"{self.path}: {name}: {kind} cannot be read: {error}") from error
+            raise Invalid(f"{self.path}: {name}: {kind} cannot be read: {error}") from error
         found = torch.from_numpy(np.array(values, dtype=np.float32))
         return self._in_order(name, found)
 
@@ -135,14 +135,14 @@ class GgufModel:
         """The content of a config.json, by transformers' reading of the file.
 
         Raises:
-            InputError: keys are missing.
+            HydrapackError: keys are missing.
         """
         from transformers import AutoConfig
 
         try:
             read = AutoConfig.from_pretrained(self.path.parent, gguf_file=self.path.name)
         except Exception as error:  # transformers' errors are many
-            raise InputError(f"{self.path}: its description cannot be read: {error}") from error
+            raise Invalid(f"{self.path}: its description cannot be read: {error}") from error
         raw: dict[str, Any] = read.to_dict()
         raw["tie_word_embeddings"] = "lm_head.weight" not in self
         if self._rope_factors is not None:
@@ -155,7 +155,7 @@ class GgufModel:
         """The file's tokenizer as the content of a tokenizer.json.
 
         Raises:
-            InputError: transformers cannot read it.
+            HydrapackError: transformers cannot read it.
         """
         from transformers import AutoTokenizer
 
@@ -167,7 +167,7 @@ class GgufModel:
                 tokenizer.save_pretrained(scratch)
                 return (Path(scratch) / "tokenizer.json").read_bytes()
             except Exception as error:  # transformers' errors are many
-                raise InputError(f"{self.path}: its tokenizer cannot be read: {error}") from error
+                raise Invalid(f"{self.path}: its tokenizer cannot be read: {error}") from error
 
 
 def _hugging_face_name(name: str) -> str | None:

@@ -19,7 +19,7 @@ from hydrapack.base.gguf import BLOCK, Blocks
 from hydrapack.base.gptq import gptq
 from hydrapack.base.scheme import BLOCKS, FP32, INT8
 from hydrapack.base.source import Source
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 GROUP_SIZE = 32
 """Columns that share a scale at 4 bits."""
@@ -120,12 +120,12 @@ def to_int4(weight: torch.Tensor) -> Integers:
     Each scale is the one of least squared error among two dozen around largest value / 7.
 
     Raises:
-        InputError: a width that ``GROUP_SIZE`` does not divide.
+        HydrapackError: a width that ``GROUP_SIZE`` does not divide.
     """
     if weight.shape[1] % GROUP_SIZE:
-        raise InputError(
+        raise Invalid(
             f"a linear with {weight.shape[1]} inputs: 4 bits need a multiple of {GROUP_SIZE}; use "
-            "--quant 8da8w"
+            "`quant` 8da8w"
         )
     groups = weight.float().reshape(len(weight), -1, GROUP_SIZE)
     largest = groups.abs().amax(-1, keepdim=True)

@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 
 from hydrapack.base.decoder import Decoder
 from hydrapack.program.load import FORWARD_VERSION, forward_inputs
+from hydrapack.support.progress import Stage, silently
 
 MAX_SEQ = 128
 """Tokens a call: a longer prompt takes several. Memory for activations is planned for so many."""
@@ -87,7 +88,7 @@ def lower_decoder(
     decoder: Decoder,
     metadata: dict[str, Any],
     target: Path,
-    stage: Callable[[str], None] = lambda name: None,
+    stage: Stage = silently,
 ) -> None:
     """Write ``decoder`` as an ExecuTorch program to ``target``.
 

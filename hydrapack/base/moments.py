@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hydrapack.base.quality import MAX_TOKENS
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
+from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.threads import one_thread
 
 
@@ -18,7 +19,7 @@ def input_moments(
     model: Path,
     texts: Sequence[str],
     bases: Mapping[str, torch.Tensor],
-    progress: Callable[[float, int, str], None] = lambda done, total, note: None,
+    progress: Progress = quietly,
 ) -> dict[str, torch.Tensor]:
     """By module name: the mean of (x Q)^T (x Q) over the linear's inputs x, (P, P) float64.
 
@@ -28,7 +29,7 @@ def input_moments(
         bases: by module name, Q (d_in, P) that the inputs are seen in.
 
     Raises:
-        InputError: no such model, a module that it has not or of other width, or no tokens.
+        HydrapackError: no such model, a module that it has not or of other width, or no tokens.
     """
     from tokenizers import Tokenizer
     from transformers import AutoModelForCausalLM
@@ -37,7 +38,7 @@ def input_moments(
         tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     except Exception as error:  # transformers raises whatever its readers do
-        raise InputError(f"{model}: cannot be loaded to calibrate with: {error}") from error
+        raise Invalid(f"{model}: cannot be loaded to calibrate with: {error}") from error
     sums: dict[str, torch.Tensor] = {}
     modules = dict(network.named_modules())
     handles = []
@@ -45,7 +46,7 @@ def input_moments(
         linear = modules.get(name)
         width = None if linear is None else getattr(linear, "in_features", None)
         if linear is None or width != len(Q):
-            raise InputError(
+            raise Invalid(
                 f"{model}: has no linear {name} of {len(Q)} inputs: is it the adapters' base model?"
             )
         sums[name] = torch.zeros(Q.shape[1], Q.shape[1], dtype=torch.float64)
@@ -68,5 +69,5 @@ def input_moments(
     for handle in handles:
         handle.remove()
     if not tokens:
-        raise InputError("--calibrate: the text has no tokens")
+        raise Invalid("`calibrate`: the text has no tokens")
     return {name: total / tokens for name, total in sums.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from hydrapack.base.decoder import Decoder
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 TEXTS = (
     "The library opens at nine and closes at six. On Saturdays it stays open until noon, and the "
@@ -47,52 +46,17 @@ class Quality:
     tokens: int
 
 
-def read_texts(path: Path) -> list[str]:
-    """The rows of a text file, a line each, or of a JSONL file.
-
-    JSONL has the text under ``text``, or in two parts under ``input`` and ``output``.
-
-    Raises:
-        InputError: unreadable, no rows, or a line that does not fit; names it.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    rows = [
-        _row(line, f"{path}:{number}") if path.suffix == ".jsonl" else line
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not rows:
-        raise InputError(f"{path}: has no text")
-    return rows
-
-
-def _row(line: str, where: str) -> str:
-    try:
-        content = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where}: not JSON: {error}") from error
-    if isinstance(content, dict) and isinstance(content.get("text"), str):
-        return content["text"]
-    parts = [content.get(key) for key in ("input", "output")] if isinstance(content, dict) else [0]
-    if not all(isinstance(part, str) for part in parts):
-        raise InputError(f"{where}: needs a text under 'text', or under 'input' and 'output'")
-    return "\n".join(parts)  # type: ignore[arg-type]
-
-
 def encode_rows(tokenizer: Tokenizer, rows: Sequence[str], context: int) -> list[list[int]]:
     """Token ids of each row, at least two, at most ``MAX_TOKENS`` and the context.
 
     Raises:
-        InputError: no row has two tokens.
+        HydrapackError: no row has two tokens.
     """
     most = min(MAX_TOKENS, context)
     ids = [tokenizer.encode(row, add_special_tokens=False).ids[:most] for row in rows]
     ids = [row for row in ids if len(row) > 1]
     if not ids:
-        raise InputError("the text has no row of two or more tokens")
+        raise Invalid("the text has no row of two or more tokens")
     return ids
 
 

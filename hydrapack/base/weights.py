@@ -7,21 +7,21 @@ import torch
 from hydrapack.base.config import DecoderConfig
 from hydrapack.base.decoder import Decoder
 from hydrapack.base.source import Source
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 
 def load_weights(decoder: Decoder, source: Source) -> None:
     """Fill the float32 ``decoder`` with the weights of ``source``.
 
     Raises:
-        InputError: corrupt files, a missing tensor, or one of the wrong shape.
+        HydrapackError: corrupt files, a missing tensor, or one of the wrong shape.
     """
     config: DecoderConfig = decoder.config
 
     def put(target: torch.Tensor, *names: str) -> None:
         value = torch.cat([source.read(name) for name in names])
         if value.shape != target.shape:
-            raise InputError(
+            raise Invalid(
                 f"{source.path}: {names[0]} has shape {tuple(value.shape)}, "
                 f"its description asks for {tuple(target.shape)}"
             )

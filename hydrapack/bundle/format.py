@@ -1,25 +1,26 @@
-"""The merge result on disk: ``bundle.safetensors`` and ``bundle.json`` (docs/bundle.md)."""
+"""A merge, in memory and on disk: ``bundle.safetensors`` and ``bundle.json`` (docs/bundle.md)."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
-from hydrapack import __version__
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.task_card import TaskCard
-from hydrapack.bundle.merged import Merge, Merged, MergedModule, MergedVera, Objective
+from hydrapack.bundle.merged import LOST, Merged, MergedModule, MergedVera, Objective
 from hydrapack.program.quantized import BitWidth
 from hydrapack.support.atomic import new_directory
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid, Mismatch, NotFound, unreadable
 from hydrapack.support.schema import Digest, Strict, read_model
 
 TENSORS, DESCRIPTION = "bundle.safetensors", "bundle.json"
@@ -51,7 +52,7 @@ class BundleTask(Strict):
 
 
 class BundleInfo(Strict):
-    """The content of bundle.json."""
+    """What is known of a merge beside its tensors."""
 
     format: Literal["hydrapack-bundle-1"] = "hydrapack-bundle-1"
     hydrapack_version: str
@@ -76,7 +77,6 @@ class BundleInfo(Strict):
     tasks: list[BundleTask]
     parameters: int = Field(ge=1)
     baseline_parameters: int = Field(ge=1)
-    tensors_sha256: Digest
 
     @property
     def s_percent(self) -> float:
@@ -87,22 +87,66 @@ class BundleInfo(Strict):
         """The task called ``name``.
 
         Raises:
-            InputError: no such task; the message lists those there are.
+            HydrapackError: no such task; the message lists those there are.
         """
         for task in self.tasks:
             if task.name == name:
                 return task
         known = ", ".join(t.name for t in self.tasks)
-        raise InputError(f"--task {name}: not in the bundle; it has {known}")
+        raise NotFound(f"`task` {name}: not in the bundle; it has {known}")
 
 
-class Bundle(BaseModel):
-    """A merge, read back: the merged modules by name, in the order of ``info.modules``."""
+class BundleFile(BundleInfo):
+    """The content of bundle.json."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    tensors_sha256: Digest
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A merge: the merged modules by name, in the order of ``info.modules``, and what is known.
+
+    >>> bundle = hydrapack.Bundle.load("bundle")
+    >>> [f"{task}: {error:.1f}" for task, error in bundle.relative_errors.items()]
+    ['grammar: 0.1', 'qa: 0.1']
+    """
 
     info: BundleInfo
     modules: dict[str, Merged]
+    planned_bytes: int | None = None
+    """Of ``adapters.pte``, at most, where a plan chose the bits; not saved."""
+    absent: Mapping[str, list[str]] = field(default_factory=dict)
+    """By task, modules that other tasks adapt and it does not (zero updates); not saved."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return tuple(task.name for task in self.info.tasks)
+
+    @property
+    def heads(self) -> int:
+        """M, the most heads a module has."""
+        return self.info.heads
+
+    @property
+    def rank(self) -> int:
+        """R, of the base program; no module's rank is above it."""
+        return self.info.rank
+
+    @property
+    def s_percent(self) -> float:
+        """S (%): values stored over values of all adapters apart (the HydraOpt paper's S)."""
+        return self.info.s_percent
+
+    @property
+    def relative_errors(self) -> dict[str, float]:
+        """By task: norm of (updates - merged) over norm of the updates, all modules together."""
+        return {task.name: task.relative_error for task in self.info.tasks}
+
+    @property
+    def lost(self) -> list[str]:
+        """Tasks of which next to nothing is left: their relative error is above 0.9."""
+        return [task for task, error in self.relative_errors.items() if error > LOST]
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -116,78 +160,65 @@ class Bundle(BaseModel):
             for (name, module), head in zip(self.modules.items(), task.route, strict=True)
         }
 
+    def with_bits(self, bits: int) -> Bundle:
+        """The same, to be packed at so many bits a value."""
+        info = self.info.model_copy(update={"bits": dict.fromkeys(self.modules, bits)})
+        return replace(self, info=info)
 
-def write_bundle(
-    merge: Merge,
-    adapters: Sequence[Adapter],
-    target: Path,
-    bits: dict[str, int] | None = None,
-    budget_bytes: int | None = None,
-) -> BundleInfo:
-    """Write the bundle directory; the same merge gives the same bytes.
+    def save(self, target: str | Path) -> BundleFile:
+        """Write the bundle directory, whole or not at all; the same merge gives the same bytes.
 
-    Args:
-        bits: by module, the bits a value it is planned for.
-        budget_bytes: that ``adapters.pte`` may take.
+        Returns:
+            the content of bundle.json.
 
-    Raises:
-        InputError: adapters other than the merge's, or the target cannot be written.
-    """
-    if tuple(a.task for a in adapters) != merge.tasks:
-        raise InputError(
-            f"the bundle is of {', '.join(merge.tasks)}; given are the adapters "
-            f"{', '.join(a.task for a in adapters) or 'of no task'}"
-        )
-    names = sorted(merge.modules)
-    info = BundleInfo(
-        hydrapack_version=__version__,
-        adapter_type="vera" if adapters[0].kind == "VERA" else "lora",
-        base_model=adapters[0].base_model,
-        base_revision=adapters[0].revision,
-        method=merge.method,
-        objective=merge.objective,
-        seed=merge.seed,
-        heads=merge.heads,
-        rank=merge.rank,
-        modules=names,
-        module_errors={name: list(merge.module_errors[name]) for name in names},
-        bits={name: bits[name] for name in names} if bits else None,
-        budget_bytes=budget_bytes,
-        tasks=[_task(merge, k, adapter, names) for k, adapter in enumerate(adapters)],
-        parameters=merge.parameters,
-        baseline_parameters=merge.baseline_parameters,
-        tensors_sha256="0" * 64,
-    )
-    return write_modules(info, merge.modules, target)
+        Raises:
+            HydrapackError: the target cannot be written.
+        """
+        data = save(_tensors(self.modules))
+        digest = hashlib.sha256(data).hexdigest()
+        file = BundleFile(**dict(self.info), tensors_sha256=digest)
+        with new_directory(Path(target)) as partial:
+            (partial / TENSORS).write_bytes(data)
+            (partial / DESCRIPTION).write_text(
+                file.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n"
+            )
+        return file
+
+    @classmethod
+    def of(cls, bundle: Bundle | str | Path) -> Bundle:
+        """``bundle`` itself, or the one in that directory.
+
+        Raises:
+            HydrapackError: see ``load``.
+        """
+        return bundle if isinstance(bundle, Bundle) else cls.load(bundle)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Bundle:
+        """Read and check a bundle directory.
+
+        Raises:
+            HydrapackError: missing or corrupt files, a digest that does not fit, tensors of wrong
+                shape, routes out of range.
+        """
+        folder = Path(folder)
+        file = read_description(folder)
+        info = BundleInfo.model_construct(**{k: v for k, v in dict(file).items() if k != _DIGEST})
+        modules = _modules(info, _read_tensors(folder, file.tensors_sha256), folder)
+        _check(info, modules, folder)
+        return cls(info, modules)
+
+    def as_read(self) -> Bundle:
+        """The same with its tensors lying as in a file.
+
+        The last bits of a sum depend on where its numbers lie: what is packed then has the same
+        bytes, whether the bundle was saved in between or not.
+        """
+        tensors = _as_in_file(save(_tensors(self.modules)))
+        return replace(self, modules=_modules(self.info, tensors, Path()))
 
 
-def write_modules(info: BundleInfo, modules: dict[str, Merged], target: Path) -> BundleInfo:
-    """Write a bundle of merged modules by name.
-
-    Returns:
-        ``info`` with the digest of the tensors.
-
-    Raises:
-        InputError: the target cannot be written.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    for name in info.modules:
-        module = modules[name]
-        tensors |= {f"{name}.{part}": t.contiguous() for part, t in module.tensors.items()}
-        if module.of:
-            tensors[f"{name}.of"] = torch.tensor(module.of, dtype=torch.int64)
-        if isinstance(module, MergedVera):
-            wide = "vera_B" not in tensors or len(module.B) > len(tensors["vera_B"])
-            tensors["vera_A"] = module.A.float().contiguous()
-            tensors["vera_B"] = module.B.float().contiguous() if wide else tensors["vera_B"]
-    data = save(dict(sorted(tensors.items())))
-    info = info.model_copy(update={"tensors_sha256": hashlib.sha256(data).hexdigest()})
-    with new_directory(target) as partial:
-        (partial / TENSORS).write_bytes(data)
-        (partial / DESCRIPTION).write_text(
-            info.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n"
-        )
-    return info
+_DIGEST = "tensors_sha256"
 
 
 def describe_source(adapter: Adapter) -> SourceAdapter:
@@ -200,44 +231,67 @@ def describe_source(adapter: Adapter) -> SourceAdapter:
     )
 
 
-def _task(merge: Merge, k: int, adapter: Adapter, names: list[str]) -> BundleTask:
-    return BundleTask(
-        name=adapter.task,
-        route=[merge.modules[name].assignment[k] for name in names],
-        relative_error=merge.relative_errors[adapter.task],
-        card=adapter.card,
-        source=describe_source(adapter),
-        task_type=adapter.task_type,
-    )
-
-
-def read_bundle(folder: Path) -> Bundle:
-    """Read and check a bundle directory.
+def read_description(folder: Path) -> BundleFile:
+    """The content of a bundle's bundle.json, its tensors not looked at.
 
     Raises:
-        InputError: missing or corrupt files, a digest that does not fit, tensors of wrong shape,
-            routes out of range.
+        HydrapackError: missing or malformed.
     """
-    path = folder / DESCRIPTION
-    info = read_model(path, BundleInfo, "; is it a bundle?")
-    tensors_path = folder / TENSORS
+    return read_model(folder / DESCRIPTION, BundleFile, "; is it a bundle?")
+
+
+def _tensors(modules: dict[str, Merged]) -> dict[str, torch.Tensor]:
+    """What bundle.safetensors holds, sorted by name."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, module in modules.items():
+        tensors |= {f"{name}.{part}": t.contiguous() for part, t in module.tensors.items()}
+        if module.of:
+            tensors[f"{name}.of"] = torch.tensor(module.of, dtype=torch.int64)
+        if isinstance(module, MergedVera):
+            wide = "vera_B" not in tensors or len(module.B) > len(tensors["vera_B"])
+            tensors["vera_A"] = module.A.float().contiguous()
+            tensors["vera_B"] = module.B.float().contiguous() if wide else tensors["vera_B"]
+    return dict(sorted(tensors.items()))
+
+
+def _read_tensors(folder: Path, sha256: str) -> dict[str, torch.Tensor]:
+    path = folder / TENSORS
     try:
-        digest = hashlib.sha256(tensors_path.read_bytes()).hexdigest()
-        if digest != info.tensors_sha256:
-            raise InputError(
-                f"{tensors_path}: SHA-256 {digest[:16]}… is not the {info.tensors_sha256[:16]}… "
+        data = path.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != sha256:
+            raise Mismatch(
+                f"{path}: SHA-256 {digest[:16]}… is not the {sha256[:16]}… "
                 f"that {DESCRIPTION} names: the file was changed or cut; merge again"
             )
-        tensors = load_file(tensors_path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{tensors_path}: cannot be read: {error}") from error
+        return _as_in_file(data)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except SafetensorError as error:
+        raise Invalid(f"{path}: cannot be read: {error}") from error
+
+
+def _as_in_file(data: bytes) -> dict[str, torch.Tensor]:
+    """The tensors in the bytes of a safetensors file, each as far from a memory page as there."""
+    tensors = load(data)
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    whole = torch.empty(len(data), dtype=torch.uint8)
+    for name, tensor in tensors.items():
+        first, last = (start + offset for offset in header[name]["data_offsets"])
+        if first % tensor.element_size() == 0:
+            place = whole[first:last].view(tensor.dtype).view(tensor.shape)
+            tensors[name] = place.copy_(tensor)
+    return tensors
+
+
+def _modules(info: BundleInfo, tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, Merged]:
     modules = {
         name: _module(info, index, name, tensors, folder) for index, name in enumerate(info.modules)
     }
     if tensors:
-        raise InputError(f"{tensors_path}: {sorted(tensors)[0]}: belongs to no module")
-    _check(info, modules, folder)
-    return Bundle(info=info, modules=modules)
+        raise Invalid(f"{folder / TENSORS}: {sorted(tensors)[0]}: belongs to no module")
+    return modules
 
 
 def _module(
@@ -249,14 +303,14 @@ def _module(
     parts = {p: tensors.pop(f"{name}.{p}") for p in "ABCUbds" if f"{name}.{p}" in tensors}
     for part, tensor in parts.items():
         if tensor.dtype != torch.float32 or not math.isfinite(float(tensor.sum())):
-            raise InputError(f"{path}: {name}.{part}: is not finite float32")
+            raise Invalid(f"{path}: {name}.{part}: is not finite float32")
     scales, of = parts.pop("s", None), tensors.pop(f"{name}.of", torch.zeros(0, dtype=torch.int64))
     heads = len(next((parts[part] for part in "BCb" if part in parts), ()))
     paired = scales is not None and of.dtype == torch.int64 and scales.shape == of.shape
     if (scales is not None or len(of)) and not (
         paired and of.dim() == 1 and len(of) and int(of.min()) >= 0 and int(of.max()) < heads
     ):
-        raise InputError(f"{path}: {name}: s and of are not a factor and a head for each choice")
+        raise Invalid(f"{path}: {name}: s and of are not a factor and a head for each choice")
     scaled = scales, tuple(of.tolist())
     dimensions = {part: tensor.dim() for part, tensor in parts.items()}
     if info.adapter_type == "vera" and dimensions == {"b": 2, "d": 1}:
@@ -265,9 +319,9 @@ def _module(
             tensors.pop("vera_A", None), tensors.pop("vera_B", None)
         rank, (_, d_out) = len(parts["d"]), parts["b"].shape
         if frozen_a.dim() != 2 or frozen_b.dim() != 2 or len(frozen_b) < d_out:
-            raise InputError(f"{path}: {name}: vera_A or vera_B is missing or has another shape")
+            raise Invalid(f"{path}: {name}: vera_A or vera_B is missing or has another shape")
         if not rank == frozen_a.shape[0] == frozen_b.shape[1]:
-            raise InputError(f"{path}: {name}: d does not fit vera_A and vera_B")
+            raise Invalid(f"{path}: {name}: d does not fit vera_A and vera_B")
         return MergedVera(parts["d"], parts["b"], assignment, frozen_a, frozen_b[:d_out], *scaled)
     if info.adapter_type == "lora" and dimensions == {"A": 2, "B": 3}:
         fits = parts["A"].shape[0] == parts["B"].shape[2]
@@ -277,7 +331,7 @@ def _module(
         fits = parts["A"].shape[0] == parts["C"].shape[2]
         if fits and parts["U"].shape[1] == parts["C"].shape[1]:
             return MergedModule(parts["A"], parts["C"], assignment, parts["U"], *scaled)
-    raise InputError(
+    raise Invalid(
         f"{path}: {name}: A and B (or A, U and C; d and b for VeRA) are missing or have the wrong "
         "shape"
     )
@@ -286,17 +340,17 @@ def _module(
 def _check(info: BundleInfo, modules: dict[str, Merged], folder: Path) -> None:
     path = folder / DESCRIPTION
     if len(modules) != len(info.modules):
-        raise InputError(f"{path}: modules: a name twice")
+        raise Invalid(f"{path}: modules: a name twice")
     if info.heads != max(len(m.heads) for m in modules.values()):
-        raise InputError(f"{path}: heads: is not the number of heads in {TENSORS}")
+        raise Invalid(f"{path}: heads: is not the number of heads in {TENSORS}")
     if info.rank < max(m.rank for m in modules.values()):
-        raise InputError(f"{path}: rank: is below a rank in {TENSORS}")
+        raise Invalid(f"{path}: rank: is below a rank in {TENSORS}")
     if info.bits is not None and set(info.bits) != set(info.modules):
-        raise InputError(f"{path}: bits: does not name the modules")
+        raise Invalid(f"{path}: bits: does not name the modules")
     if not info.tasks or len({t.name for t in info.tasks}) != len(info.tasks):
-        raise InputError(f"{path}: tasks: none, or a name twice")
+        raise Invalid(f"{path}: tasks: none, or a name twice")
     counts = [m.choices for m in modules.values()]
     for task in info.tasks:
         fits = len(task.route) == len(counts)
         if not fits or any(r >= m for r, m in zip(task.route, counts, strict=True)):
-            raise InputError(f"{path}: task {task.name!r}: route does not fit")
+            raise Invalid(f"{path}: task {task.name!r}: route does not fit")

@@ -151,33 +151,3 @@ def merged_like(
     if isinstance(update, VeraModule):
         return MergedVera(shared.float(), heads.float(), assignment, update.A, update.B)
     return MergedModule(shared.float(), heads.float(), assignment)
-
-
-@dataclass(frozen=True)
-class Merge:
-    """The merge of N adapters: modules by name, and what it costs and saves."""
-
-    tasks: tuple[str, ...]
-    method: str
-    objective: Objective | None
-    """relative, absolute or minimax; None for a method that minimises no error."""
-    heads: int
-    rank: int
-    seed: int
-    modules: dict[str, Merged]
-    relative_errors: dict[str, float]
-    """By task: norm of (updates - merged) over norm of the updates, all modules together."""
-    module_errors: dict[str, tuple[float, ...]]
-    """By module: the same for each task, in task order."""
-    parameters: int
-    baseline_parameters: int
-
-    @property
-    def s_percent(self) -> float:
-        """S (%): values stored over values of all adapters apart (the HydraOpt paper's S)."""
-        return 100.0 * self.parameters / self.baseline_parameters
-
-    @property
-    def lost(self) -> list[str]:
-        """Tasks of which next to nothing is left: their relative error is above 0.9."""
-        return [task for task, error in self.relative_errors.items() if error > LOST]

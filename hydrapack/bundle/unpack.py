@@ -13,7 +13,7 @@ from hydrapack.adapters.read import CARD, CONFIG, WEIGHTS
 from hydrapack.bundle.format import Bundle, BundleTask
 from hydrapack.bundle.merged import MergedVera
 from hydrapack.support.atomic import new_directory
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 from hydrapack.support.threads import one_thread
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -21,41 +21,56 @@ _LAYER = re.compile(r"(.*?)\.(\d+)\.(.+)")
 
 
 @one_thread()
-def unpack_task(bundle: Bundle, task: str, target: Path, dtype: str = "float32") -> None:
-    """Write the task's merged adapter: A of the bundle, B of the task's heads, scaling 1.
+def unpack(
+    bundle: Bundle | str | Path,
+    target: str | Path,
+    task: str | None = None,
+    dtype: str = "float32",
+) -> dict[str, Path]:
+    """Write merged adapters as PEFT folders: A of the bundle, B of a task's heads, scaling 1.
+
+    Args:
+        bundle: a merge, or the directory that one was saved to.
+        target: the directory to write: the task's own, or with no task one for each in it.
+        task: the one to write; all of them by default.
+        dtype: float32, float16 or bfloat16.
+
+    Returns:
+        the folder of each task written.
 
     Raises:
-        InputError: an unknown task or dtype, or an unwritable target.
+        HydrapackError: an unknown task or dtype, values that the dtype cannot hold, or an
+            unwritable target.
+
+    >>> sorted(hydrapack.unpack("bundle", "unpacked"))
+    ['grammar', 'qa']
     """
-    found = bundle.info.task(task)
-    files = _adapter_files(bundle, found, dtype)
+    bundle, target = Bundle.of(bundle), Path(target)
+    if task is not None:
+        files = _adapter_files(bundle, bundle.info.task(task), dtype)
+        with new_directory(target) as partial:
+            _write(partial, files)
+        return {task: target}
     with new_directory(target) as partial:
-        for name, data in files.items():
-            (partial / name).write_bytes(data)
+        for one in bundle.info.tasks:
+            (partial / one.name).mkdir()
+            _write(partial / one.name, _adapter_files(bundle, one, dtype))
+    return {one.name: target / one.name for one in bundle.info.tasks}
 
 
-@one_thread()
-def unpack_all(bundle: Bundle, target: Path, dtype: str = "float32") -> None:
-    """Write every task's merged adapter to ``target/<task>``.
-
-    Raises:
-        InputError: an unknown dtype, or an unwritable target.
-    """
-    with new_directory(target) as partial:
-        for task in bundle.info.tasks:
-            (partial / task.name).mkdir()
-            for name, data in _adapter_files(bundle, task, dtype).items():
-                (partial / task.name / name).write_bytes(data)
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
 
 
 def _adapter_files(bundle: Bundle, task: BundleTask, dtype: str) -> dict[str, bytes]:
     if dtype not in DTYPES:
-        raise InputError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
+        raise Invalid(f"`dtype` {dtype}: choose one of {', '.join(DTYPES)}")
     kind = bundle.info.adapter_type.upper()
     tensors = _vera_tensors(bundle, task) if kind == "VERA" else _lora_tensors(bundle, task)
     tensors = {key: tensors[key].to(DTYPES[dtype]).contiguous() for key in sorted(tensors)}
     if not all(t.isfinite().all() for t in tensors.values()):
-        raise InputError(f"--dtype {dtype}: task {task.name!r} has values beyond it; take float32")
+        raise Invalid(f"`dtype` {dtype}: task {task.name!r} has values beyond it; take float32")
     config: dict[str, object] = {
         "base_model_name_or_path": bundle.info.base_model or None,
         "bias": "none",

@@ -27,27 +27,27 @@ def add(
 
         hydrapack add bundle adapters/translate -o bundle2
     """
-    from hydrapack.adapters.collect import read_adapters
-    from hydrapack.bundle.format import read_bundle
-    from hydrapack.merging.add import add_adapter
+    import hydrapack as hp
 
-    (read,) = read_adapters([adapter])
-    extension = add_adapter(read_bundle(bundle), read, out, allow_base_mismatch)
+    extension = hp.add(bundle, adapter, allow_base_mismatch=allow_base_mismatch)
+    made = extension.bundle
+    made.save(out)
+    task = made.tasks[-1]
     if as_json:
         print_json(
             {
                 "advice": extension.advice,
                 "relative_error": extension.relative_error,
                 "remerge_relative_error": extension.remerge_relative_error,
-                "s_percent": extension.info.s_percent,
-                "task": read.task,
+                "s_percent": made.s_percent,
+                "task": task,
             }
         )
         return
     console = output()
     console.print(
-        f"{read.task}: relative error {extension.relative_error:.4f}; {extension.info.heads} heads,"
-        f" S = {extension.info.s_percent:.1f} %; bundle written to {out}",
+        f"{task}: relative error {extension.relative_error:.4f}; {made.heads} heads,"
+        f" S = {made.s_percent:.1f} %; bundle written to {out}",
         soft_wrap=True,
     )
     if extension.advice:

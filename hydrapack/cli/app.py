@@ -6,14 +6,13 @@ from typing import Annotated
 
 import typer
 
-from hydrapack import __version__
 from hydrapack.cli.add import add
 from hydrapack.cli.analyze import analyze
 from hydrapack.cli.demo import demo
 from hydrapack.cli.eval import evaluate
 from hydrapack.cli.export_base import export_base
 from hydrapack.cli.inspect import inspect
-from hydrapack.cli.merge import merge
+from hydrapack.cli.merge import MergeCommand, merge
 from hydrapack.cli.pack import pack
 from hydrapack.cli.run import run
 from hydrapack.cli.schema import schema
@@ -21,6 +20,7 @@ from hydrapack.cli.storage import storage
 from hydrapack.cli.tradeoff import tradeoff
 from hydrapack.cli.unpack import unpack
 from hydrapack.cli.verify import verify
+from hydrapack.support.version import __version__
 
 app = typer.Typer(
     name="hydrapack",
@@ -58,7 +58,7 @@ def _options(
 
 
 app.command()(demo)
-app.command()(merge)
+app.command(cls=MergeCommand)(merge)
 app.command()(analyze)
 app.command()(tradeoff)
 app.command()(add)

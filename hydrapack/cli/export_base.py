@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from hydrapack.cli.terminal import output, print_json, stages
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 from hydrapack.support.sizes import megabytes
 
 if TYPE_CHECKING:
@@ -73,27 +73,21 @@ def export_base(
 
         hydrapack export-base ./Llama-3.2-1B-Instruct -o model.pte --rank 32 --calibrate self
     """
-    from hydrapack.base.export import export_base as export
-    from hydrapack.program.layout import parse_targets
+    import hydrapack as hp
 
-    if bundle is not None:
-        if rank is not None or target_modules is not None:
-            raise InputError("--bundle: gives the rank and the target modules; leave those out")
-        rank, targets = _of_bundle(bundle)
-    else:
-        targets = parse_targets(target_modules or "q,k,v,o")
-    if rank is None:
-        raise InputError("--rank: give it, or --bundle with what merge wrote")
+    if rank is None and bundle is None:
+        raise Invalid("--rank: give it, or --bundle with what merge wrote")
     started = time.monotonic()
     with stages("exporting") as stage:
-        made = export(
+        made = hp.export_base(
             model,
             out,
             rank,
-            targets,
+            target_modules,
             quant,
             max_context,
             stage,
+            bundle=bundle,
             lm_head=lm_head,
             calibrate=calibrate,
             report=report,
@@ -104,15 +98,6 @@ def export_base(
         print_json({**made.as_json(), "seconds": round(seconds, 1)})
     else:
         _print(output(), made, seconds)
-
-
-def _of_bundle(folder: Path) -> tuple[int, tuple[str, ...]]:
-    """The rank and the adapted linears of a bundle."""
-    from hydrapack.bundle.format import read_bundle
-    from hydrapack.program.layout import layout_of
-
-    bundle = read_bundle(folder)
-    return bundle.info.rank, layout_of(bundle.shapes, bundle.info.rank).targets
 
 
 def _print(console: Console, made: ExportedBase, seconds: float) -> None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from functools import partial
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from typer.core import TyperCommand
 
 from hydrapack.cli.terminal import output, print_json, progress_bar
-from hydrapack.support.errors import InputError
-from hydrapack.support.sizes import megabytes, parse_size
+from hydrapack.support.errors import Invalid
+from hydrapack.support.sizes import megabytes
 
 if TYPE_CHECKING:
-    from hydrapack.bundle.merged import Merge
-    from hydrapack.merging.plan import Plan
+    from hydrapack.bundle.format import Bundle
 
 
 def merge(
@@ -25,97 +24,45 @@ def merge(
         list[str], typer.Argument(metavar="ADAPTER_DIR...", help="PEFT folders, or NAME=DIR.")
     ],
     out: Annotated[Path, typer.Option("--output", "-o", help="The bundle directory to write.")],
-    heads: Annotated[
-        int | None, typer.Option(help="M, heads to keep; as many as adapters by default.")
-    ] = None,
+    heads: Annotated[int | None, typer.Option(help="M, heads to keep; N by default.")] = None,
     rank: Annotated[
-        int | None,
-        typer.Option(
-            help="The most R, rank of a module's shared A, and the base program's; its adapters' "
-            "by default, and with a plan the smallest that is nearly as good."
-        ),
+        int | None, typer.Option(help="The most R of A; the adapters' own by default.")
     ] = None,
     method: Annotated[
-        str,
-        typer.Option(help="spectral, two-sided, hydraopt, task-arithmetic, ties, dare, dare-ties."),
+        str, typer.Option(show_default=False, help="As above; spectral by default.")
     ] = "spectral",
-    output_rank: Annotated[
-        int | None,
-        typer.Option(help="two-sided's Q, columns of the common U; twice the rank by default."),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Plan heads, rank and bits of each module for an adapters.pte of at most this "
-            "size, as 6MB, 800KB or bytes.",
-        ),
-    ] = None,
-    target_error: Annotated[
-        float | None,
-        typer.Option(
-            metavar="E",
-            help="Plan the fewest bytes that keep every task's relative error, as packed, at or "
-            "below this, as 0.5.",
-        ),
-    ] = None,
-    bits: Annotated[
-        int | None,
-        typer.Option(help="With --budget or --target-error: one width, 4, 8 or 16."),
+    knobs: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="An option of the method, or seed."),
     ] = None,
     objective: Annotated[
-        str | None,
-        typer.Option(
-            help="What spectral, two-sided and plans minimise: relative (every task counts alike; "
-            "the default), absolute (large updates count more), minimax (the worst task's error). "
-            "hydraopt takes absolute, its default, and relative."
-        ),
+        str | None, typer.Option(help="relative, absolute, or minimax: the worst task.")
     ] = None,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Text (.txt, a row a line, or .jsonl) to run through the base model: minimise "
-            "the error of outputs, not of weights. With spectral and two-sided.",
-        ),
-    ] = None,
-    base_model: Annotated[
-        str | None,
-        typer.Option(help="With --calibrate: the base model; the adapters' own by default."),
-    ] = None,
-    max_task_error: Annotated[
-        float | None,
-        typer.Option(
-            metavar="E",
-            help="Exit code 1 and no bundle if a task's relative error is above this.",
-        ),
-    ] = None,
-    routing: Annotated[
-        str, typer.Option(help="Shared heads: per-module, or global (one head for all modules).")
-    ] = "per-module",
     weight: Annotated[
         list[str] | None,
         typer.Option(metavar="TASK=WEIGHT", help="Weight of a task's error; 1 by default."),
     ] = None,
-    density: Annotated[
-        float, typer.Option(help="Share of values ties, dare and dare-ties keep.")
-    ] = 0.5,
-    only_a: Annotated[
-        bool, typer.Option("--only-a", help="Merge A alone, every task keeps its own B.")
-    ] = False,
-    refit_b: Annotated[
-        bool, typer.Option("--refit-b", help="With --only-a: least-squares B for the merged A.")
-    ] = False,
-    distance: Annotated[str, typer.Option(help="hydraopt's loss: mae, fro, mse or cs.")] = "mae",
-    steps: Annotated[int, typer.Option(help="hydraopt's AdamW steps, at most.")] = 200,
-    lr: Annotated[float, typer.Option(help="hydraopt's learning rate, relative.")] = 0.05,
-    temperature: Annotated[
-        float, typer.Option(help="hydraopt's softmax temperature; it falls to a twentieth.")
-    ] = 1.0,
-    init: Annotated[
-        str, typer.Option(help="hydraopt's start: adapters, spectral or random.")
-    ] = "adapters",
-    seed: Annotated[int, typer.Option(help="Seed of starts, coefficients and dare.")] = 0,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Plan the least error in so many bytes, as 800KB."),
+    ] = None,
+    target_error: Annotated[
+        float | None,
+        typer.Option(metavar="E", help="Plan the fewest bytes for an error, as 0.5."),
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Of a plan: one width for all, 4, 8 or 16.")
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text to minimise the error of outputs on."),
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="To calibrate with; the adapters' own by default.")
+    ] = None,
+    max_task_error: Annotated[
+        float | None, typer.Option(metavar="E", help="Exit code 1 if a task's error is above it.")
+    ] = None,
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Merge adapters of different bases.")
     ] = False,
@@ -123,81 +70,42 @@ def merge(
 ) -> None:
     """Merge LoRA adapters into one shared A and task heads. No data, no base model.
 
+    --budget and --target-error plan heads, rank and bits of every module; else one method merges
+    all modules alike: METHODS.
+
     Examples:
 
-        hydrapack merge adapters/* -o bundle
+        hydrapack merge adapters/* -o bundle --heads 2
 
-        hydrapack merge gc=runs/7 sr=runs/9 qa=runs/12 -o bundle --heads 2
-
-        hydrapack merge adapters/* -o bundle --budget 400KB --max-task-error 0.7
-
-        hydrapack merge adapters/* -o bundle --target-error 0.5
+        hydrapack merge gc=runs/7 sr=runs/9 -o bundle --budget 400KB --max-task-error 0.7
 
         hydrapack merge adapters/* -o bundle --method two-sided --rank 4 --calibrate text.txt
 
-        hydrapack merge adapters/* -o baseline --method ties --density 0.2
+        hydrapack merge adapters/* -o baseline --method ties --set density=0.2
     """
-    from hydrapack.adapters.collect import read_adapters
-    from hydrapack.base.moments import input_moments
-    from hydrapack.base.quality import read_texts
-    from hydrapack.base.source import resolve_model
-    from hydrapack.bundle.format import write_bundle
-    from hydrapack.merging.calibrated import merge_calibrated, spans
-    from hydrapack.merging.merge import absent_modules, merge_adapters
-    from hydrapack.merging.plan import merge_budget, merge_target
+    import hydrapack as hp
 
-    limit = None if budget is None else parse_size("--budget", budget)
-    _check_plan(limit, target_error, bits, objective, (heads, output_rank, method))
     if max_task_error is not None and not max_task_error >= 0:
-        raise InputError(f"--max-task-error {max_task_error:g}: must be 0 or more")
-    per_task = _weights(weight or [])
-    if target_error is not None and per_task:
-        raise InputError("--weight: not with --target-error, which holds every task to one error")
-    planned = limit is not None or target_error is not None
-    if calibrate is not None and planned:
-        raise InputError(
-            "--calibrate: not with --budget or --target-error; give --rank and --heads"
-        )
-    if base_model is not None and calibrate is None:
-        raise InputError("--base-model: goes with --calibrate")
-    texts = None if calibrate is None else read_texts(calibrate)
-    read = read_adapters(adapters, allow_base_mismatch)
-    plan = None
+        raise Invalid(f"--max-task-error {max_task_error:g}: must be 0 or more")
     with progress_bar("merging modules") as progress:
-        if limit is not None:
-            chosen = objective or "relative"
-            merged, plan = merge_budget(read, limit, rank, bits, seed, per_task, chosen, progress)
-        elif target_error is not None:
-            merged, plan = merge_target(read, target_error, rank, bits, seed, progress)
-        else:
-            run: Callable[..., Merge] = merge_adapters
-            if texts is not None:
-                bases = spans(read, method)
-                folder = resolve_model(base_model or read[0].base_model)
-                moments = input_moments(folder, texts, bases, progress)
-                run = partial(merge_calibrated, bases=bases, moments=moments)
-            merged = run(
-                read,
-                method=method,
-                heads=heads,
-                rank=rank,
-                seed=seed,
-                progress=progress,
-                objective=objective,
-                routing=routing,
-                weights=per_task,
-                output_rank=output_rank,
-                density=density,
-                only_a=only_a,
-                refit_b=refit_b,
-                distance=distance,
-                steps=steps,
-                learning_rate=lr,
-                temperature=temperature,
-                init=init,
-            )
+        merged = hp.merge(
+            adapters,
+            method=method,
+            heads=heads,
+            rank=rank,
+            budget=budget,
+            target_error=target_error,
+            bits=bits,
+            objective=objective,
+            weights=_weights(weight or []),
+            calibrate=calibrate,
+            base_model=base_model,
+            allow_base_mismatch=allow_base_mismatch,
+            progress=progress,
+            **_knobs(knobs or []),
+        )
     _check_errors(merged, max_task_error)
-    info = write_bundle(merged, read, out, plan.bits if plan else None, limit)
+    info = merged.save(out)
     if info.s_percent > 100:
         print(
             f"hydrapack: warning: S = {info.s_percent:.1f} %: the bundle holds more values than "
@@ -217,9 +125,9 @@ def merge(
         f"{len(info.modules)} modules, M = {info.heads} heads of {len(info.tasks)}, "
         f"rank {info.rank}, {info.method}: S = {info.s_percent:.1f} % of the adapters' parameters"
     )
-    if plan:
-        console.print(_plan_line(plan), soft_wrap=True)
-    for task_name, names in absent_modules(read).items():
+    if merged.planned_bytes is not None:
+        console.print(_plan_line(merged, merged.planned_bytes), soft_wrap=True)
+    for task_name, names in merged.absent.items():
         console.print(
             f"{task_name}: leaves {len(names)} modules alone that others adapt ({names[0]}, …): "
             "zero updates there",
@@ -228,32 +136,19 @@ def merge(
     console.print(f"bundle written to {out}", soft_wrap=True)
 
 
-def _check_plan(
-    limit: int | None,
-    target_error: float | None,
-    bits: int | None,
-    objective: str | None,
-    chosen: tuple[int | None, int | None, str],
-) -> None:
-    flag = "--budget" if limit is not None else "--target-error"
-    if limit is None and target_error is None:
-        if bits is not None:
-            raise InputError(
-                "--bits: goes with --budget or --target-error; without them, give it to hydrapack "
-                "pack"
-            )
-        return
-    if limit is not None and target_error is not None:
-        raise InputError("--budget and --target-error: give one of them")
-    if chosen != (None, None, "spectral"):
-        raise InputError(f"{flag}: chooses heads, method and --output-rank; leave them out")
-    if target_error is not None and objective is not None:
-        raise InputError(
-            "--objective: not with --target-error, which holds every task to one error"
-        )
+class MergeCommand(TyperCommand):
+    """Its help lists the methods with their options, which only then are imported."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, METHODS in it replaced."""
+        from hydrapack.merging.methods import METHODS
+
+        listed = ", ".join(method.signature for method in METHODS)
+        self.help = (self.help or "").replace("METHODS", listed)
+        super().format_help(ctx, formatter)
 
 
-def _check_errors(merged: Merge, limit: float | None) -> None:
+def _check_errors(merged: Bundle, limit: float | None) -> None:
     """Warn of lost tasks, and end with exit code 1 if an error is above ``limit``."""
     errors = merged.relative_errors
     for task in merged.lost:
@@ -270,18 +165,38 @@ def _check_errors(merged: Merge, limit: float | None) -> None:
         raise typer.Exit(1)
 
 
-def _plan_line(plan: Plan) -> str:
+def _plan_line(bundle: Bundle, size: int) -> str:
     """How the modules are stored, in words."""
     counts: dict[str, int] = {}
-    for choice in plan.choices.values():
-        kind = "a common output basis" if choice.output_rank else "whole heads"
-        label = f"{kind} at {choice.bits} bits"
+    for name, bits in (bundle.info.bits or {}).items():
+        kind = "a common output basis" if "U" in bundle.modules[name].tensors else "whole heads"
+        label = f"{kind} at {bits} bits"
         counts[label] = counts.get(label, 0) + 1
     kinds = ", ".join(f"{n} modules {label}" for label, n in sorted(counts.items()))
     return (
-        f"planned: {kinds}; at most {megabytes(plan.bytes)} packed, on a base program of "
-        f"export-base --rank {plan.rank}"
+        f"planned: {kinds}; at most {megabytes(size)} packed, on a base program of "
+        f"export-base --rank {bundle.rank}"
     )
+
+
+def _knobs(arguments: list[str]) -> dict[str, Any]:
+    import hydrapack as hp
+
+    knobs: dict[str, Any] = {}
+    taken = set(signature(hp.merge).parameters) - {"seed"}
+    for argument in arguments:
+        name, separator, value = argument.partition("=")
+        if not separator or name in knobs:
+            raise Invalid(f"--set {argument}: give NAME=VALUE, each name once")
+        if name in taken:
+            raise Invalid(f"--set {argument}: is no option of a method, but of the command")
+        knobs[name] = value
+    if "seed" in knobs:
+        try:
+            knobs["seed"] = int(knobs["seed"])
+        except ValueError:
+            raise Invalid(f"--set seed={knobs['seed']}: must be a whole number") from None
+    return knobs
 
 
 def _weights(arguments: list[str]) -> dict[str, float]:
@@ -291,5 +206,5 @@ def _weights(arguments: list[str]) -> dict[str, float]:
         try:
             weights[task] = float(value)
         except ValueError:
-            raise InputError(f"--weight {argument}: give TASK=NUMBER") from None
+            raise Invalid(f"--weight {argument}: give TASK=NUMBER") from None
     return weights

@@ -47,13 +47,12 @@ def pack(
 
         hydrapack pack bundle -o package --model model.pte --card --sbom --signing-key key.pem
     """
-    from hydrapack.bundle.format import read_bundle
+    import hydrapack as hp
     from hydrapack.packing.manifest import manifest_text
-    from hydrapack.packing.package import write_package
 
     with stages("packing"):
-        manifest = write_package(
-            read_bundle(bundle),
+        package = hp.pack(
+            bundle,
             out,
             bits,
             bits_a=bits_a,
@@ -65,6 +64,7 @@ def pack(
             sbom=sbom,
             signing_key=signing_key,
         )
+    manifest = package.manifest
     if as_json:
         print(manifest_text(manifest), end="")
         return

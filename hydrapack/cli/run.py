@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hydrapack.cli.terminal import print_json
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 
 def run(
@@ -71,13 +71,13 @@ def run(
 
         cat mail.txt | hydrapack run package - --model model.pte --task summary
     """
-    from hydrapack.device import Session
+    import hydrapack as hp
     from hydrapack.device.native import NativeSession
     from hydrapack.packing.signature import read_public_key
 
     if engine not in ("python", "native"):
-        raise InputError(f"--engine {engine}: choose python or native")
-    start = Session if engine == "python" else NativeSession
+        raise Invalid(f"--engine {engine}: choose python or native")
+    start = hp.Session if engine == "python" else NativeSession
     key = None if public_key is None else read_public_key(public_key)
     session = start(model, package, tokenizer, check_digests=not no_digests, public_key=key)
     source = sys.stdin.read() if text == "-" else text

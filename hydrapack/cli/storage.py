@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 if TYPE_CHECKING:
     from hydrapack.footprint.budgets import Judged
@@ -70,25 +70,26 @@ def storage(
 
         hydrapack storage package --markdown > comment.md
     """
+    import hydrapack as hp
     from hydrapack.footprint import render
     from hydrapack.footprint.budgets import judge, read_budgets
-    from hydrapack.footprint.report import of_path, planned
+    from hydrapack.footprint.report import planned
     from hydrapack.support.junit import junit_xml
 
     if (layout is None) == (not paths):
-        raise InputError("give packages or bundles, or --layout (--help has examples)")
+        raise Invalid("give packages or bundles, or --layout (--help has examples)")
     limits = read_budgets(budgets) if budgets else []
     if junit is not None and not limits:
-        raise InputError("--junit: goes with --budgets")
+        raise Invalid("--junit: goes with --budgets")
     if layout is not None:
         count = tasks if heads is None else heads
         reports = [planned(layout, rank, tasks, count, adapter_type, bits, target_modules)]
     else:
-        reports = [of_path(path, model) for path in paths or []]
+        reports = [hp.storage(path, model) for path in paths or []]
     if (limits or against) and len(reports) != 1:
-        raise InputError("--budgets and --against: judge one package at a time")
+        raise Invalid("--budgets and --against: judge one package at a time")
     judged = judge(limits, reports[0]) if limits else []
-    growth = render.Growth(of_path(against), reports[0]) if against else None
+    growth = render.Growth(hp.storage(against), reports[0]) if against else None
     _write(html, lambda: render.html(reports, judged, growth))
     _write(csv, lambda: render.comma_separated(reports))
     _write(junit, lambda: junit_xml("hydrapack storage", [j.check() for j in judged]).decode())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,10 +19,24 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from hydrapack.support.progress import Progress as Report
+from hydrapack.support.progress import Stage
+
 
 def output() -> Console:
     """Standard output; wide where it is no terminal, so that nothing is cut in a log."""
     return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+_OPTIONS = {"targets": "--target-modules", "weights": "--weight"}
+KNOBS: tuple[str, ...] = ("density", "distance", "init", "lr", "only_a", "output_rank", "refit_b")
+KNOBS = (*KNOBS, "routing", "steps", "temperature")
+_OPTIONS |= {name: f"--set {name}" for name in KNOBS}
+
+
+def as_options(text: str) -> str:
+    """A message of the library with its parameters (`heads`) as a command's options (--heads)."""
+    return re.sub("`([a-z_]+)`", lambda m: _OPTIONS.get(m[1], "--" + m[1].replace("_", "-")), text)
 
 
 def print_json(value: Any) -> None:
@@ -30,7 +45,7 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[float, int, str], None]]:
+def progress_bar(label: str) -> Iterator[Report]:
     """A bar with the time left on standard error; the block calls it with (done, total, note)."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(*columns, TimeRemainingColumn(), console=_console(), transient=True) as bar:
@@ -41,7 +56,7 @@ def progress_bar(label: str) -> Iterator[Callable[[float, int, str], None]]:
 
 
 @contextmanager
-def stages(label: str) -> Iterator[Callable[[str], None]]:
+def stages(label: str) -> Iterator[Stage]:
     """A line on standard error with the running step and the time so far."""
     columns = (TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=_console(), transient=True) as line:

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json, progress_bar
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 from hydrapack.support.sizes import megabytes
 
 
@@ -91,4 +91,4 @@ def _numbers(flag: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"{flag} {text}: give numbers, as 8,16") from None
+        raise Invalid(f"{flag} {text}: give numbers, as 8,16") from None

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hydrapack.cli.terminal import output, print_json
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 
 def unpack(
@@ -27,20 +27,13 @@ def unpack(
 
         hydrapack unpack bundle --all -o merged --dtype bfloat16
     """
-    from hydrapack.bundle.format import read_bundle
-    from hydrapack.bundle.unpack import unpack_all, unpack_task
+    import hydrapack as hp
 
     if every == (task is not None):
-        raise InputError("give either --task NAME or --all")
-    read = read_bundle(bundle)
-    if task is None:
-        unpack_all(read, out, dtype)
-        folders = {t.name: str(out / t.name) for t in read.info.tasks}
-    else:
-        unpack_task(read, task, out, dtype)
-        folders = {task: str(out)}
+        raise Invalid("give either --task NAME or --all")
+    folders = hp.unpack(bundle, out, task, dtype)
     if as_json:
-        print_json(folders)
+        print_json({name: str(folder) for name, folder in folders.items()})
         return
     for name, folder in folders.items():
         output().print(f"{name}: {folder}", soft_wrap=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from hydrapack.cli.terminal import output, print_json, stages
+from hydrapack.cli.terminal import as_options, output, print_json, stages
 
 
 def verify(
@@ -57,26 +57,25 @@ def verify(
 
         hydrapack verify package --public-key release.pub.pem --junit verify.xml
     """
-    from hydrapack.adapters.collect import read_adapters
-    from hydrapack.bundle.format import read_bundle
+    import hydrapack as hp
     from hydrapack.packing.signature import read_public_key
     from hydrapack.support.atomic import new_file
     from hydrapack.support.junit import junit_xml
-    from hydrapack.verification.package import verify_package
 
     # A shell that expands --adapters runs/* leaves all but the first as arguments.
     sources = [*(adapters or []), *(more or [])]
     with stages("verifying") as stage:
-        checks = verify_package(
+        checks = hp.verify(
             package,
             model,
-            None if bundle is None else read_bundle(bundle),
-            read_adapters(sources) if sources else (),
+            bundle,
+            sources,
             None if public_key is None else read_public_key(public_key),
             max_drift,
             max_task_error,
             stage,
         )
+    checks = [replace(check, detail=as_options(check.detail)) for check in checks]
     passed = all(check.passed for check in checks)
     if junit is not None:
         with new_file(junit) as partial:

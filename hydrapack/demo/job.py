@@ -5,26 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hydrapack import __version__
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.prompt import encode_prompt
 from hydrapack.adapters.read import WEIGHTS
 from hydrapack.base import smollm2
 from hydrapack.base.export import export_base
-from hydrapack.bundle.format import read_bundle, write_bundle
 from hydrapack.device.session import Session
-from hydrapack.merging.merge import merge_adapters
 from hydrapack.merging.plan import merge_budget
-from hydrapack.packing.package import DEFAULT_BITS, write_package
-from hydrapack.support.errors import InputError
+from hydrapack.merging.uniform import merge_adapters
+from hydrapack.packing.package import DEFAULT_BITS, pack
+from hydrapack.support.errors import Invalid
+from hydrapack.support.progress import Stage, silently
 from hydrapack.support.sizes import megabytes
+from hydrapack.support.version import __version__
 
 MAX_NEW_TOKENS = 40
 CONTEXT = 512
@@ -83,11 +82,11 @@ def heldout_input(task: str, row: int) -> str:
     """Input of a task's held-out row.
 
     Raises:
-        InputError: there is no such row.
+        HydrapackError: there is no such row.
     """
     lines = (_embedded("heldout") / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
     if row >= len(lines):
-        raise InputError(f"--row {row}: the held-out files have rows 0 to {len(lines) - 1}")
+        raise Invalid(f"`row` {row}: the held-out files have rows 0 to {len(lines) - 1}")
     return json.loads(lines[row])["input"]
 
 
@@ -105,7 +104,7 @@ def run_demo(
     bits: int | None,
     row: int,
     out: Path | None,
-    stage: Callable[[str], None] = lambda name: None,
+    stage: Stage = silently,
 ) -> DemoResult:
     """The main job, whole.
 
@@ -118,7 +117,7 @@ def run_demo(
         stage: called with the name of each step.
 
     Raises:
-        InputError: an option out of range, or the model cannot be downloaded.
+        HydrapackError: an option out of range, or the model cannot be downloaded.
     """
     started = time.monotonic()
     stage("the base model")
@@ -128,17 +127,15 @@ def run_demo(
     adapters = read_adapters(example_adapters())
     inputs = {adapter.task: heldout_input(adapter.task, row) for adapter in adapters}
     if heads is None and bits is None:
-        merged, plan = merge_budget(adapters, budget)
-        write_bundle(merged, adapters, folder / "bundle", plan.bits, budget)
+        bundle = merge_budget(adapters, budget)
         package_name = f"one package, planned for {megabytes(budget)}"
     else:
-        merged = merge_adapters(adapters, heads=heads)
-        write_bundle(merged, adapters, folder / "bundle")
+        bundle = merge_adapters(adapters, heads=heads)
         bits = bits or DEFAULT_BITS
-        package_name = f"one package, {merged.heads} heads, {bits} bit"
+        package_name = f"one package, {bundle.heads} heads, {bits} bit"
     stage("packing")
-    bundle = read_bundle(folder / "bundle")
-    manifest = write_package(bundle, folder / "package", bits)
+    bundle.save(folder / "bundle")
+    manifest = pack(bundle, folder / "package", bits).manifest
     model = _base_program(manifest.rank, tuple(manifest.target_modules), stage)
     stage("running heads on ExecuTorch")
     session = Session(model, folder / "package")
@@ -175,7 +172,7 @@ def run_demo(
     )
 
 
-def _base_program(rank: int, targets: tuple[str, ...], stage: Callable[[str], None]) -> Path:
+def _base_program(rank: int, targets: tuple[str, ...], stage: Stage) -> Path:
     """The exported SmolLM2, cached under a digest of all that decides its bytes."""
     key = json.dumps(
         [

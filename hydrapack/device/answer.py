@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from hydrapack.device.text import Pieces
-from hydrapack.support.errors import Busy, InputError
+from hydrapack.support.errors import Busy, HydrapackError, Invalid
 
 
 @dataclass
@@ -45,6 +45,7 @@ class Turns:
         """``stats``: of the session; gets the finish of each answer."""
         self._stats = stats
         self._lock = threading.Lock()
+        self._closed = False
         # Not the answer itself: one that nobody keeps is to end.
         self._answer: weakref.ref[Answer] | None = None
 
@@ -54,10 +55,13 @@ class Turns:
 
         Raises:
             Busy: it is another's.
+            Invalid: it is closed.
         """
         if not self._lock.acquire(blocking=False):
             raise Busy("the session is in use by another thread")
         try:
+            if self._closed:
+                raise Invalid("the session is closed")
             yield
         finally:
             self._lock.release()
@@ -68,6 +72,11 @@ class Turns:
         self._answer = None
         if answer is not None:
             answer.end("stopped")
+
+    def close(self) -> None:
+        """End the answer being made; nothing can be asked for any more. For who holds it."""
+        self.end()
+        self._closed = True
 
     def begin(
         self,
@@ -161,5 +170,5 @@ class Answer(Iterator[str]):
 
     def __del__(self) -> None:
         # Where the session is busy, the call that has it ends this answer.
-        with suppress(InputError):
+        with suppress(HydrapackError):
             self.close()

@@ -18,7 +18,7 @@ from hydrapack.device.answer import Answer, Stats, Turns
 from hydrapack.device.manifest import Task, read_device_manifest
 from hydrapack.device.options import resolve
 from hydrapack.device.text import Pieces, check_prompt, load_tokenizer, prompt_ids, stop_ids
-from hydrapack.support.errors import InputError, Invalid, Io, NotFound, RuntimeFailure, of_kind
+from hydrapack.support.errors import HydrapackError, Invalid, Io, NotFound, RuntimeFailure, of_kind
 from hydrapack.support.schema import parse_json, read_bytes
 
 PROGRAM = "hydrapack-run"
@@ -37,7 +37,7 @@ def find_program() -> str:
     found = shutil.which(PROGRAM) or (str(checkout) if checkout.is_file() else None)
     if found is None:
         raise NotFound(
-            "--engine native: hydrapack-run is not on the PATH; build it (make runtime in a "
+            "hydrapack-run is not on the PATH; build it (make runtime in a "
             "checkout, runtime/README.md) or name it in HYDRAPACK_RUN"
         )
     return found
@@ -63,7 +63,7 @@ class NativeSession:
         Args: as of ``Session``.
 
         Raises:
-            InputError: no program, or a manifest or tokenizer that ``Session`` refuses too.
+            HydrapackError: no program, or a manifest or tokenizer that ``Session`` refuses too.
         """
         model = Path(model)
         self.manifest, _ = read_device_manifest(Path(package), check_digests)
@@ -135,6 +135,7 @@ class NativeSession:
         seed: int = 0,
         prompt_template: str | None = None,
         *,
+        task: str | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         stop: Sequence[str] | None = None,
@@ -149,15 +150,19 @@ class NativeSession:
         with self._turns.hold():
             if not self._end_program.alive:
                 raise Invalid("the session is closed")
-            task = self._task
-            options = resolve(task, max_new_tokens, temperature, top_k, top_p, stop, seed)
-            ids = prompt_ids(self.tokenizer, task, text, prompt_template)
+            if task is not None and task != self.task:
+                self._turns.end()
+                self._task = None
+                self._task = self.manifest.find(task)
+            used = self._task
+            options = resolve(used, max_new_tokens, temperature, top_k, top_p, stop, seed)
+            ids = prompt_ids(self.tokenizer, used, text, prompt_template)
             check_prompt(len(ids), 0, self._context or len(ids))
             request = options.model_dump(exclude={"stop"}) | {
                 "ids": ids,
                 "lookup": lookup,
                 "stop_ids": sorted(stop_ids(self.tokenizer, options.stop)),
-                "task": task.name if task else None,
+                "task": used.name if used else None,
             }
             return self._turns.begin(
                 self._tokens(request), Pieces(self.tokenizer, options.stop), self._settle
@@ -188,10 +193,10 @@ class NativeSession:
         """
         if self._running is None or not self._end_program.alive:
             return
-        with suppress(InputError):
+        with suppress(HydrapackError):
             self._send({"stop": self._running})
         while self._running is not None:
-            with suppress(InputError):
+            with suppress(HydrapackError):
                 self._receive()
 
     def _send(self, line: dict[str, Any]) -> None:
@@ -207,7 +212,7 @@ class NativeSession:
         """The next line of the running request; the last one ends it.
 
         Raises:
-            InputError: it is an error, of its kind, or the program has ended.
+            HydrapackError: it is an error, of its kind, or the program has ended.
         """
         while True:
             try:

@@ -52,7 +52,7 @@ def open_files(
         public_key: Ed25519, hex, that must have signed the manifest.
 
     Raises:
-        InputError: of the kind that docs/runtime-contract.md has for it.
+        HydrapackError: of the kind that docs/runtime-contract.md has for it.
     """
     manifest, data = read_device_manifest(package, check_digests)
     if public_key is not None:
@@ -106,14 +106,14 @@ def _check_layout(manifest: DeviceManifest, model: LoadedProgram, adapters: Load
     if rank != manifest.rank:
         raise Mismatch(
             f"{path} takes adapters of rank {rank}, the package has rank {manifest.rank}: export "
-            f"the base with --rank {manifest.rank}, or merge with --rank {rank}"
+            f"the base with `rank` {manifest.rank}, or merge with `rank` {rank}"
         )
     if int(adapters.constant("get_adapter_rank")) != manifest.rank:
         raise Mismatch(f"{ADAPTERS}: has another rank than its manifest")
     if str(model.constant("get_adapter_layout")) != manifest.layout_digest:
         raise Mismatch(
             f"{path} has another adapter layout than the package (base model "
-            f"{manifest.base_model.id!r}): export that base with the --target-modules that "
+            f"{manifest.base_model.id!r}): export that base with the `targets` that "
             f"hydrapack inspect shows for the package"
         )
     if str(adapters.constant("get_adapter_layout")) != manifest.layout_digest:

@@ -30,7 +30,7 @@ class Programs:
         modules: how many the manifest has, a head chosen for each.
 
         Raises:
-            InputError: a constant is missing, or the two do not fit each other.
+            HydrapackError: a constant is missing, or the two do not fit each other.
         """
         self.max_context = int(model.constant("get_max_context_len"))
         self.max_seq = int(model.constant("get_max_seq_len"))

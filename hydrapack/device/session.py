@@ -30,6 +30,12 @@ class Session:
     """One base program and one package; the position, the cache and the head are its state.
 
     A second thread that calls it meanwhile gets ``Busy``.
+
+    >>> with hydrapack.Session("model.pte", "package") as session:
+    ...     answer = session.generate("He go to school.", max_new_tokens=4, task="grammar")
+    ...     text = "".join(answer)
+    >>> session.tasks, answer.finish in ("stop", "length")
+    (['grammar', 'qa'], True)
     """
 
     def __init__(
@@ -51,7 +57,7 @@ class Session:
             public_key: Ed25519, 64 hex digits, that must have signed the package.
 
         Raises:
-            InputError: files missing, malformed, or of another rank, layout, base or digest.
+            HydrapackError: files missing, malformed, or of another rank, layout, base or digest.
         """
         started = time.perf_counter()
         model = Path(model)
@@ -65,6 +71,23 @@ class Session:
         self.position = 0
         self._task: Task | None = None
         self._turns = Turns(self.stats)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the answer being made and let go of the programs. More than once is fine.
+
+        Raises:
+            Busy: another thread is in the session.
+        """
+        if hasattr(self, "_programs"):
+            with self._turns.hold():
+                self._turns.close()
+                del self._programs, self._model
 
     @property
     def tasks(self) -> list[str]:
@@ -89,16 +112,19 @@ class Session:
             RuntimeFailure: the head does not run.
         """
         with self._turns.hold():
-            self._start_over()
-            started = time.perf_counter()
-            self._programs.unbind()
-            self._task = None
-            chosen = None if task is None else self.manifest.find(task)
-            if chosen is not None:
-                self._programs.bind(chosen.route)
-                self._task = chosen
-            self.stats.swap_ms = _ms_since(started)
+            self._swap(task)
         return self
+
+    def _swap(self, task: str | None) -> None:
+        self._start_over()
+        started = time.perf_counter()
+        self._programs.unbind()
+        self._task = None
+        chosen = None if task is None else self.manifest.find(task)
+        if chosen is not None:
+            self._programs.bind(chosen.route)
+            self._task = chosen
+        self.stats.swap_ms = _ms_since(started)
 
     def set_vectors(self, a: torch.Tensor, b: torch.Tensor) -> None:
         """Run under any packed adapter until the next ``use``; resets the position.
@@ -152,6 +178,7 @@ class Session:
         seed: int = 0,
         prompt_template: str | None = None,
         *,
+        task: str | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         stop: Sequence[str] | None = None,
@@ -168,19 +195,23 @@ class Session:
             temperature: 0 for greedy.
             seed: of the draws at a temperature above 0, from 0 to 2^64 - 1.
             prompt_template: in place of the task's own.
+            task: swap to its head first, as ``use`` does; by default the one in use answers.
             top_k: tokens to draw among; 0 for all.
             top_p: least share of the weight of those to draw among.
             stop: strings that end the answer, in place of the task's own.
             lookup: guess tokens from the text so far and check several a call (``Lookup``).
 
         Raises:
+            NotFound: the package has no such task.
             Invalid: an option out of range, or an empty prompt.
             ContextFull: the prompt does not fit the context.
         """
         with self._turns.hold():
-            task = self._task
-            options = resolve(task, max_new_tokens, temperature, top_k, top_p, stop, seed)
-            ids = prompt_ids(self.tokenizer, task, text, prompt_template)
+            if task is not None and task != self.task:
+                self._swap(task)
+            used = self._task
+            options = resolve(used, max_new_tokens, temperature, top_k, top_p, stop, seed)
+            ids = prompt_ids(self.tokenizer, used, text, prompt_template)
             check_prompt(len(ids), 0, self.max_context)
             self._start_over()
             guesses = Lookup(ids) if lookup else None

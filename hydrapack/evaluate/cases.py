@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydrapack.evaluate.spec import MethodConfig
+from hydrapack.merging.hydraopt import HydraOpt
+from hydrapack.merging.two_sided import TwoSided
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,18 @@ def cases(group: str, tasks: int, method: MethodConfig) -> list[Case]:
 
 
 def _label(method: MethodConfig, heads: int | None) -> str:
-    label = method.method + (" (A only)" if method.only_a else "")
+    own = method.own
+    label = method.method + own.note
     label += f" M={heads}" if heads else ""
     label += f" {method.budget}" if method.budget else ""
-    label += f" Q={method.output_rank}" if method.output_rank else ""
+    if isinstance(own, TwoSided) and own.output_rank:
+        label += f" Q={own.output_rank}"
     label += f" R={method.rank}" if method.rank else ""
     label += f" {method.objective}" if method.objective else ""
-    if method.method == "hydraopt":
-        label += f" {method.distance}" if method.distance != "mae" else ""
-        label += f" from {method.init}" if method.init != "adapters" else ""
-        label += f" t={method.temperature:g}" if method.temperature != 1.0 else ""
+    if isinstance(own, HydraOpt):
+        label += f" {own.distance}" if own.distance != "mae" else ""
+        label += f" from {own.init}" if own.init != "adapters" else ""
+        label += f" t={own.temperature:g}" if own.temperature != 1.0 else ""
     if method.bits != 32:
         label += f", {method.bits} bits"
     elif method.budget:

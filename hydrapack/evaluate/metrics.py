@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 _TOKEN = re.compile(
     "[\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]"
@@ -40,7 +40,7 @@ def _rouge(*kinds: str) -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
-        raise InputError("ROUGE needs rouge-score: pip install 'hydrapack[eval]'") from None
+        raise Invalid("ROUGE needs rouge-score: pip install 'hydrapack[eval]'") from None
     return RougeScorer(list(kinds), tokenizer=_Tokenizer())
 
 
@@ -176,12 +176,12 @@ def score(
     """The metric over a test set, 0 to 100.
 
     Raises:
-        InputError: an unknown metric, or its library is not installed.
+        HydrapackError: an unknown metric, or its library is not installed.
     """
     rows = zip(predictions, references, sources, strict=True)
     if metric == "correction-f0.5":
         return correction_f_half([edit_counts(*row) for row in rows])
     if metric not in ROW_METRICS:
-        raise InputError(f"metric {metric!r}: choose one of {', '.join(METRICS)}")
+        raise Invalid(f"metric {metric!r}: choose one of {', '.join(METRICS)}")
     values = [ROW_METRICS[metric](*row) for row in rows]
     return sum(values) / len(values)

@@ -6,48 +6,40 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hydrapack import __version__
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.prompt import check_template
 from hydrapack.base.config import read_config as read_model_config
 from hydrapack.base.export import export_base
 from hydrapack.base.source import resolve_model, weights_sha256
-from hydrapack.bundle.format import read_bundle, write_bundle
-from hydrapack.bundle.merged import Merge, Merged, MergedModule, stored_values
-from hydrapack.bundle.rounding import module_bytes, round_module
+from hydrapack.bundle.format import Bundle
+from hydrapack.bundle.merged import Merged, MergedModule, stored_values
+from hydrapack.bundle.stored import StoredModule, store
 from hydrapack.evaluate import metrics
 from hydrapack.evaluate.backends import Pairs, PeftBackend, executorch_answers
 from hydrapack.evaluate.cases import Case, Result, cases
 from hydrapack.evaluate.memory import PeakMemory
 from hydrapack.evaluate.spec import EvalConfig, Row, TaskConfig, read_rows
-from hydrapack.merging.merge import merge_adapters
 from hydrapack.merging.plan import merge_budget
-from hydrapack.packing.package import write_package
+from hydrapack.merging.uniform import merge_adapters
+from hydrapack.packing.package import pack
 from hydrapack.program.layout import parse_targets
-from hydrapack.program.quantized import Rounding
+from hydrapack.program.quantized import SCALE_BYTES, Rounding
 from hydrapack.support.atomic import new_file
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
+from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.sizes import parse_size
 from hydrapack.support.threads import one_thread
+from hydrapack.support.version import __version__
 
 CONTEXT = 1024
-Progress = Callable[[float, int, str], None]
-
-
-@dataclass(frozen=True)
-class _Merged:
-    """A case's merge, and the bits a value at which each of its modules is stored, by name."""
-
-    whole: Merge
-    bits: dict[str, int]
 
 
 class Evaluation:
@@ -64,7 +56,7 @@ class Evaluation:
             cache: where answers are kept; ``out/cache`` by default.
 
         Raises:
-            InputError: adapters, rows or a model that cannot be read.
+            HydrapackError: adapters, rows or a model that cannot be read.
         """
         self.config, self.out = config, out
         self.cache = cache or out / "cache"
@@ -80,21 +72,21 @@ class Evaluation:
         }
         self.model_folder = resolve_model(config.base_model)
         if not self.model_folder.is_dir():
-            raise InputError(
+            raise Invalid(
                 f"{self.model_folder}: eval answers with PyTorch too: give a folder, a "
                 "hub id or demo:smollm2-135m-q4_1"
             )
         self.weights = weights_sha256(self.model_folder)
         self._backend: PeftBackend | None = None
         self._packed: tuple[Case, Path] | None = None
-        self._rounded: tuple[Case, dict[str, Merged]] | None = None
+        self._modules: dict[str, Merged] = {}
         self._tasks = {task.name: task for task in config.tasks}
 
-    def run(self, progress: Progress = lambda done, total, note: None) -> list[Result]:
+    def run(self, progress: Progress = quietly) -> list[Result]:
         """Every row of the table; what an earlier run answered is not answered again.
 
         Raises:
-            InputError: a method or option that cannot be taken.
+            HydrapackError: a method or option that cannot be taken.
         """
         rows = self.cases()
         total = sum(len(self.groups[case.group]) for case in rows)
@@ -128,7 +120,7 @@ class Evaluation:
             s_percent=0.0,
             objective=method.objective,
         )
-        merge: _Merged | None = None
+        merge: Bundle | None = None
         if method.method == "own":
             result.s_percent = 100.0
             result.stored_bytes = 4 * sum(self.adapters[name].parameters for name in names)
@@ -138,9 +130,15 @@ class Evaluation:
                 merge = self._merge(case)
             result.merge_seconds = round(time.monotonic() - started, 3)
             result.merge_peak_bytes = peak.bytes
-            result.s_percent = merge.whole.s_percent
-            result.stored_bytes = _stored_bytes(merge)
-            result.relative_errors = dict(merge.whole.relative_errors)
+            result.s_percent = merge.s_percent
+            result.relative_errors = merge.relative_errors
+            # Once for all tasks of a case: the search for 4-bit scales takes seconds.
+            stored = _stored(merge)
+            result.stored_bytes = sum(_bytes(module) for module in stored.values())
+            self._modules = {
+                name: module.dequantize() if isinstance(module, StoredModule) else module
+                for name, module in stored.items()
+            }
         for index, name in enumerate(names):
 
             def report(share: float, index: int = index, name: str = name) -> None:
@@ -151,15 +149,14 @@ class Evaluation:
             result.answer_seconds += seconds
         return result
 
-    def _merge(self, case: Case) -> _Merged:
+    def _merge(self, case: Case) -> Bundle:
         m = case.method
         adapters = [self.adapters[name] for name in self.groups[case.group]]
         if m.budget is not None:
             limit, bits = parse_size("budget", m.budget), None if case.planned else m.bits
-            merge, plan = merge_budget(
+            return merge_budget(
                 adapters, limit, m.rank, bits, self.config.seed, objective=m.objective or "relative"
             )
-            return _Merged(merge, plan.bits)
         merge = merge_adapters(
             adapters,
             m.method,
@@ -167,23 +164,18 @@ class Evaluation:
             m.rank,
             self.config.seed,
             objective=m.objective,
-            output_rank=m.output_rank,
-            only_a=m.only_a,
-            distance=m.distance,
-            steps=m.steps,
-            temperature=m.temperature,
-            init=m.init,
+            **m.options,
         )
         if m.bits != 32 and not all(isinstance(x, MergedModule) for x in merge.modules.values()):
-            raise InputError(f"{case.label}: VeRA's vectors are not rounded; leave bits out")
-        return _Merged(merge, dict.fromkeys(merge.modules, m.bits))
+            raise Invalid(f"{case.label}: VeRA's vectors are not rounded; leave bits out")
+        return merge.with_bits(m.bits)
 
     def _score(
         self,
         task: TaskConfig,
         index: int,
         case: Case,
-        merge: _Merged | None,
+        merge: Bundle | None,
         report: Callable[[float], None],
     ) -> tuple[float, float]:
         rows, adapter = self.rows[task.name], self.adapters[task.name]
@@ -219,7 +211,7 @@ class Evaluation:
         self,
         task: TaskConfig,
         case: Case,
-        merge: _Merged | None,
+        merge: Bundle | None,
         pairs: Pairs,
         inputs: list[str],
         report: Callable[[float], None],
@@ -242,46 +234,41 @@ class Evaluation:
         )
 
     @one_thread()
-    def _pairs(self, name: str, index: int, case: Case, merge: _Merged | None) -> Pairs:
+    def _pairs(self, name: str, index: int, case: Case, merge: Bundle | None) -> Pairs:
         if case.method.method == "zero-shot":
             return {}
         if merge is None:
             own = self.adapters[name].modules
             factors = {key: module.factors() for key, module in own.items()}
             return {key: (A.float(), B.float()) for key, (A, B) in factors.items()}
-        if self._rounded is None or self._rounded[0] is not case:
-            # Once for all tasks of a case: the search for 4-bit scales takes seconds.
-            self._rounded = case, _rounded(merge)
         return {
             key: (module.shared(), module.head(module.assignment[index]))
-            for key, module in self._rounded[1].items()
+            for key, module in self._modules.items()
         }
 
     @staticmethod
-    def _packed_bits(case: Case, merge: _Merged | None) -> int | dict[str, int]:
+    def _packed_bits(case: Case, merge: Bundle | None) -> int | dict[str, int]:
         """What the answers' digest holds of the package's bits: PEFT's pairs are rounded."""
         if case.method.backend != "executorch" or merge is None:
             return 0
-        return merge.bits if case.planned else case.method.bits
+        return merge.info.bits or 0 if case.planned else case.method.bits
 
-    def _package(self, case: Case, merge: _Merged) -> Path:
+    def _package(self, case: Case, merge: Bundle) -> Path:
         # A case's tasks come one after the other: one package serves them all.
         if self._packed is not None and self._packed[0] is case:
             return self._packed[1]
         folder = self._package_folder(case)
-        adapters = [self.adapters[name] for name in self.groups[case.group]]
-        write_bundle(merge.whole, adapters, folder / "bundle", merge.bits)
-        write_package(read_bundle(folder / "bundle"), folder / "package")
+        pack(merge, folder / "package")
         self._packed = case, folder / "package"
         return folder / "package"
 
     def _package_folder(self, case: Case) -> Path:
         return self.out / "packages" / _digest([case.group, case.label])[:16]
 
-    def _program(self, case: Case, merge: _Merged | None) -> Path:
+    def _program(self, case: Case, merge: Bundle | None) -> Path:
         if merge is None:
-            raise InputError(f"{case.label}: the executorch backend runs merged methods")
-        rank, quant = merge.whole.rank, case.method.program
+            raise Invalid(f"{case.label}: the executorch backend runs merged methods")
+        rank, quant = merge.rank, case.method.program
         path = self.out / f"model-{quant or 'default'}-r{rank}.pte"
         # The description is the last that export_base writes, and a session needs it.
         if not (path.exists() and path.with_name(path.name + ".json").exists()):
@@ -290,7 +277,7 @@ class Evaluation:
             export_base(self.config.base_model, path, rank, parse_targets(short), quant, context)
         return path
 
-    def _program_sha256(self, case: Case, merge: _Merged | None) -> str:
+    def _program_sha256(self, case: Case, merge: Bundle | None) -> str:
         path = self._program(case, merge)
         described = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
         return str(described["sha256"])
@@ -324,22 +311,22 @@ def _with_template(adapter: Adapter, task: TaskConfig) -> Adapter:
     return adapter
 
 
-def _rounded(merge: _Merged) -> dict[str, Merged]:
+def _stored(bundle: Bundle) -> dict[str, StoredModule | Merged]:
+    """The modules at their bits, by name; at 32 as they are."""
+    bits = bundle.info.bits or {}
     return {
-        name: round_module(module, Rounding(merge.bits[name], merge.bits[name]))
-        if isinstance(module, MergedModule) and merge.bits[name] != 32
+        name: store(module, Rounding(bits[name], bits[name]))
+        if isinstance(module, MergedModule) and bits[name] != 32
         else module
-        for name, module in merge.whole.modules.items()
+        for name, module in bundle.modules.items()
     }
 
 
-def _stored_bytes(merge: _Merged) -> int:
-    return sum(
-        module_bytes(module, Rounding(merge.bits[name], merge.bits[name]))
-        if isinstance(module, MergedModule)
-        else 4 * stored_values([module])
-        for name, module in merge.whole.modules.items()
-    )
+def _bytes(module: StoredModule | Merged) -> int:
+    if isinstance(module, StoredModule):
+        return module.bytes
+    factors = SCALE_BYTES * len(module.of) if isinstance(module, MergedModule) else 0
+    return 4 * stored_values([module]) + factors
 
 
 def _digest(value: object) -> str:

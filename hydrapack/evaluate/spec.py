@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hydrapack.base.scheme import QUANTS
 from hydrapack.bundle.merged import Objective
 from hydrapack.evaluate.metrics import METRICS
+from hydrapack.merging.method import Knobs
+from hydrapack.merging.methods import find_method
 from hydrapack.program.quantized import BitWidth
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError, Invalid, unreadable
 from hydrapack.support.schema import Strict, misfit
 from hydrapack.support.sizes import parse_size
 
@@ -32,8 +34,13 @@ class TaskConfig(Strict):
     max_new_tokens: int = Field(default=64, ge=1)
 
 
-class MethodConfig(Strict):
-    """One row of the table, or one for each M of ``heads``."""
+class MethodConfig(BaseModel):
+    """One row of the table, or one for each M of ``heads``.
+
+    Other keys are the method's own options, as steps of hydraopt.
+    """
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     method: str
     """zero-shot, own (each task's adapter), or a method of ``hydrapack merge``."""
@@ -41,20 +48,32 @@ class MethodConfig(Strict):
     """Each M; N is the number of the group's tasks. An M above it is left out."""
     objective: Objective | None = None
     """Of ``hydrapack merge``; the method's own by default."""
-    only_a: bool = False
     rank: int | None = None
-    output_rank: int | None = None
-    distance: str = "mae"
-    temperature: float = 1.0
-    init: str = "adapters"
-    steps: int = Field(default=200, ge=1)
     bits: BitWidth = 32
     """Rounded as the packer does; 32 is not rounded, or with a budget planned by module."""
     budget: str | None = None
-    """In place of heads and output_rank, with spectral: a size, as 2MB."""
+    """In place of heads and the method's own options, with spectral: a size, as 2MB."""
     backend: Literal["peft", "executorch"] = "peft"
     program: str | None = None
     """``--quant`` of the executorch backend's base program; what suits the base by default."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own, as given."""
+        return dict(self.model_extra or {})
+
+    @property
+    def own(self) -> Any:
+        """The method's own, all of them; none where nothing is merged.
+
+        Raises:
+            Invalid: an unknown method or option, or a value out of range.
+        """
+        if self.method in ("zero-shot", "own"):
+            if self.options:
+                raise Invalid(f"{self.method} takes no {', '.join(self.options)}: leave it out")
+            return Knobs()
+        return find_method(self.method).own(self.options)
 
 
 class EvalConfig(Strict):
@@ -85,28 +104,28 @@ def read_config(path: Path) -> EvalConfig:
     """The evaluation of a YAML file.
 
     Raises:
-        InputError: unreadable, not YAML, or a key that does not fit; names it.
+        HydrapackError: unreadable, not YAML, or a key that does not fit; names it.
     """
     try:
         import yaml
     except ImportError:
-        raise InputError("hydrapack eval needs PyYAML: pip install 'hydrapack[eval]'") from None
+        raise Invalid("hydrapack eval needs PyYAML: pip install 'hydrapack[eval]'") from None
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = EvalConfig.model_validate(content)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
+        raise Invalid(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
     except ValidationError as error:
         raise misfit(path, error) from error
     names = [task.name for task in config.tasks]
     if len(set(names)) != len(names):
-        raise InputError(f"{path}: tasks: a name twice")
+        raise Invalid(f"{path}: tasks: a name twice")
     for group, members in config.groups.items():
         unknown = [name for name in members if name not in names]
         if unknown or not members or len(set(members)) != len(members):
-            raise InputError(
+            raise Invalid(
                 f"{path}: groups: {group!r}: name each of one or more tasks once; unknown: "
                 f"{', '.join(unknown) or 'none'}"
             )
@@ -114,19 +133,21 @@ def read_config(path: Path) -> EvalConfig:
         if method.budget is None:
             continue
         parse_size(f"{path}: methods: budget", method.budget)
-        if (method.heads, method.output_rank, method.method) != (None, None, "spectral"):
-            raise InputError(
-                f"{path}: methods: budget {method.budget}: chooses heads and output_rank, with "
+        if (method.heads, method.options, method.method) != (None, {}, "spectral"):
+            raise Invalid(
+                f"{path}: methods: budget {method.budget}: chooses heads and all else, with "
                 "method spectral; leave them out"
             )
     for method in config.methods:
+        try:
+            _ = method.own
+        except HydrapackError as error:
+            raise Invalid(f"{path}: methods: {error}") from error
         if method.program not in (None, *QUANTS):
-            raise InputError(
-                f"{path}: program {method.program!r}: choose one of {', '.join(QUANTS)}"
-            )
+            raise Invalid(f"{path}: program {method.program!r}: choose one of {', '.join(QUANTS)}")
     for task in config.tasks:
         if task.metric not in METRICS:
-            raise InputError(
+            raise Invalid(
                 f"{path}: task {task.name!r}: metric {task.metric!r}: choose one of "
                 f"{', '.join(METRICS)}"
             )
@@ -136,7 +157,10 @@ def read_config(path: Path) -> EvalConfig:
 def quick_config(config: EvalConfig) -> EvalConfig:
     """The same evaluation on 20 rows a task, with at most 50 steps of hydraopt."""
     methods = [
-        method.model_copy(update={"steps": min(50, method.steps)}) for method in config.methods
+        method.model_copy(update={"steps": min(50, method.own.steps)})
+        if hasattr(method.own, "steps")
+        else method
+        for method in config.methods
     ]
     return config.model_copy(update={"rows": min(20, config.rows or 20), "methods": methods})
 
@@ -145,20 +169,20 @@ def read_rows(path: Path, limit: int | None) -> list[Row]:
     """The rows of a JSONL file.
 
     Raises:
-        InputError: unreadable, empty, or a line that does not fit; names the line.
+        HydrapackError: unreadable, empty, or a line that does not fit; names the line.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error}") from error
+        raise Invalid(f"{path}: not UTF-8: {error}") from error
     rows = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             rows.append(_row(line, f"{path}:{number}"))
     if not rows:
-        raise InputError(f"{path}: has no rows")
+        raise Invalid(f"{path}: has no rows")
     return rows[:limit]
 
 
@@ -166,11 +190,11 @@ def _row(line: str, where: str) -> Row:
     try:
         content = json.loads(line)
     except ValueError as error:
-        raise InputError(f"{where}: not JSON: {error}") from error
+        raise Invalid(f"{where}: not JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("input"), str):
-        raise InputError(f"{where}: needs a text under 'input'")
+        raise Invalid(f"{where}: needs a text under 'input'")
     outputs = content.get("outputs", [content.get("output")])
     fits = isinstance(outputs, list) and outputs and all(isinstance(o, str) for o in outputs)
     if not fits or ("outputs" in content and "output" in content):
-        raise InputError(f"{where}: needs a text under 'output', or a list of them under 'outputs'")
+        raise Invalid(f"{where}: needs a text under 'output', or a list of them under 'outputs'")
     return Row(content["input"], tuple(outputs))

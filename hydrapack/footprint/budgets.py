@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from hydrapack.footprint.report import Report
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError, Invalid, unreadable
 from hydrapack.support.junit import Check
 from hydrapack.support.schema import Strict, misfit
 from hydrapack.support.sizes import parse_size
@@ -32,7 +32,7 @@ PRESETS = {
 def _size(text: str) -> str:
     try:
         parse_size("size", text)
-    except InputError as error:
+    except HydrapackError as error:
         raise ValueError(str(error)) from None
     return text
 
@@ -90,22 +90,22 @@ def read_budgets(path: Path) -> list[Budget]:
     """The budgets of a TOML file.
 
     Raises:
-        InputError: unreadable, no TOML, unknown keys, or a budget without limit or with two.
+        HydrapackError: unreadable, no TOML, unknown keys, or a budget without limit or with two.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
         budgets = Budgets.model_validate(content).budget
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not TOML: {error}") from error
+        raise Invalid(f"{path}: not TOML: {error}") from error
     except ValidationError as error:
         raise misfit(path, error) from error
     for budget in budgets:
         if (budget.limit is None) == (budget.preset is None):
-            raise InputError(f"{path}: budget {budget.name!r}: give limit or preset")
+            raise Invalid(f"{path}: budget {budget.name!r}: give limit or preset")
         if budget.preset is not None and budget.preset not in PRESETS:
-            raise InputError(
+            raise Invalid(
                 f"{path}: budget {budget.name!r}: preset {budget.preset!r}: choose one of "
                 f"{', '.join(PRESETS)}"
             )
@@ -116,7 +116,7 @@ def judge(budgets: list[Budget], report: Report) -> list[Judged]:
     """Every budget against ``report``.
 
     Raises:
-        InputError: a measure that the report does not have.
+        HydrapackError: a measure that the report does not have.
     """
     judged = []
     for budget in budgets:
@@ -143,8 +143,8 @@ def _measure(budget: Budget, report: Report) -> int:
     size = found[budget.measure]
     if size is None:
         need = {"zip": "a package", "zstd": "a package, and zstandard (hydrapack[report])"}
-        raise InputError(
+        raise Invalid(
             f"budget {budget.name!r}: measure {budget.measure!r} needs "
-            f"{need.get(budget.measure, 'a package and --model model.pte')}"
+            f"{need.get(budget.measure, 'a package and `model` model.pte')}"
         )
     return size

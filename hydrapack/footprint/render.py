@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hydrapack.footprint.budgets import Judged
 from hydrapack.footprint.report import Report
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 from hydrapack.support.sizes import megabytes
 
 COLUMNS: tuple[str, ...] = (
@@ -173,12 +173,12 @@ def html(reports: Sequence[Report], judged: Sequence[Judged], growth: Growth | N
     """One page with its charts in it; nothing is loaded from elsewhere.
 
     Raises:
-        InputError: jinja2 or matplotlib is not installed.
+        HydrapackError: jinja2 or matplotlib is not installed.
     """
     try:
         import jinja2
     except ImportError:
-        raise InputError("--html needs jinja2: pip install 'hydrapack[report]'") from None
+        raise Invalid("HTML pages need jinja2: pip install 'hydrapack[report]'") from None
     from hydrapack.footprint import charts
 
     drawn = [charts.growth_by_tasks(reports[0])]

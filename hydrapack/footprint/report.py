@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydrapack.bundle.format import DESCRIPTION, read_bundle
+from hydrapack.bundle.format import DESCRIPTION, Bundle
 from hydrapack.bundle.merged import LOST, MergedModule
 from hydrapack.footprint.shapes import model_shapes
 from hydrapack.packing.manifest import MANIFEST, read_package
+from hydrapack.packing.package import Package
 from hydrapack.program.layout import ORDER, parse_targets
 from hydrapack.program.quantized import SCALE_BYTES, Rounding, check_bits, part_bytes, stored_bytes
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid, NotFound
 
 
 @dataclass(frozen=True)
@@ -102,17 +103,17 @@ def planned(
     S = (|A| + M |B|) / (N (|A| + |B|)); for VeRA |d| and |b| in their place.
 
     Raises:
-        InputError: an unknown layout, adapter type or width, or numbers out of range.
+        HydrapackError: an unknown layout, adapter type or width, or numbers out of range.
     """
     shapes = model_shapes(layout)
-    check_bits("--bits", bits)
-    for flag, value in (("--rank", rank), ("--tasks", tasks), ("--heads", heads)):
+    check_bits("bits", bits)
+    for flag, value in (("`rank`", rank), ("`tasks`", tasks), ("`heads`", heads)):
         if not 1 <= value <= 65536:
-            raise InputError(f"{flag} {value}: must be from 1 to 65536")
+            raise Invalid(f"{flag} {value}: must be from 1 to 65536")
     if heads > tasks:
-        raise InputError(f"--heads {heads}: must be at most --tasks, {tasks}")
+        raise Invalid(f"`heads` {heads}: must be at most `tasks`, {tasks}")
     if adapter_type not in ("lora", "vera"):
-        raise InputError(f"--adapter-type {adapter_type}: choose lora or vera")
+        raise Invalid(f"`adapter_type` {adapter_type}: choose lora or vera")
     chosen = parse_targets(targets) if targets else shapes.targets
     layers = shapes.linears.layers
     shared = head = shared_bytes = head_bytes = 0
@@ -154,25 +155,34 @@ def planned(
     )
 
 
-def of_path(path: Path, model: Path | None = None) -> Report:
-    """The report of a package or bundle directory.
+def storage(artifact: Package | Bundle | str | Path, model: str | Path | None = None) -> Report:
+    """Parameters, bytes and S (%) of a package or bundle, against adapters apart.
 
     Args:
+        artifact: its directory, or the bundle or package itself.
         model: its model.pte, for the program-per-adapter baseline and the base's size.
 
     Raises:
-        InputError: neither, a damaged one, or no such model.
+        HydrapackError: neither, a damaged one, or no such model.
+
+    >>> report = hydrapack.storage("package")
+    >>> f"{report.tasks} tasks, S = {report.s_percent:.1f} %"
+    '2 tasks, S = 71.4 %'
     """
     model_bytes = None
     if model is not None:
+        model = Path(model)
         if not model.is_file():
-            raise InputError(f"{model}: no such file")
+            raise NotFound(f"{model}: no such file")
         model_bytes = model.stat().st_size
+    if isinstance(artifact, Bundle):
+        return _of_bundle(artifact, artifact.info.method, model_bytes)
+    path = artifact.folder if isinstance(artifact, Package) else Path(artifact)
     if (path / MANIFEST).exists():
         return _of_package(path, model_bytes)
     if (path / DESCRIPTION).exists():
-        return _of_bundle(path, model_bytes)
-    raise InputError(f"{path}: neither a package ({MANIFEST}) nor a bundle ({DESCRIPTION})")
+        return _of_bundle(Bundle.load(path), str(path), model_bytes)
+    raise Invalid(f"{path}: neither a package ({MANIFEST}) nor a bundle ({DESCRIPTION})")
 
 
 def _of_package(path: Path, model_bytes: int | None) -> Report:
@@ -219,14 +229,13 @@ def _of_package(path: Path, model_bytes: int | None) -> Report:
     )
 
 
-def _of_bundle(path: Path, model_bytes: int | None) -> Report:
-    bundle = read_bundle(path)
+def _of_bundle(bundle: Bundle, name: str, model_bytes: int | None) -> Report:
     info = bundle.info
     planned_bits = info.bits or {}
     modules: dict[str, int] = {}
     shared = total = head = 0
-    for name, module in bundle.modules.items():
-        bits = planned_bits.get(name, 8)
+    for module_name, module in bundle.modules.items():
+        bits = planned_bits.get(module_name, 8)
         a, b = (
             part_bytes(module.shape, module.rank, module.output_rank, Rounding(bits, bits))
             if isinstance(module, MergedModule)
@@ -236,12 +245,12 @@ def _of_bundle(path: Path, model_bytes: int | None) -> Report:
             a, b = _with_factors(a, b, module.choices, len(module.heads))
         size = a + len(module.heads) * b
         shared, head, total = shared + a, head + b, total + size
-        target = _target(name)
+        target = _target(module_name)
         modules[target] = modules.get(target, 0) + size
     whole = info.baseline_parameters // len(info.tasks)
     widths = {planned_bits.get(name, 8) for name in info.modules}
     return Report(
-        name=str(path),
+        name=name,
         kind="bundle",
         tasks=len(info.tasks),
         heads=info.heads,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydrapack.base.config import LinearShapes, read_shapes
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ def model_shapes(layout: str) -> ModelShapes:
     """A known layout by name, or that of a config.json (a file, or a folder with one).
 
     Raises:
-        InputError: neither, or a config.json without the keys of a decoder.
+        HydrapackError: neither, or a config.json without the keys of a decoder.
     """
     if layout in KNOWN:
         return KNOWN[layout]
     path = Path(layout)
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
-        raise InputError(
-            f"--layout {layout}: no such file; give a config.json or one of {', '.join(KNOWN)}"
+        raise Invalid(
+            f"`layout` {layout}: no such file; give a config.json or one of {', '.join(KNOWN)}"
         )
     return ModelShapes(str(path), read_shapes(path))

@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 
 from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import LoraModule, Update, VeraModule, difference_norm
-from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask, describe_source, write_modules
+from hydrapack.bundle.format import Bundle, BundleTask, describe_source
 from hydrapack.bundle.merged import Merged, MergedVera, stored_values
-from hydrapack.merging.merge import check_any
 from hydrapack.merging.method import MergeOptions, fit_head
+from hydrapack.merging.modules import check_any
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.vera import merge_vera
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid, Mismatch
 from hydrapack.support.threads import one_thread
 
 
@@ -24,8 +25,9 @@ from hydrapack.support.threads import one_thread
 class Extension:
     """The bundle with the new task, and what a full merge would do for it."""
 
-    info: BundleInfo
+    bundle: Bundle
     relative_error: float
+    """The new task's, all modules together."""
     remerge_relative_error: float
     """The new task's error, were A fitted to it and to the bundle's heads anew."""
 
@@ -41,15 +43,27 @@ class Extension:
 
 
 @one_thread()
-def add_adapter(
-    bundle: Bundle, adapter: Adapter, target: Path, allow_base_mismatch: bool = False
+def add(
+    bundle: Bundle | str | Path, adapter: Adapter | str | Path, *, allow_base_mismatch: bool = False
 ) -> Extension:
-    """Write ``bundle`` with one more head to ``target``: in each module the best B for its A.
+    """``bundle`` with one more head: in each module the best B for its A.
+
+    Args:
+        bundle: a merge, or the directory that one was saved to; it stays as it is.
+        adapter: of the new task, or its PEFT folder as ``DIR`` or ``NAME=DIR``.
+        allow_base_mismatch: take an adapter of another base model or revision.
 
     Raises:
-        InputError: the task's name is taken, another base model, modules that the bundle has not
-            or of another shape, or an unwritable target.
+        HydrapackError: an unreadable adapter or bundle; the task's name is taken, another base
+            model, or modules that the bundle has not or of another shape.
+
+    >>> extension = hydrapack.add("bundle", "again=adapters/qa")
+    >>> extension.bundle.tasks
+    ('grammar', 'qa', 'again')
     """
+    bundle = Bundle.of(bundle)
+    if not isinstance(adapter, Adapter):
+        (adapter,) = read_adapters([adapter])
     check_any([adapter])
     _check(bundle, adapter, allow_base_mismatch)
     info = bundle.info
@@ -84,7 +98,7 @@ def add_adapter(
         }
     )
     return Extension(
-        info=write_modules(new_info, modules, target),
+        bundle=Bundle(new_info, modules).as_read(),
         relative_error=task.relative_error,
         remerge_relative_error=math.sqrt(sums["remerged"]) / whole,
     )
@@ -126,32 +140,32 @@ def _remerged(module: Merged, update: Update) -> float:
 
 def _check(bundle: Bundle, adapter: Adapter, allow_base_mismatch: bool) -> None:
     if adapter.task in [task.name for task in bundle.info.tasks]:
-        raise InputError(
+        raise Invalid(
             f"{adapter.folder}: the bundle has a task {adapter.task!r}; give another NAME=DIR"
         )
     if adapter.base_model != bundle.info.base_model and not allow_base_mismatch:
-        raise InputError(
+        raise Mismatch(
             f"{adapter.folder}: is of base model {adapter.base_model!r}, the bundle of "
-            f"{bundle.info.base_model!r}; --allow-base-mismatch adds it all the same"
+            f"{bundle.info.base_model!r}; `allow_base_mismatch` adds it all the same"
         )
     if adapter.revision != bundle.info.base_revision and not allow_base_mismatch:
-        raise InputError(
+        raise Mismatch(
             f"{adapter.folder}: is of revision {adapter.revision or 'main'!r} of the base model, "
-            f"the bundle of {bundle.info.base_revision or 'main'!r}; --allow-base-mismatch adds it "
+            f"the bundle of {bundle.info.base_revision or 'main'!r}; `allow_base_mismatch` adds it "
             "all the same"
         )
     if adapter.kind != bundle.info.adapter_type.upper():
-        raise InputError(
+        raise Mismatch(
             f"{adapter.folder}: peft_type is {adapter.kind}, the bundle's is "
             f"{bundle.info.adapter_type.upper()}"
         )
     for name, module in adapter.modules.items():
         if name not in bundle.shapes:
-            raise InputError(
+            raise Mismatch(
                 f"{adapter.folder}: adapts {name}, for which the bundle has no A; merge all "
                 "adapters again"
             )
         if module.shape != bundle.shapes[name]:
-            raise InputError(
+            raise Mismatch(
                 f"{adapter.folder}: {name} is {module.shape}, in the bundle {bundle.shapes[name]}"
             )

@@ -9,7 +9,7 @@ by L^-1 Q^T.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,18 +17,15 @@ import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.update import LoraModule, Update
-from hydrapack.bundle.merged import Merge, Merged
-from hydrapack.merging.merge import (
-    check_any,
-    merge_adapters,
-    merge_modules,
-    module_names,
-    module_updates,
-)
-from hydrapack.support.errors import InputError
+from hydrapack.bundle.format import Bundle
+from hydrapack.bundle.merged import Merged
+from hydrapack.merging.methods import METHODS
+from hydrapack.merging.modules import check_any, merge_modules, module_names, module_updates
+from hydrapack.merging.uniform import merge_adapters
+from hydrapack.support.errors import Invalid
+from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.threads import one_thread
 
-METHODS = ("spectral", "two-sided")
 DAMPING = 0.05
 """Of the mean moment, added to each direction: what the text does not show counts a little."""
 
@@ -61,13 +58,14 @@ def spans(adapters: Sequence[Adapter], method: str = "spectral") -> dict[str, to
         method: the one to merge by; refused here, before anyone reads a text for it.
 
     Raises:
-        InputError: another method than spectral or two-sided, no adapters, or VeRA's.
+        HydrapackError: another method than spectral or two-sided, no adapters, or VeRA's.
     """
-    if method not in METHODS:
-        raise InputError(f"--calibrate: goes with --method {' or '.join(METHODS)}, not {method}")
+    takes = [one.name for one in METHODS if one.calibrates]
+    if method not in takes:
+        raise Invalid(f"`calibrate`: goes with `method` {' or '.join(takes)}, not {method}")
     check_any(adapters)
     if adapters[0].kind != "LORA":
-        raise InputError("--calibrate: takes LoRA adapters; VeRA's A is frozen")
+        raise Invalid("`calibrate`: takes LoRA adapters; VeRA's A is frozen")
     return {
         name: torch.linalg.qr(
             torch.cat([u.factors()[0] for u in module_updates(adapters, name)]).T
@@ -85,9 +83,9 @@ def merge_calibrated(
     heads: int | None = None,
     rank: int | None = None,
     seed: int = 0,
-    progress: Callable[[float, int, str], None] = lambda done, total, note: None,
+    progress: Progress = quietly,
     **options: Any,
-) -> Merge:
+) -> Bundle:
     """``merge_adapters`` of least error of the outputs; the errors it notes are of the weights.
 
     Args:
@@ -96,7 +94,7 @@ def merge_calibrated(
         options: of ``merge_adapters``.
 
     Raises:
-        InputError: as ``merge_adapters``.
+        HydrapackError: as ``merge_adapters``.
     """
     found = {name: Span(bases[name], _root(moments[name])) for name in bases}
     inside = [
@@ -112,9 +110,9 @@ def merge_calibrated(
     def merge(name: str, updates: Sequence[Update]) -> Merged:
         return found[name].restore(made.modules[name])
 
-    label = f"{made.method} (calibrated)"
+    label = f"{made.info.method} (calibrated)"
     return merge_modules(
-        adapters, merge, label, made.objective, made.rank, seed, lambda done, total, note: None
+        adapters, merge, label, made.info.objective, made.rank, seed, lambda done, total, note: None
     )
 
 

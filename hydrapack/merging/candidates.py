@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from hydrapack.adapters.update import Update
+from hydrapack.merging.assignment import assign, joint
 from hydrapack.merging.method import MergeOptions
-from hydrapack.merging.spectral import assign, fit, joint
+from hydrapack.merging.spectral import fit
 from hydrapack.merging.two_sided import core_of
 from hydrapack.program.quantized import (
     SCALE_BYTES,
     core_bits,
     noise_by_columns,
-    rounded,
+    quantize,
     stored_bytes,
 )
 
@@ -91,7 +92,9 @@ def candidates(
         energy = B.square().sum(1)
         fitted = errors.whole[:, None] - 2 * shared + energy[route].cumsum(1)
         for bits in widths:
-            noise_a = (energy * (A - rounded(A, bits).double()).square().sum(1)).cumsum(1)
+            noise_a = (
+                energy * (A - quantize(A, bits).dequantize().double()).square().sum(1)
+            ).cumsum(1)
             noise = (noise_a + noise_by_columns(B, bits))[route]
             for rank in sorted({min(rank, len(A)) for rank in steps_to(options.rank)}):
                 size = stored_bytes(rank, A.shape[1], bits)
@@ -113,8 +116,8 @@ def _two_sided(
     kept = cores.square().cumsum(1).cumsum(2)
     found = []
     for bits in widths:
-        noise_a = (A - rounded(A, bits).double()).square().sum(1).cumsum(0)
-        noise_u = (U.T - rounded(U.T, bits).double()).square().sum(1).cumsum(0)
+        noise_a = (A - quantize(A, bits).dequantize().double()).square().sum(1).cumsum(0)
+        noise_u = (U.T - quantize(U.T, bits).dequantize().double()).square().sum(1).cumsum(0)
         for rank in steps_to(len(A)):
             for width in steps_to(U.shape[1]):
                 held = kept[:, width - 1, rank - 1]

@@ -14,18 +14,19 @@ too, to the root mean square of what they move, so that one default fits every s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 
 from hydrapack.adapters.update import Update, VeraModule, inner_product
 from hydrapack.bundle.merged import Merged, MergedVera, merged_like
-from hydrapack.merging.method import MergeOptions
-from hydrapack.merging.spectral import merge_spectral
+from hydrapack.merging.method import MergeOptions, Method, Shared, choose
+from hydrapack.merging.spectral import merge_spectral, one_route
 from hydrapack.merging.vera import merge_vera
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 DISTANCES = ("mae", "fro", "mse", "cs")
 INITS = ("adapters", "spectral", "random")
@@ -34,6 +35,39 @@ ANNEALED = 0.05
 SOFT = 0.8
 """Share of the steps with coefficients."""
 PATIENCE, PLATEAU = 40, 1e-4
+
+
+@dataclass(frozen=True)
+class HydraOpt(Shared):
+    """hydraopt's own."""
+
+    distance: str = "mae"
+    """d: mae, fro, mse or cs."""
+    steps: int = 200
+    """AdamW's, at most."""
+    lr: float = 0.05
+    """Learning rate, relative to the root mean square of what is trained."""
+    temperature: float = 1.0
+    """Of the softmax over heads at the start; it falls to a twentieth."""
+    init: str = "adapters"
+    """The start: adapters, spectral or random."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choose("distance", self.distance, DISTANCES)
+        choose("init", self.init, INITS)
+        for name, value in (
+            ("steps", self.steps),
+            ("lr", self.lr),
+            ("temperature", self.temperature),
+        ):
+            if not (math.isfinite(value) and value > 0):
+                raise Invalid(f"`{name}` {value:g}: must be above 0")
+
+    @property
+    def measure(self) -> str:
+        """The distance in which the relative objective takes a task's size."""
+        return self.distance
 
 
 class _MeanAbsolute(torch.autograd.Function):
@@ -65,21 +99,21 @@ class _MeanAbsolute(torch.autograd.Function):
 class _Module:
     """One module's targets and what is trained for it, on the device."""
 
-    def __init__(self, updates: Sequence[Update], options: MergeOptions) -> None:
+    def __init__(self, updates: Sequence[Update], options: MergeOptions, own: HydraOpt) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         # Gram matrices cancel where the fit is good; full products do not.
-        dtype = torch.float32 if options.distance == "mae" else torch.float64
+        dtype = torch.float32 if own.distance == "mae" else torch.float64
         factors = [u.factors() for u in updates]
         self.targets = [(A.to(device, dtype), B.to(device, dtype)) for A, B in factors]
         self.expand = updates[0].expand
-        shared, heads = _start(updates, options)
+        shared, heads = _start(updates, options, own)
         self.shared = shared.to(device, dtype).requires_grad_()
         self.heads = heads.to(device, dtype).requires_grad_()
         self.squares = [float(inner_product(A, B, A, B)) for A, B in self.targets]
         self.values = updates[0].shape[0] * updates[0].shape[1]
         with torch.no_grad():
             self.whole = sum(
-                options.weight(k) * self._size(k, options.distance) for k in range(len(updates))
+                options.weight(k) * self._size(k, own.distance) for k in range(len(updates))
             )
 
     def groups(self, rate: float) -> list[dict[str, object]]:
@@ -114,68 +148,64 @@ class _Module:
         return square if kind == "fro" else square / self.values
 
 
-def merge_hydraopt(updates: Sequence[Update], options: MergeOptions) -> Merged:
-    """Train A and the heads of one module.
-
-    Args:
-        options: ``heads`` M, ``rank`` R, ``seed``, ``weights``, ``assignment``, ``distance``,
-            ``steps``, ``learning_rate``, ``temperature``, ``init``, ``report``.
-
-    Raises:
-        InputError: an unknown distance or init.
-    """
-    if options.assignment is None and options.init == "spectral":
+def merge_hydraopt(
+    updates: Sequence[Update], options: MergeOptions, own: HydraOpt | None = None
+) -> Merged:
+    """Train A and the heads of one module."""
+    own = own or HydraOpt()
+    if options.assignment is None and own.init == "spectral":
         options = replace(options, assignment=_spectral(updates, options).assignment)
-    (module,), assignment = _train([updates], options)
+    (module,), assignment = _train([updates], options, own)
     shared, heads = module.shared.detach().cpu(), module.heads.detach().cpu()
     return merged_like(updates[0], shared, heads, assignment)
 
 
-def assign_hydraopt(modules: Sequence[Sequence[Update]], options: MergeOptions) -> tuple[int, ...]:
+def assign_hydraopt(
+    modules: Sequence[Sequence[Update]], options: MergeOptions, own: HydraOpt | None = None
+) -> tuple[int, ...]:
     """One head a task for all modules, by Eq. (1) with coefficients that all modules share."""
-    return _train(modules, options)[1]
+    own = own or HydraOpt()
+    if own.init == "spectral":
+        return one_route(modules, options)
+    return _train(modules, options, own)[1]
 
 
 def _train(
-    modules: Sequence[Sequence[Update]], options: MergeOptions
+    modules: Sequence[Sequence[Update]], options: MergeOptions, own: HydraOpt
 ) -> tuple[list[_Module], tuple[int, ...]]:
-    if options.distance not in DISTANCES:
-        raise InputError(f"--distance {options.distance}: choose one of {', '.join(DISTANCES)}")
-    if options.init not in INITS:
-        raise InputError(f"--init {options.init}: choose one of {', '.join(INITS)}")
     count, heads = len(modules[0]), options.heads
-    trained = [_Module(updates, options) for updates in modules]
+    trained = [_Module(updates, options, own) for updates in modules]
     whole = sum(module.whole for module in trained) or 1.0
     generator = torch.Generator().manual_seed(options.seed)
     coefficients = (
         torch.randn(count, heads, generator=generator).to(trained[0].shared).requires_grad_()
     )
     assignment = options.assignment or (tuple(range(count)) if heads == count else None)
-    groups = [group for module in trained for group in module.groups(options.learning_rate)]
+    groups = [group for module in trained for group in module.groups(own.lr)]
     if assignment is None:
         # Coefficients are of size 1 and must be able to turn round within the run.
-        groups.append({"params": [coefficients], "lr": 10 * options.learning_rate})
+        groups.append({"params": [coefficients], "lr": 10 * own.lr})
     optimizer = torch.optim.AdamW(groups, eps=1e-15)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, own.steps)
     best, kept, stale = float("inf"), _copy(trained), 0
-    for step in range(options.steps + 1):
-        if assignment is None and step >= SOFT * options.steps:
+    for step in range(own.steps + 1):
+        if assignment is None and step >= SOFT * own.steps:
             assignment = tuple(coefficients.argmax(1).tolist())
-        temperature = options.temperature * ANNEALED ** (step / (SOFT * options.steps))
+        temperature = own.temperature * ANNEALED ** (step / (SOFT * own.steps))
         if assignment is None:
             mixture = torch.softmax(coefficients / temperature, 1)
         else:
             mixture = torch.eye(heads, device=coefficients.device)[list(assignment)]
         optimizer.zero_grad()
-        loss = _backward(trained, mixture.to(coefficients.dtype), options, whole)
-        options.report(step / options.steps, loss)
+        loss = _backward(trained, mixture.to(coefficients.dtype), options, whole, own.distance)
+        options.report(step / own.steps, loss)
         if assignment is not None:
             stale = 0 if loss < best * (1 - PLATEAU) else stale + 1
             if loss < best:
                 best, kept = loss, _copy(trained)
             if stale > PATIENCE:
                 break
-        if step < options.steps:
+        if step < own.steps:
             optimizer.step()
             schedule.step()
     for module, (A, B) in zip(trained, kept, strict=True):
@@ -184,7 +214,11 @@ def _train(
 
 
 def _backward(
-    modules: Sequence[_Module], mixture: torch.Tensor, options: MergeOptions, whole: float
+    modules: Sequence[_Module],
+    mixture: torch.Tensor,
+    options: MergeOptions,
+    whole: float,
+    distance: str,
 ) -> float:
     """The relative loss; gradients are added up a module and a task at a time."""
     total = 0.0
@@ -192,7 +226,7 @@ def _backward(
     for module in modules:
         for k in range(len(module.targets)):
             head = torch.tensordot(leaf[k], module.heads, 1)
-            loss = module.distance(k, head, options.distance) * (options.weight(k) / whole)
+            loss = module.distance(k, head, distance) * (options.weight(k) / whole)
             torch.autograd.backward(loss)
             total += float(loss.detach())
     if mixture.requires_grad and leaf.grad is not None:
@@ -210,14 +244,16 @@ def _spectral(updates: Sequence[Update], options: MergeOptions) -> Merged:
     return merge_vera(vera, options) if vera else merge_spectral(updates, options)
 
 
-def _start(updates: Sequence[Update], options: MergeOptions) -> tuple[torch.Tensor, torch.Tensor]:
+def _start(
+    updates: Sequence[Update], options: MergeOptions, own: HydraOpt
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A (R, d_in) and heads (M, d_out, R), or VeRA's d and b, to start from; float64."""
-    if options.init == "spectral":
+    if own.init == "spectral":
         merged = _spectral(updates, options)
         shared = merged.d if isinstance(merged, MergedVera) else merged.A
         return shared.double(), merged.heads.double()
-    own = [(u.trained[0].double(), u.trained[1].double() * u.scaling) for u in updates]
-    present = [pair for pair, u in zip(own, updates, strict=True) if u.rank]
+    each = [(u.trained[0].double(), u.trained[1].double() * u.scaling) for u in updates]
+    present = [pair for pair, u in zip(each, updates, strict=True) if u.rank]
     generator = torch.Generator().manual_seed(options.seed)
     size_a, size_b = (
         float(torch.stack([t.square().mean() for t in part]).mean().sqrt())
@@ -228,9 +264,9 @@ def _start(updates: Sequence[Update], options: MergeOptions) -> tuple[torch.Tens
     shape_b = (options.heads, head.shape[0], *([options.rank] if head.dim() == 2 else []))
     A = size_a * torch.randn(shape_a, generator=generator, dtype=torch.float64)
     heads = 0.1 * size_b * torch.randn(shape_b, generator=generator, dtype=torch.float64)
-    if options.init == "adapters":
+    if own.init == "adapters":
         A[: len(first)] = first[: options.rank]
-        for mine, (_, other) in zip(heads, own, strict=False):
+        for mine, (_, other) in zip(heads, each, strict=False):
             if other.dim() == 1:
                 mine.copy_(other)
                 continue
@@ -238,3 +274,15 @@ def _start(updates: Sequence[Update], options: MergeOptions) -> tuple[torch.Tens
             mine[:, :common] = other[:, :common]
             mine[:, common:] = 0
     return A, heads
+
+
+HYDRAOPT = Method(
+    name="hydraopt",
+    paper="https://arxiv.org/abs/2507.17706",
+    merge=merge_hydraopt,
+    vera=merge_hydraopt,
+    knobs=HydraOpt,
+    shares=True,
+    objectives=("absolute", "relative"),
+    route=assign_hydraopt,
+)

@@ -12,30 +12,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.update import Update, difference_norm, inner_product
-from hydrapack.bundle.merged import Merge, Merged, MergedModule, Objective
-from hydrapack.bundle.rounding import round_module
+from hydrapack.bundle.format import Bundle
+from hydrapack.bundle.merged import Merged, MergedModule, Objective
+from hydrapack.bundle.stored import round_module
 from hydrapack.merging.candidates import Choice, candidates, gain, lower_hull, steps_to
-from hydrapack.merging.merge import (
+from hydrapack.merging.method import MergeOptions, divided, with_sizes
+from hydrapack.merging.modules import (
     check_any,
-    check_objective,
     merge_modules,
     module_names,
     module_seed,
     module_updates,
     task_weights,
 )
-from hydrapack.merging.method import MergeOptions, divided, with_sizes
 from hydrapack.merging.objective import reweigh, task_sizes
 from hydrapack.merging.program_size import adapters_bytes
-from hydrapack.merging.spectral import merge_spectral
+from hydrapack.merging.spectral import SPECTRAL, merge_spectral
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.program.layout import layout_of
 from hydrapack.program.quantized import Rounding, check_bits
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError, Invalid
+from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.threads import one_thread
 
 PLANNED_BITS = (4, 8, 16)
@@ -47,7 +48,6 @@ ROUNDS = 4
 """Of reweighting, for minimax and for a target."""
 GRID = 8
 """Sizes of the integers that are tried before the best is refined."""
-Progress = Callable[[float, int, str], None]
 Step = tuple[float, str, int]
 """Minus the gain a byte, module, place on its hull."""
 
@@ -140,7 +140,7 @@ class Planner:
         """The plan of least error in ``budget`` bytes.
 
         Raises:
-            InputError: the cheapest choices take more.
+            HydrapackError: the cheapest choices take more.
         """
         best: dict[int, Plan] = {}
         smallest = math.inf
@@ -151,8 +151,8 @@ class Planner:
             if found is not None and (rank not in best or found.error < best[rank].error):
                 best[rank] = found
         if not best:
-            raise InputError(
-                f"--budget {budget} bytes: the smallest plan takes about {smallest}; give more"
+            raise Invalid(
+                f"`budget` {budget} bytes: the smallest plan takes about {smallest}; give more"
             )
         least_error = min(plan.error for plan in best.values())
         # Errors are squares.
@@ -204,7 +204,7 @@ def _missing(shapes: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]
     """Modules that the packer adds, zeros, so that all layers are alike; shapes by name."""
     try:
         return layout_of(shapes, 1).missing(shapes)
-    except InputError:
+    except HydrapackError:
         return {}  # No decoder's linears: the bundle cannot be packed anyway.
 
 
@@ -217,8 +217,8 @@ def merge_budget(
     seed: int = 0,
     weights: dict[str, float] | None = None,
     objective: str = "relative",
-    progress: Progress = lambda done, total, note: None,
-) -> tuple[Merge, Plan]:
+    progress: Progress = quietly,
+) -> Bundle:
     """The merge of least error whose ``adapters.pte`` takes at most ``budget`` bytes.
 
     Args:
@@ -228,19 +228,20 @@ def merge_budget(
         objective: relative, absolute or minimax.
 
     Raises:
-        InputError: no adapters, VeRA's, or a budget that the cheapest choices do not meet.
+        HydrapackError: no adapters, VeRA's, or a budget that the cheapest choices do not meet.
     """
-    named = check_objective("spectral", objective)
-    job = _Job(adapters, rank, bits, seed, weights, named, "--budget", progress)
+    named = SPECTRAL.objective(objective)
+    job = _Job(adapters, rank, bits, seed, weights, named, "`budget`", progress)
+    job.budget = budget
     if named != "minimax":
         return job.within(budget, job.weights)
     rounds = 0
 
-    def solve(weights: tuple[float, ...]) -> tuple[list[float], tuple[Merge, Plan]]:
+    def solve(weights: tuple[float, ...]) -> tuple[list[float], Bundle]:
         nonlocal rounds
         made = job.within(budget, weights, rounds, ROUNDS)
         rounds += 1
-        return list(made[0].relative_errors.values()), made
+        return list(made.relative_errors.values()), made
 
     return reweigh(solve, job.weights, ROUNDS)[1]
 
@@ -252,8 +253,8 @@ def merge_target(
     rank: int | None = None,
     bits: int | None = None,
     seed: int = 0,
-    progress: Progress = lambda done, total, note: None,
-) -> tuple[Merge, Plan]:
+    progress: Progress = quietly,
+) -> Bundle:
     """The merge of fewest bytes that keeps each task's relative error, as packed, below ``error``.
 
     Args:
@@ -261,14 +262,15 @@ def merge_target(
         rank, bits: as ``merge_budget``.
 
     Raises:
-        InputError: no adapters, VeRA's, or an error that the planner's best choices do not reach.
+        HydrapackError: no adapters, VeRA's, or an error that the planner's best choices do not
+            reach.
     """
     if not 0 < error < 1:
-        raise InputError(f"--target-error {error:g}: must lie between 0 and 1")
-    job = _Job(adapters, rank, bits, seed, None, "minimax", "--target-error", progress)
+        raise Invalid(f"`target_error` {error:g}: must lie between 0 and 1")
+    job = _Job(adapters, rank, bits, seed, None, "minimax", "`target_error`", progress)
     aimed, weights = [error**2] * len(adapters), job.weights
-    best: tuple[Merge, Plan] | None = None
-    nearest = math.inf
+    best: Bundle | None = None
+    nearest = fewest = math.inf
     for done in range(ROUNDS):
         planner = job.planner(weights, done, ROUNDS)
         plan = planner.reaching(aimed)
@@ -277,19 +279,19 @@ def merge_target(
                 {name: min(found, key=lambda c: c.error) for name, found in planner.found.items()}
             )
         made = job.merge(plan, weights, done, ROUNDS)
-        errors = rounded_errors(adapters, made, plan)
+        errors = rounded_errors(adapters, made)
         nearest = min(nearest, max(errors))
-        if max(errors) <= error and (best is None or plan.bytes < best[1].bytes):
-            best = made, plan
+        if max(errors) <= error and (best is None or plan.bytes < fewest):
+            best, fewest = made, plan.bytes
         # Estimates err on either side: aim at what makes the real errors fit, task by task.
         ratios = [error / e if e else 1.0 for e in errors]
         aimed = [a * min(max(r, 0.5), 1.5) ** 2 for a, r in zip(aimed, ratios, strict=True)]
         mean = sum(r**-2 for r in ratios) / len(ratios)
         weights = tuple(w * r**-2 / mean for w, r in zip(weights, ratios, strict=True))
     if best is None:
-        raise InputError(
-            f"--target-error {error:g}: the nearest plan found leaves {nearest:.4f}; give more, or "
-            "a larger --rank or --bits"
+        raise Invalid(
+            f"`target_error` {error:g}: the nearest plan found leaves {nearest:.4f}; give more, or "
+            "a larger `rank` or `bits`"
         )
     return best
 
@@ -310,14 +312,13 @@ class _Job:
     ) -> None:
         check_any(adapters)
         if adapters[0].kind != "LORA":
-            raise InputError(
-                f"{flag}: plans LoRA adapters; VeRA's vectors are kilobytes as they are"
-            )
-        if bits is not None and check_bits("--bits", bits) == 32:
-            raise InputError("--bits 32: a plan is made at 4, 8 or 16")
+            raise Invalid(f"{flag}: plans LoRA adapters; VeRA's vectors are kilobytes as they are")
+        if bits is not None and check_bits("bits", bits) == 32:
+            raise Invalid("`bits` 32: a plan is made at 4, 8 or 16")
         if rank is not None and rank < 1:
-            raise InputError(f"--rank {rank}: must be 1 or more")
+            raise Invalid(f"`rank` {rank}: must be 1 or more")
         self.adapters, self.seed, self.progress = adapters, seed, progress
+        self.budget: int | None = None
         self.rank, self.free_rank = rank or max(a.rank for a in adapters), rank is None
         self.bits = (bits,) if bits else PLANNED_BITS
         self.weights = task_weights(adapters, weights or {})
@@ -348,10 +349,10 @@ class _Job:
         weights: tuple[float, ...],
         done: int = 0,
         rounds: int = 1,
-    ) -> tuple[Merge, Plan]:
+    ) -> Bundle:
         """The merge by the best plan in ``budget`` bytes."""
         plan = self.planner(weights, done, rounds).within(budget)
-        return self.merge(plan, weights, done, rounds), plan
+        return self.merge(plan, weights, done, rounds)
 
     def merge(
         self,
@@ -359,7 +360,7 @@ class _Job:
         weights: tuple[float, ...],
         done: int,
         rounds: int,
-    ) -> Merge:
+    ) -> Bundle:
         """The merge with each module as ``plan`` says."""
 
         def report(share: float, total: int, note: str) -> None:
@@ -367,7 +368,7 @@ class _Job:
             self.progress(before + share / 2 / rounds, total, "merging")
 
         return merge_plan(
-            self.adapters, plan, weights, self.sizes, self.objective, self.seed, report
+            self.adapters, plan, weights, self.sizes, self.objective, self.seed, report, self.budget
         )
 
 
@@ -379,9 +380,14 @@ def merge_plan(
     sizes: Sequence[float] | None,
     objective: Objective | None = None,
     seed: int = 0,
-    progress: Progress = lambda done, total, note: None,
-) -> Merge:
-    """The merge with each module as ``plan`` says."""
+    progress: Progress = quietly,
+    budget: int | None = None,
+) -> Bundle:
+    """The merge with each module as ``plan`` says.
+
+    Args:
+        budget: bytes that ``adapters.pte`` may take, for the packer to hold it to.
+    """
 
     def merge(name: str, updates: Sequence[Update]) -> Merged:
         choice, sized = plan.choices[name], divided(updates, sizes)
@@ -389,21 +395,23 @@ def merge_plan(
             choice.heads, choice.rank, module_seed(seed, name), weights, choice.assignment
         )
         if choice.output_rank:
-            options = replace(options, output_rank=choice.output_rank)
-            merged = merge_two_sided(sized, options)
+            merged: Merged = merge_two_sided(sized, options, choice.output_rank)
         else:
             merged = merge_spectral(sized, options)
         return with_sizes(merged, updates, sizes)
 
-    return merge_modules(adapters, merge, "budget", objective, plan.rank, seed, progress)
+    made = merge_modules(adapters, merge, "budget", objective, plan.rank, seed, progress, plan.bits)
+    info = made.info.model_copy(update={"budget_bytes": budget})
+    return Bundle(info, made.modules, plan.bytes)
 
 
-def rounded_errors(adapters: Sequence[Adapter], merge: Merge, plan: Plan) -> list[float]:
+def rounded_errors(adapters: Sequence[Adapter], bundle: Bundle) -> list[float]:
     """Each task's relative error as packed: of (updates - rounded) over the updates, in norm."""
     squares = [[0.0, 0.0] for _ in adapters]
-    for name, module in merge.modules.items():
+    assert bundle.info.bits is not None
+    for name, module in bundle.modules.items():
         assert isinstance(module, MergedModule)
-        bits = plan.choices[name].bits
+        bits = bundle.info.bits[name]
         stored = round_module(module, Rounding(bits, bits))
         for k, update in enumerate(module_updates(adapters, name)):
             head = stored.head(stored.assignment[k])

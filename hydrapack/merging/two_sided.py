@@ -16,10 +16,27 @@ import torch
 
 from hydrapack.adapters.update import Update
 from hydrapack.bundle.merged import MergedModule
-from hydrapack.merging.method import MergeOptions
-from hydrapack.merging.spectral import top_eigenvectors
+from hydrapack.merging.assignment import top_eigenvectors
+from hydrapack.merging.method import Knobs, MergeOptions, Method
+from hydrapack.support.errors import Invalid
 
 ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class TwoSided(Knobs):
+    """two-sided's own."""
+
+    output_rank: int | None = None
+    """Q, columns of the common output basis; twice the rank by default."""
+
+    def __post_init__(self) -> None:
+        if self.output_rank is not None and self.output_rank < 1:
+            raise Invalid(f"`output_rank` {self.output_rank}: must be 1 or more")
+
+    def heads(self, tasks: int) -> tuple[int, str]:
+        """One small head for each task."""
+        return tasks, "a small head for each task"
 
 
 @dataclass(frozen=True)
@@ -59,15 +76,18 @@ def core_of(updates: Sequence[Update], options: MergeOptions) -> Core:
     return Core(basis_in, basis_out, [(root * s, r) for s, r, root in parts])
 
 
-def merge_two_sided(updates: Sequence[Update], options: MergeOptions) -> MergedModule:
+def merge_two_sided(
+    updates: Sequence[Update], options: MergeOptions, output_rank: int | None = None
+) -> MergedModule:
     """A, U and a C for each task.
 
     Args:
         updates: the tasks' LoRA updates of one module, in task order.
-        options: ``rank`` R, ``output_rank`` Q (both cut to what the updates span), ``weights``.
+        options: ``rank`` R, ``weights``.
+        output_rank: Q, twice the rank by default; it and R are cut to what the updates span.
     """
     core = core_of(updates, options)
-    width = options.output_rank or 2 * options.rank
+    width = output_rank or 2 * options.rank
     left = core.left(None, width)
     for _ in range(ROUNDS):
         right = core.right(left, options.rank)
@@ -76,6 +96,17 @@ def merge_two_sided(updates: Sequence[Update], options: MergeOptions) -> MergedM
     heads = core.projected(left, right) / roots[:, None, None]
     A, U = (core.input @ right).T, core.output @ left
     return MergedModule(A.float(), heads.float(), tuple(range(len(updates))), U.float())
+
+
+TWO_SIDED = Method(
+    name="two-sided",
+    paper="https://arxiv.org/abs/2407.00066",
+    merge=lambda updates, options, own: merge_two_sided(updates, options, own.output_rank),
+    vera=None,
+    knobs=TwoSided,
+    objectives=("relative", "absolute", "minimax"),
+    calibrates=True,
+)
 
 
 def _square(factor: torch.Tensor, basis: torch.Tensor | None) -> torch.Tensor:

@@ -17,9 +17,9 @@ import torch
 
 from hydrapack.adapters.update import VeraModule, difference_norm
 from hydrapack.bundle.merged import MergedVera
+from hydrapack.merging.assignment import assign, joint
 from hydrapack.merging.method import MergeOptions, fit_head
-from hydrapack.merging.spectral import assign, joint
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 ROUNDS, PLATEAU = 50, 1e-9
 
@@ -32,13 +32,11 @@ def merge_vera(updates: Sequence[VeraModule], options: MergeOptions) -> MergedVe
         options: ``heads`` M, ``rank`` (VeRA's own), ``seed``, ``weights``, ``assignment``.
 
     Raises:
-        InputError: a rank that is not the adapters' own.
+        HydrapackError: a rank that is not the adapters' own.
     """
     first = updates[0]
     if options.rank != len(first.d):
-        raise InputError(
-            f"--rank {options.rank}: VeRA's frozen A and B fix the rank, {len(first.d)}"
-        )
+        raise Invalid(f"`rank` {options.rank}: VeRA's frozen A and B fix the rank, {len(first.d)}")
     assignment = options.assignment or assign([joint(updates)], options)
     weights = [options.weight(k) for k in range(len(updates))]
     present = [k for k, u in enumerate(updates) if u.rank]

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from hydrapack.bundle.merged import MergedModule
-from hydrapack.program.quantized import Rounding, core_bits, group_columns, quantize
+from hydrapack.bundle.stored import StoredModule
+from hydrapack.program.quantized import Quantized, group_columns
 
 
 def pack_nibbles(values: torch.Tensor) -> torch.Tensor:
@@ -33,19 +33,19 @@ def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
 class MatrixBank(nn.Module):
     """Matrices of one width below each other, all dequantized: float32 (rows, columns)."""
 
-    def __init__(self, matrix: torch.Tensor, bits: int, group_size: int) -> None:
+    def __init__(self, matrices: Sequence[Quantized]) -> None:
+        """``matrices``: each (its rows, columns), alike in bits and group."""
         super().__init__()
-        self.bits, (self.rows, self.columns) = bits, matrix.shape
-        if bits >= 16:
-            self.register_buffer("values", matrix.to(torch.float16 if bits == 16 else matrix.dtype))
-            return
-        values, scales = quantize(matrix, bits, group_size)
-        self.group = group_columns(self.columns, bits, group_size)
+        values = torch.cat([matrix.values for matrix in matrices])
+        self.bits, (self.rows, self.columns) = matrices[0].bits, values.shape
+        self.group = group_columns(self.columns, self.bits, matrices[0].group)
         values = nn.functional.pad(values, (0, -self.columns % self.group))
-        if bits == 4:
+        if self.bits == 4:
             values = pack_nibbles(nn.functional.pad(values, (0, 0, 0, self.rows % 2)))
         self.register_buffer("values", values.contiguous())
-        self.register_buffer("scales", scales.contiguous())
+        scales = [matrix.scales for matrix in matrices if matrix.scales is not None]
+        if scales:
+            self.register_buffer("scales", torch.cat(scales).contiguous())
 
     def forward(self) -> torch.Tensor:
         """float32 (rows, columns)."""
@@ -72,23 +72,21 @@ class RowBank(nn.Module):
 
     def __init__(
         self,
-        matrices: Sequence[torch.Tensor],
+        matrices: Sequence[Quantized],
         rank: int,
         block: int,
-        bits: int,
-        group_size: int,
         pad_to: int = 0,
         scaled: Sequence[Sequence[tuple[int, float]]] = (),
     ) -> None:
         """Args:
-        matrices: a module each, float32 (choices, d_out, its rank).
+        matrices: a module each, (choices, d_out, its rank), alike in bits and group.
         scaled: a module each, where there are any: a choice is one of these pairs, a matrix and its
             factor.
         rank: rows of the result, at least the largest rank.
         pad_to: columns of the result for each module, zeros past its d_out; d_out by default.
         """
         super().__init__()
-        self.bits, self.ranks, self.block = bits, rank, block
+        self.bits, self.ranks, self.block = (bits := matrices[0].bits), rank, block
         self.pairs = 2 if bits == 4 else 1
         rows, scales = [], []
         first, stride, step, height = [], [], [], []
@@ -96,21 +94,19 @@ class RowBank(nn.Module):
         owner: list[int] = []
         within: list[int] = []
         at = scale_at = 0
-        self.group = group_columns(rank, bits, group_size)
+        self.group = group_columns(rank, bits, matrices[0].group)
         self.groups = 1
         for index, matrix in enumerate(matrices):
-            d_out, own = matrix.shape[1:]
+            d_out, own = matrix.values.shape[1:]
             blocks = d_out // block
-            stored = matrix.half() if bits == 16 else matrix
-            if bits < 16:
-                stored, scale = quantize(matrix, bits, group_size)
+            if matrix.scales is not None:
                 # (choices, groups, blocks, block)
-                scales.append(scale.mT.reshape(-1, block))
+                scales.append(matrix.scales.mT.reshape(-1, block))
                 scale_first.append(scale_at)
-                scale_stride.append(scale.shape[-1] * blocks)
-                groups.append(scale.shape[-1])
+                scale_stride.append(matrix.scales.shape[-1] * blocks)
+                groups.append(matrix.scales.shape[-1])
                 scale_at += len(scales[-1])
-            turned = stored.mT
+            turned = matrix.values.mT
             if bits == 4:
                 turned = nn.functional.pad(turned, (0, 0, 0, own % 2)).transpose(0, 1)
                 turned = pack_nibbles(turned.contiguous()).transpose(0, 1)
@@ -125,7 +121,7 @@ class RowBank(nn.Module):
             at += len(rows[-1])
         self.height = -(-rank // self.pairs)
         self.ragged = any(h != self.height for h in height)
-        self.padded = pad_to > 0 and any(pad_to != m.shape[1] for m in matrices)
+        self.padded = pad_to > 0 and any(pad_to != m.values.shape[1] for m in matrices)
         if self.ragged or self.padded:
             rows.append(torch.zeros(1, block, dtype=rows[0].dtype))
         self.zero_row = at
@@ -229,21 +225,19 @@ class RowBank(nn.Module):
 class TwoSidedBank(nn.Module):
     """Heads U C_k of modules of one d_out: U as A is stored, then a batched product with C."""
 
-    def __init__(
-        self, modules: Sequence[MergedModule], rank: int, block: int, bits: int, group_size: int
-    ) -> None:
+    def __init__(self, modules: Sequence[StoredModule], rank: int) -> None:
         super().__init__()
         bases = [module.U for module in modules if module.U is not None]
-        self.width = max(U.shape[1] for U in bases)
+        self.width = max(len(U.values) for U in bases)
         self.count, self.ranks = len(modules), rank
-        self.U = MatrixBank(torch.cat([U.T for U in bases]), bits, group_size)
-        cores = [module.heads.mT for module in modules]
-        pieces = math.gcd(rank, *(C.shape[1] for C in cores))
-        self.core = RowBank(cores, self.width, pieces, core_bits(bits), group_size, pad_to=rank)
+        self.U = MatrixBank(bases)
+        cores = [module.heads for module in modules]
+        pieces = math.gcd(rank, *(C.values.shape[1] for C in cores))
+        self.core = RowBank(cores, self.width, pieces, pad_to=rank)
         # Components that a module lacks name the row of zeros behind the last.
         rows, at = [], 0
         for U in bases:
-            own = U.shape[1]
+            own = len(U.values)
             rows += [*range(at, at + own), *[self.U.rows] * (self.width - own)]
             at += own
         self.ragged = len(rows) > at
@@ -268,8 +262,9 @@ class TwoSidedBank(nn.Module):
         )
 
 
-def _scaled(modules: Sequence[MergedModule]) -> list[list[tuple[int, float]]]:
+def _scaled(stored: Sequence[StoredModule]) -> list[list[tuple[int, float]]]:
     """The pairs (head, factor) that routes may name; none where no module has factors."""
+    modules = [module.merged for module in stored]
     if all(module.scales is None for module in modules):
         return []
     return [
@@ -283,32 +278,28 @@ def _scaled(modules: Sequence[MergedModule]) -> list[list[tuple[int, float]]]:
 class Head(nn.Module):
     """``head``: the packed vector ``b`` of a route."""
 
-    def __init__(
-        self, modules: Sequence[MergedModule], rank: int, roundings: Sequence[Rounding]
-    ) -> None:
+    def __init__(self, modules: Sequence[StoredModule], rank: int) -> None:
         """Args:
-        modules: in packing order, heads fitted to the rounded A.
-        roundings: of each.
+        modules: in packing order, heads fitted to the stored A.
+        rank: of the layout.
         """
         super().__init__()
-        block = math.gcd(*(m.shape[0] for m in modules))
+        shapes = [module.merged.shape for module in modules]
+        block = math.gcd(*(d_out for d_out, _ in shapes))
         parts: dict[tuple[int, int], list[int]] = {}
-        for index, (module, rounding) in enumerate(zip(modules, roundings, strict=True)):
-            d_out = 0 if module.U is None else module.shape[0]
-            parts.setdefault((d_out, rounding.bits_b), []).append(index)
+        for index, (module, (d_out, _)) in enumerate(zip(modules, shapes, strict=True)):
+            basis = 0 if module.U is None else d_out
+            parts.setdefault((basis, module.bits), []).append(index)
         self.block, self.banks, order = block, nn.ModuleList(), []
-        for number, ((d_out, bits), members) in enumerate(sorted(parts.items())):
+        for number, ((basis, _), members) in enumerate(sorted(parts.items())):
             chosen = [modules[i] for i in members]
-            group = roundings[0].group_size
             self.banks.append(
-                TwoSidedBank(chosen, rank, block, bits, group)
-                if d_out
-                else RowBank(
-                    [m.heads for m in chosen], rank, block, bits, group, scaled=_scaled(chosen)
-                )
+                TwoSidedBank(chosen, rank)
+                if basis
+                else RowBank([m.heads for m in chosen], rank, block, scaled=_scaled(chosen))
             )
             self.register_buffer(f"members_{number}", torch.tensor(members))
-            order += [(i, j) for i in members for j in range(modules[i].shape[0] // block)]
+            order += [(i, j) for i in members for j in range(shapes[i][0] // block)]
         self.direct = len(parts) == 1
         if not self.direct:
             places = sorted(range(len(order)), key=order.__getitem__)

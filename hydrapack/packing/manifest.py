@@ -123,8 +123,8 @@ class Storage(Strict):
     """The adapters in half precision, as PEFT files: 2 bytes a value."""
 
 
-class Manifest(Strict):
-    """The content of manifest.json."""
+class ManifestContent(Strict):
+    """All of manifest.json but its digest."""
 
     schema_version: Literal[1]
     hydrapack_version: str
@@ -149,8 +149,6 @@ class Manifest(Strict):
     """What a name that is no task gets: ``error``, ``base`` for the bare model, or a task."""
     files: list[ManifestFile] = Field(min_length=1, max_length=65536)
     storage: Storage
-    package_digest: Digest
-    """SHA-256 of manifest.json with this field empty; the files are in it by their digests."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """Anything; left out of the file where it is empty."""
 
@@ -169,6 +167,13 @@ class Manifest(Strict):
         layers = len(self.modules) // len(self.target_modules)
         shapes = tuple(zip(self.target_modules, self.target_shapes, strict=True))
         return Layout(layers=layers, rank=self.rank, shapes=shapes)
+
+
+class Manifest(ManifestContent):
+    """The content of manifest.json."""
+
+    package_digest: Digest
+    """SHA-256 of manifest.json with this field empty; the files are in it by their digests."""
 
 
 def manifest_schema() -> dict[str, Any]:
@@ -193,7 +198,7 @@ def read_manifest(package: Path) -> Manifest:
     """Read and check a package's manifest.
 
     Raises:
-        InputError: missing or malformed, a template without its hole, a route out of range.
+        HydrapackError: missing or malformed, a template without its hole, a route out of range.
     """
     path = package / MANIFEST
     data = read_bytes(path, "; is it a package?")
@@ -243,31 +248,34 @@ def check_fallback(fallback: str, tasks: Sequence[str], where: str) -> None:
     """Refuse a fallback that is neither ``error``, ``base`` nor a task.
 
     Raises:
-        InputError: naming ``where``.
+        HydrapackError: naming ``where``.
     """
     if fallback not in ("error", "base", *tasks):
         raise Invalid(f"{where} {fallback!r}: give error, base or one of {', '.join(tasks)}")
 
 
-def package_digest(manifest: Manifest) -> str:
+def package_digest(manifest: ManifestContent) -> str:
     """SHA-256 (hex) of the manifest's text with an empty ``package_digest``."""
-    text = manifest_text(manifest.model_copy(update={"package_digest": ""}))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_text(manifest, "").encode()).hexdigest()
 
 
-def sealed(manifest: Manifest, more: Sequence[ManifestFile] = ()) -> Manifest:
+def sealed(manifest: ManifestContent, more: Sequence[ManifestFile] = ()) -> Manifest:
     """The manifest with more files, and its package digest over all of them."""
     files = sorted([*manifest.files, *more], key=lambda file: file.name)
     manifest = manifest.model_copy(update={"files": files})
-    return manifest.model_copy(update={"package_digest": package_digest(manifest)})
+    fields = dict(manifest) | {"package_digest": package_digest(manifest)}
+    return Manifest.model_construct(**fields)
 
 
 def manifest_text(manifest: Manifest) -> str:
     """The content of manifest.json; the same manifest gives the same text."""
+    return _text(manifest, manifest.package_digest)
+
+
+def _text(manifest: ManifestContent, digest: str) -> str:
     left_out = {name for name in ("lost_tasks", "metadata") if not getattr(manifest, name)}
-    fields = manifest.model_dump(exclude=left_out)
-    content = json.dumps(fields, ensure_ascii=False, indent=2, sort_keys=True)
-    return content + "\n"
+    fields = manifest.model_dump(exclude=left_out) | {"package_digest": digest}
+    return json.dumps(fields, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
 
 
 def describe_file(path: Path) -> ManifestFile:
@@ -279,7 +287,7 @@ def check_files(package: Path, manifest: Manifest) -> None:
     """Compare the package's files with the manifest.
 
     Raises:
-        InputError: a file is missing, or its size or SHA-256 is another, or the manifest's own
+        HydrapackError: a file is missing, or its size or SHA-256 is another, or the manifest's own
             digest does not fit, or it is not written as ``manifest_text`` writes it.
     """
     if package_digest(manifest) != manifest.package_digest:
@@ -302,7 +310,7 @@ def read_package(package: Path) -> Manifest:
     """The manifest of a package whose files are all as it says.
 
     Raises:
-        InputError: see ``read_manifest`` and ``check_files``.
+        HydrapackError: see ``read_manifest`` and ``check_files``.
     """
     manifest = read_manifest(package)
     check_files(package, manifest)

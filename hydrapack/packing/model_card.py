@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from hydrapack.packing.manifest import Manifest
+from hydrapack.packing.manifest import ManifestContent
 
 CARD = "README.md"
 
 
-def model_card(manifest: Manifest) -> str:
+def model_card(manifest: ManifestContent) -> str:
     """Markdown with a YAML head (https://huggingface.co/docs/hub/model-cards)."""
     storage = manifest.storage
     licenses = {source.license for source in manifest.sources}

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 
-from hydrapack import __version__
 from hydrapack.adapters.update import LoraModule, difference_norm
-from hydrapack.bundle.format import Bundle, BundleTask
+from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask
 from hydrapack.bundle.merged import LOST, MergedModule
-from hydrapack.bundle.rounding import module_bytes
+from hydrapack.bundle.stored import StoredModule, store
 from hydrapack.packing.manifest import (
     ADAPTERS,
     MANIFEST,
     BaseModelInfo,
     Manifest,
+    ManifestContent,
     ManifestTask,
     ModuleInfo,
     SourceInfo,
@@ -29,43 +29,84 @@ from hydrapack.packing.manifest import (
     check_fallback,
     describe_file,
     manifest_text,
+    read_package,
     sealed,
 )
 from hydrapack.packing.model_card import CARD, model_card
-from hydrapack.packing.program import lower_adapters, route_tensor
+from hydrapack.packing.program import Lowered, lower_adapters
 from hydrapack.packing.sbom import SBOM, ml_bom
 from hydrapack.packing.signature import read_private_key, sign_manifest
 from hydrapack.program.layout import Layout, layout_of
 from hydrapack.program.load import load_program
 from hydrapack.program.quantized import GROUP_SIZE, Rounding, check_bits, core_bits
 from hydrapack.support.atomic import new_directory
-from hydrapack.support.errors import InputError, Mismatch
+from hydrapack.support.errors import Invalid, Mismatch
 from hydrapack.support.schema import misfit
 from hydrapack.support.threads import one_thread
+from hydrapack.support.version import __version__
 
 DEFAULT_BITS = 8
 MAX_LAYERS = 1024
 HALF_MAX = 65504.0
 
 
+@dataclass(frozen=True)
+class Package:
+    """A package directory.
+
+    >>> package = hydrapack.Package.load("package")
+    >>> package.tasks, package.rank
+    (('grammar', 'qa'), 4)
+    """
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks."""
+        return tuple(task.name for task in self.manifest.tasks)
+
+    @property
+    def rank(self) -> int:
+        """R of the base program that it runs on."""
+        return self.manifest.rank
+
+    @property
+    def bytes(self) -> int:
+        """Of ``adapters.pte``."""
+        return self.manifest.storage.bytes
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Package:
+        """The package in ``folder``, its files compared with its manifest.
+
+        Raises:
+            HydrapackError: missing, malformed or damaged files.
+        """
+        return cls(Path(folder), read_package(Path(folder)))
+
+
 @one_thread()
-def write_package(
-    bundle: Bundle,
-    target: Path,
+def pack(
+    bundle: Bundle | str | Path,
+    target: str | Path,
     bits: int | None = None,
     *,
     bits_a: int | None = None,
     bits_b: int | None = None,
     group_size: int = GROUP_SIZE,
     fallback: str = "error",
-    model: Path | None = None,
+    model: str | Path | None = None,
     card: bool = False,
     sbom: bool = False,
-    signing_key: Path | None = None,
-) -> Manifest:
+    signing_key: str | Path | None = None,
+) -> Package:
     """Pack ``bundle`` into ``target``: ``adapters.pte`` and ``manifest.json``.
 
     Args:
+        bundle: of LoRA adapters; a merge, or the directory that one was saved to.
+        target: the directory to write, whole or not at all.
         bits: 4, 8, 16 or 32 a value; by default what the bundle was planned for, else 8.
         bits_a, bits_b: of A and of B (or U) apart, in place of ``bits``.
         group_size: columns that share a scale at 4 bits.
@@ -78,31 +119,42 @@ def write_package(
         signing_key: an Ed25519 private key (PEM) to sign the manifest with.
 
     Raises:
-        InputError: bits not offered, modules no base program adapts, a VeRA bundle, or an
+        HydrapackError: bits not offered, modules no base program adapts, a VeRA bundle, or an
             unwritable target; more bytes than the bundle was planned for; a model.pte or a key that
             does not fit; cyclonedx-python-lib or cryptography not installed.
+
+    >>> package = hydrapack.pack("bundle", "package", bits=8)
+    >>> package.bytes == package.folder.joinpath("adapters.pte").stat().st_size
+    True
     """
-    key = None if signing_key is None else read_private_key(signing_key)
-    _roundings(bundle, bits, bits_a, bits_b, group_size)
-    check_fallback(fallback, [task.name for task in bundle.info.tasks], "--fallback")
+    bundle, target = Bundle.of(bundle), Path(target)
+    key = None if signing_key is None else read_private_key(Path(signing_key))
+    _roundings(bundle.info, bits, bits_a, bits_b, group_size)
+    check_fallback(fallback, [task.name for task in bundle.info.tasks], "`fallback`")
     if bundle.info.adapter_type != "lora":
-        raise InputError(
+        raise Invalid(
             "a VeRA bundle cannot be packed: base programs take A and B of LoRA's size; write "
             "PEFT adapters with hydrapack unpack"
         )
     layout = layout_of(bundle.shapes, bundle.info.rank)
     base = BaseModelInfo(id=bundle.info.base_model, weights_sha256=None, tokenizer_sha256=None)
     if model is not None:
-        base, layout = _base_of(model, bundle.info.base_model, layout)
+        base, layout = _base_of(Path(model), bundle.info.base_model, layout)
     bundle = with_all_modules(bundle, layout)
-    roundings = _roundings(bundle, bits, bits_a, bits_b, group_size)
+    roundings = _roundings(bundle.info, bits, bits_a, bits_b, group_size)
     _check_range(bundle, roundings)
+    stored = {
+        name: store(module, roundings[name])
+        for name, module in bundle.modules.items()
+        if isinstance(module, MergedModule)
+    }
+    routes = {task.name: route_tensor(bundle.info, task, layout) for task in bundle.info.tasks}
     with new_directory(target) as partial:
-        packed = lower_adapters(bundle, layout, roundings, partial / ADAPTERS)
+        lowered = lower_adapters(layout, stored, routes, partial / ADAPTERS)
         _check_budget(bundle, (partial / ADAPTERS).stat().st_size)
         try:
             manifest = _manifest(
-                bundle, layout, roundings, packed, partial / ADAPTERS, fallback, base
+                bundle, layout, stored, lowered, partial / ADAPTERS, fallback, base, group_size
             )
         except ValidationError as error:
             raise misfit(target / MANIFEST, error) from error
@@ -117,15 +169,21 @@ def write_package(
         (partial / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8", newline="\n")
         if key is not None:
             sign_manifest(partial, key)
-    return manifest
+    return Package(target, manifest)
+
+
+def route_tensor(info: BundleInfo, task: BundleTask, layout: Layout) -> torch.Tensor:
+    """A task's route, int64 (modules,), from the bundle's order of modules to packing order."""
+    by_name = dict(zip(info.modules, task.route, strict=True))
+    return torch.tensor([by_name[name] for name in layout.modules()], dtype=torch.int64)
 
 
 def _check_budget(bundle: Bundle, size: int) -> None:
     budget = bundle.info.budget_bytes
     if budget is not None and size > budget:
-        raise InputError(
+        raise Invalid(
             f"{ADAPTERS} takes {size:,} bytes, the bundle was planned for {budget:,}: pack with "
-            "the planned bits and group size, or merge with another --budget"
+            "the planned bits and group size, or merge with another `budget`"
         )
 
 
@@ -139,7 +197,7 @@ def _base_of(model: Path, name: str, layout: Layout) -> tuple[BaseModelInfo, Lay
     if rank != layout.rank:
         raise Mismatch(
             f"{model} takes adapters of rank {rank}, the bundle has rank {layout.rank}: export the "
-            f"base with --rank {layout.rank}, or merge with --rank {rank}"
+            f"base with `rank` {layout.rank}, or merge with `rank` {rank}"
         )
     digest = str(program.constant("get_adapter_layout"))
     deeper = (replace(layout, layers=n) for n in range(layout.layers, MAX_LAYERS + 1))
@@ -173,7 +231,7 @@ def with_all_modules(bundle: Bundle, layout: Layout) -> Bundle:
             torch.zeros(1, d_in), torch.zeros(1, d_out, 1), (0,) * len(tasks)
         )
     info = bundle.info.model_copy(update={"modules": list(modules), "tasks": tasks})
-    return Bundle(info=info, modules=modules)
+    return Bundle(info, modules)
 
 
 def _check_range(bundle: Bundle, roundings: dict[str, Rounding]) -> None:
@@ -185,24 +243,24 @@ def _check_range(bundle: Bundle, roundings: dict[str, Rounding]) -> None:
             bits = {"A": own.bits_a, "C": core_bits(own.bits_b), "s": 32}.get(part, own.bits_b)
             largest = float(tensor.abs().max())
             if largest > top.get(bits, math.inf):
-                raise InputError(
+                raise Invalid(
                     f"{name}: {part} has values up to {largest:.3g}, {bits} bits hold up to "
-                    f"{top[bits]:.3g}; pack with --bits 32 (is the adapter's lora_alpha right?)"
+                    f"{top[bits]:.3g}; pack with `bits` 32 (is the adapter's lora_alpha right?)"
                 )
 
 
 def _roundings(
-    bundle: Bundle, bits: int | None, bits_a: int | None, bits_b: int | None, group_size: int
+    info: BundleInfo, bits: int | None, bits_a: int | None, bits_b: int | None, group_size: int
 ) -> dict[str, Rounding]:
-    for flag, value in (("--bits", bits), ("--bits-a", bits_a), ("--bits-b", bits_b)):
+    for name, value in (("bits", bits), ("bits_a", bits_a), ("bits_b", bits_b)):
         if value is not None:
-            check_bits(flag, value)
+            check_bits(name, value)
     if not 2 <= group_size <= 65536 or group_size % 2:
         # Two 4-bit values share a byte.
-        raise InputError(f"--group-size {group_size}: must be even, from 2 to 65536")
-    planned = bundle.info.bits or {}
+        raise Invalid(f"`group_size` {group_size}: must be even, from 2 to 65536")
+    planned = info.bits or {}
     roundings = {}
-    for name in bundle.info.modules:
+    for name in info.modules:
         own: int = bits or planned.get(name, DEFAULT_BITS)
         roundings[name] = Rounding(bits_a or own, bits_b or own, group_size)
     return roundings
@@ -211,39 +269,28 @@ def _roundings(
 def _manifest(
     bundle: Bundle,
     layout: Layout,
-    roundings: dict[str, Rounding],
-    packed: dict[str, torch.Tensor],
+    stored: dict[str, StoredModule],
+    lowered: Lowered,
     adapters: Path,
     fallback: str,
     base: BaseModelInfo,
-) -> Manifest:
+    group_size: int,
+) -> ManifestContent:
     file = describe_file(adapters)
     info = bundle.info
-    tasks = [_task(bundle, layout, task, packed) for task in info.tasks]
-    modules = {n: m for n, m in bundle.modules.items() if isinstance(m, MergedModule)}
-    return Manifest(
+    tasks = [_task(bundle, layout, task, lowered) for task in info.tasks]
+    return ManifestContent(
         schema_version=1,
         hydrapack_version=__version__,
         tools={name: version(name) for name in ("executorch", "torch")},
         base_model=base,
         layout_digest=layout.digest,
         rank=layout.rank,
-        heads=max(module.choices for module in modules.values()),
+        heads=max(module.merged.choices for module in stored.values()),
         target_modules=list(layout.targets),
         target_shapes=[shape for _, shape in layout.shapes],
-        group_size=roundings[info.modules[0]].group_size,
-        modules=[
-            ModuleInfo(
-                name=name,
-                heads=modules[name].choices,
-                stored_heads=len(modules[name].heads) if modules[name].of else None,
-                rank=modules[name].rank,
-                output_rank=modules[name].output_rank,
-                bits_a=roundings[name].bits_a,
-                bits_b=roundings[name].bits_b,
-            )
-            for name in layout.modules()
-        ],
+        group_size=group_size,
+        modules=[_module(name, stored[name]) for name in layout.modules()],
         sources=[
             SourceInfo(
                 task=task.name,
@@ -262,35 +309,43 @@ def _manifest(
             baseline_parameters=info.baseline_parameters,
             s_percent=info.s_percent,
             bytes=file.bytes,
-            tensor_bytes=sum(module_bytes(m, roundings[name]) for name, m in modules.items()),
+            tensor_bytes=sum(module.bytes for module in stored.values()),
             baseline_bytes=2 * info.baseline_parameters,
         ),
-        package_digest="0" * 64,
     )
 
 
-def _task(
-    bundle: Bundle, layout: Layout, task: BundleTask, packed: dict[str, torch.Tensor]
-) -> ManifestTask:
-    rounding = _rounding_error(bundle, layout, task, packed)
+def _module(name: str, stored: StoredModule) -> ModuleInfo:
+    merged = stored.merged
+    return ModuleInfo(
+        name=name,
+        heads=merged.choices,
+        stored_heads=len(merged.heads) if merged.of else None,
+        rank=merged.rank,
+        output_rank=merged.output_rank,
+        bits_a=stored.A.bits,
+        bits_b=stored.bits,
+    )
+
+
+def _task(bundle: Bundle, layout: Layout, task: BundleTask, lowered: Lowered) -> ManifestTask:
+    rounding = _rounding_error(bundle, layout, task, lowered)
     return ManifestTask(
         name=task.name,
         prompt_template=task.card.prompt_template,
         stop=task.card.stop,
         generation=TaskGeneration(**task.card.generation.model_dump()),
         language=task.card.language,
-        route=route_tensor(bundle, layout, task.route).tolist(),
+        route=route_tensor(bundle.info, task, layout).tolist(),
         merge_relative_error=task.relative_error,
         packed_relative_error=math.hypot(task.relative_error, rounding),
     )
 
 
-def _rounding_error(
-    bundle: Bundle, layout: Layout, task: BundleTask, packed: dict[str, torch.Tensor]
-) -> float:
+def _rounding_error(bundle: Bundle, layout: Layout, task: BundleTask, lowered: Lowered) -> float:
     """Norm of (merged update - quantized update) over norm of the merged update."""
     heads = bundle.head(task)
-    rounded = layout.unpack(packed[""], packed[task.name])
+    rounded = layout.unpack(lowered.a, lowered.heads[task.name])
     norms = [
         difference_norm(LoraModule(bundle.modules[name].shared(), heads[name]), a, b)
         for name, (a, b) in zip(layout.modules(), rounded, strict=True)

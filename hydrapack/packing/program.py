@@ -6,48 +6,40 @@ is one ``execute("head", route)``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from hydrapack.bundle.format import Bundle
-from hydrapack.bundle.merged import MergedModule
-from hydrapack.bundle.rounding import refit_heads
+from hydrapack.bundle.stored import StoredModule
 from hydrapack.packing.banks import Head, MatrixBank
 from hydrapack.program.layout import Layout, module_name
-from hydrapack.program.quantized import Rounding
 from hydrapack.support.threads import one_thread
 
 
 class Shared(nn.Module):
     """``shared``: every A, dequantized to the packed vector ``a``."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        modules: Mapping[str, MergedModule],
-        roundings: Mapping[str, Rounding],
-    ) -> None:
+    def __init__(self, layout: Layout, modules: Mapping[str, StoredModule]) -> None:
         super().__init__()
         self.layers, self.rank = layout.layers, layout.rank
         self.banks: list[list[MatrixBank]] = []
         self.counts: list[int] = []
         for number, group in enumerate(layout.groups()):
             names = [module_name(i, target) for i in range(layout.layers) for target in group]
-            widths = sorted({roundings[name].bits_a for name in names})
+            widths = sorted({modules[name].A.bits for name in names})
             banks: list[MatrixBank] = []
             order: dict[str, range] = {}
             at = 0
             for bits in widths:
-                own = [name for name in names if roundings[name].bits_a == bits]
-                matrix = torch.cat([modules[name].A for name in own])
-                banks.append(MatrixBank(matrix, bits, roundings[own[0]].group_size))
+                own = [name for name in names if modules[name].A.bits == bits]
+                banks.append(MatrixBank([modules[name].A for name in own]))
                 self.add_module(f"bank_{number}_{bits}", banks[-1])
                 for name in own:
-                    rows = modules[name].rank
+                    rows = modules[name].merged.rank
                     order[name] = range(at, at + rows)
                     at += rows
             wanted = [
@@ -76,33 +68,38 @@ class Shared(nn.Module):
         return torch.cat(parts, 1).reshape(-1)
 
 
+@dataclass(frozen=True)
+class Lowered:
+    """What the program written gives."""
+
+    a: torch.Tensor
+    """float32 (a_size,)."""
+    heads: dict[str, torch.Tensor]
+    """By task: float32 (b_size,)."""
+
+
 @one_thread()
 def lower_adapters(
-    bundle: Bundle, layout: Layout, roundings: Mapping[str, Rounding], target: Path
-) -> dict[str, torch.Tensor]:
+    layout: Layout,
+    modules: Mapping[str, StoredModule],
+    routes: Mapping[str, torch.Tensor],
+    target: Path,
+) -> Lowered:
     """Write ``adapters.pte``.
 
     Args:
-        bundle: of LoRA adapters.
-        roundings: by module name.
-
-    Returns:
-        what the program gives for each task, by name: the packed vector ``b`` after quantization,
-        and ``""`` -> ``a``.
+        modules: by name, all of the layout's.
+        routes: by task, int64 (modules,) in packing order.
     """
     from executorch.exir import EdgeCompileConfig, to_edge
 
-    routes = {task.name: route_tensor(bundle, layout, task.route) for task in bundle.info.tasks}
-    modules = {n: m for n, m in bundle.modules.items() if isinstance(m, MergedModule)}
-    fitted = {name: refit_heads(module, roundings[name]) for name, module in modules.items()}
-    names: Sequence[str] = layout.modules()
-    shared = Shared(layout, modules, roundings).eval()
-    head = Head([fitted[n] for n in names], layout.rank, [roundings[n] for n in names]).eval()
+    shared = Shared(layout, modules).eval()
+    head = Head([modules[name] for name in layout.modules()], layout.rank).eval()
     example = next(iter(routes.values()))
     metadata: dict[str, Any] = {
         "get_adapter_layout": layout.digest,
         "get_adapter_rank": layout.rank,
-        "get_heads": max(module.choices for module in modules.values()),
+        "get_heads": max(module.merged.choices for module in modules.values()),
     }
     with torch.no_grad():
         edge = to_edge(
@@ -116,10 +113,4 @@ def lower_adapters(
         program = edge.to_executorch()
         with target.open("wb") as file:
             program.write_to_file(file)
-        return {"": shared(), **{name: head(route) for name, route in routes.items()}}
-
-
-def route_tensor(bundle: Bundle, layout: Layout, route: list[int]) -> torch.Tensor:
-    """A bundle task's route, reordered from the bundle's modules to packing order, int64."""
-    by_name = dict(zip(bundle.info.modules, route, strict=True))
-    return torch.tensor([by_name[name] for name in layout.modules()], dtype=torch.int64)
+        return Lowered(shared(), {name: head(route) for name, route in routes.items()})

@@ -8,17 +8,17 @@ import uuid
 from datetime import datetime, timezone
 from typing import Any
 
-from hydrapack.packing.manifest import ADAPTERS, Manifest
-from hydrapack.support.errors import InputError
+from hydrapack.packing.manifest import ADAPTERS, ManifestContent
+from hydrapack.support.errors import Invalid
 
 SBOM = "sbom.cdx.json"
 
 
-def ml_bom(manifest: Manifest) -> str:
+def ml_bom(manifest: ManifestContent) -> str:
     """JSON text; the same manifest gives the same text (``SOURCE_DATE_EPOCH`` sets its date).
 
     Raises:
-        InputError: cyclonedx-python-lib is not installed, or SOURCE_DATE_EPOCH is no number.
+        HydrapackError: cyclonedx-python-lib is not installed, or SOURCE_DATE_EPOCH is no number.
     """
     try:
         from cyclonedx.model import HashAlgorithm, HashType, Property
@@ -27,9 +27,7 @@ def ml_bom(manifest: Manifest) -> str:
         from cyclonedx.model.license import LicenseExpression
         from cyclonedx.output.json import JsonV1Dot6
     except ImportError:
-        raise InputError(
-            "--sbom needs cyclonedx-python-lib: pip install 'hydrapack[sbom]'"
-        ) from None
+        raise Invalid("`sbom` needs cyclonedx-python-lib: pip install 'hydrapack[sbom]'") from None
 
     def component(name: str, kind: Any, digest: str | None, **more: Any) -> Any:
         hashes = [HashType(alg=HashAlgorithm.SHA_256, content=digest)] if digest else []
@@ -94,6 +92,6 @@ def _date() -> datetime:
     try:
         return datetime.fromtimestamp(int(text), timezone.utc)
     except (ValueError, OverflowError, OSError):
-        raise InputError(
+        raise Invalid(
             f"SOURCE_DATE_EPOCH={text}: must be seconds since 1970, a whole number"
         ) from None

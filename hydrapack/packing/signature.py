@@ -36,7 +36,7 @@ def read_private_key(path: Path) -> Any:
     """An Ed25519 private key from an unencrypted PEM file.
 
     Raises:
-        InputError: cryptography is not installed, or no such key in the file.
+        HydrapackError: cryptography is not installed, or no such key in the file.
     """
     _, serialization, ed25519 = _cryptography()
     try:
@@ -54,7 +54,7 @@ def read_public_key(path: Path) -> str:
     """An Ed25519 public key from a PEM file, raw, in hex.
 
     Raises:
-        InputError: cryptography is not installed, or no such key in the file.
+        HydrapackError: cryptography is not installed, or no such key in the file.
     """
     _, serialization, ed25519 = _cryptography()
     try:
@@ -85,8 +85,8 @@ def check_signature(package: Path, public_key: str | None) -> str:
         public_key: the key it must be; None accepts any.
 
     Raises:
-        InputError: no signature, a damaged one, one of other bytes or by another key, or one that
-            is not written as hydrapack writes it.
+        HydrapackError: no signature, a damaged one, one of other bytes or by another key, or one
+            that is not written as hydrapack writes it.
     """
     path = package / SIGNATURE
     signature = verify_signature(package, read_bytes(package / MANIFEST), public_key)
@@ -112,7 +112,7 @@ def verify_signature(package: Path, signed: bytes, public_key: str | None) -> Si
     if public_key is not None and not re.fullmatch("[0-9a-f]{64}", public_key):
         raise Invalid(f"the public key {public_key!r} is not 64 of the digits 0-9 and a-f")
     if not path.is_file():
-        raise NotFound(f"{path}: missing: the package is not signed; pack with --signing-key")
+        raise NotFound(f"{path}: missing: the package is not signed; pack with `signing_key`")
     try:
         signature = Signature.model_validate(parse_json(read_bytes(path), path), strict=True)
     except ValidationError as error:

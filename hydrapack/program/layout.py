@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 # In packing order. A group shares its input, hence one A product.
 GROUPS: tuple[tuple[str, ...], ...] = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
@@ -46,13 +46,13 @@ def parse_targets(text: str | Iterable[str]) -> tuple[str, ...]:
     """``"q,k,v,o"`` or ``["q_proj", "k_proj"]`` as target names in packing order.
 
     Raises:
-        InputError: an unknown or empty target.
+        HydrapackError: an unknown or empty target.
     """
     parts = text.split(",") if isinstance(text, str) else list(text)
     names = {part.strip().removesuffix("_proj") for part in parts}
     unknown = sorted(names - set(ORDER))
     if unknown or not names:
-        raise InputError(
+        raise Invalid(
             f"target modules: {', '.join(unknown) or 'none given'}; choose from {', '.join(ORDER)}"
         )
     return tuple(name for name in ORDER if name in names)
@@ -148,21 +148,21 @@ def layout_of(
         layers: of the base model; up to the last one named by default.
 
     Raises:
-        InputError: names that are no decoder linears, or layers of different shape.
+        HydrapackError: names that are no decoder linears, or layers of different shape.
     """
     found: dict[str, tuple[int, int]] = {}
     count = 0
     for name in sorted(shapes):
         match = _DECODER_LINEAR.fullmatch(name)
         if match is None or _PARENT.get(match["target"]) != match["parent"]:
-            raise InputError(_cannot_hold(name))
+            raise Invalid(_cannot_hold(name))
         count = max(count, int(match["layer"]) + 1)
         if found.setdefault(match["target"], shapes[name]) != shapes[name]:
-            raise InputError(f"target {match['target']} has different shapes in different layers")
+            raise Invalid(f"target {match['target']} has different shapes in different layers")
     if not found:
-        raise InputError(_cannot_hold("none"))
+        raise Invalid(_cannot_hold("none"))
     if layers is not None and layers < count:
-        raise InputError(f"layer {count - 1} is adapted, the base program has {layers} layers")
+        raise Invalid(f"layer {count - 1} is adapted, the base program has {layers} layers")
     return Layout(
         layers=layers or count,
         rank=rank,

@@ -32,7 +32,7 @@ class LoadedProgram:
         """A method, ready to run.
 
         Raises:
-            InputError: it cannot be loaded.
+            HydrapackError: it cannot be loaded.
         """
         try:
             return self.program.load_method(name)
@@ -43,7 +43,7 @@ class LoadedProgram:
         """The values of a constant method.
 
         Raises:
-            InputError: the program does not have it.
+            HydrapackError: the program does not have it.
         """
         if name not in self.method_names:
             raise Invalid(f"{self.path}: has no method {name!r}; export it with hydrapack")
@@ -53,7 +53,7 @@ class LoadedProgram:
         """The value of a constant method of one value.
 
         Raises:
-            InputError: the program does not have it.
+            HydrapackError: the program does not have it.
         """
         return self.constants(name)[0]
 
@@ -65,7 +65,7 @@ def load_program(path: Path, method: str | None = None) -> LoadedProgram:
         method: one it must have.
 
     Raises:
-        InputError: no such file, not a program, or without ``method``.
+        HydrapackError: no such file, not a program, or without ``method``.
     """
     if not path.is_file():
         raise NotFound(f"{path}: no such file")

@@ -1,19 +1,19 @@
-"""Symmetric integers with half-precision scales, and the merged modules rounded to them.
+"""Matrices as they are stored: symmetric integers with half-precision scales, or plain floats.
 
 8 bits: one scale a row. 4 bits: one scale for each group of columns of a row. 16 and 32 bits are
-half and single precision. A is stored as it is, U transposed: a row is a component, and few rows
-have few scales.
+half and single precision.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from pydantic import AfterValidator, Field
 
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 BITS = (4, 8, 16, 32)
 
@@ -41,14 +41,14 @@ class Rounding:
     group_size: int = GROUP_SIZE
 
 
-def check_bits(flag: str, bits: int) -> int:
+def check_bits(name: str, bits: int) -> int:
     """``bits``, if it is one of the widths.
 
     Raises:
-        InputError: it is not; ``flag`` is named.
+        HydrapackError: it is not; the parameter ``name`` is named.
     """
     if bits not in BITS:
-        raise InputError(f"{flag} {bits}: choose one of {', '.join(map(str, BITS))}")
+        raise Invalid(f"`{name}` {bits}: choose one of {', '.join(map(str, BITS))}")
     return bits
 
 
@@ -62,20 +62,43 @@ def group_columns(columns: int, bits: int, group_size: int) -> int:
     return min(group_size, columns) if bits == 4 else columns
 
 
-def quantize(
-    matrix: torch.Tensor, bits: int, group_size: int = GROUP_SIZE
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Integers and scales of float32 (..., rows, columns) at 4 or 8 bits.
+@dataclass(frozen=True)
+class Quantized:
+    """A matrix (..., rows, columns) as it is stored."""
+
+    values: torch.Tensor
+    """int8 from -127 to 127 at 8 bits, from -7 to 7 at 4; float16 or float32 else."""
+    scales: torch.Tensor | None
+    """float16 (..., rows, groups) at 4 and 8 bits; a last group may be short."""
+    bits: int
+    group: int
+    """Columns that share a scale; all of them at 8 bits and above."""
+
+    @property
+    def bytes(self) -> int:
+        """As packed: values and scales."""
+        rows, columns = math.prod(self.values.shape[:-1]), self.values.shape[-1]
+        return stored_bytes(rows, columns, self.bits, self.group)
+
+    def dequantize(self) -> torch.Tensor:
+        """float32 (..., rows, columns)."""
+        if self.scales is None:
+            return self.values.float()
+        wide = self.scales.float().repeat_interleave(self.group, -1)
+        return self.values.float() * wide[..., : self.values.shape[-1]]
+
+
+def quantize(matrix: torch.Tensor, bits: int, group_size: int = GROUP_SIZE) -> Quantized:
+    """A float32 matrix (..., rows, columns) at 4, 8, 16 or 32 bits a value.
 
     At 4 bits each group's scale is the one of least squared error among a few that clip its
     largest values.
-
-    Returns:
-        values int8 (..., rows, columns), from -127 to 127 or -7 to 7; scales float16
-        (..., rows, groups). A last group may be short.
     """
     columns = matrix.shape[-1]
     width = group_columns(columns, bits, group_size)
+    group = group_size if bits == 4 else columns
+    if bits >= 16:
+        return Quantized(matrix.half() if bits == 16 else matrix.float(), None, bits, group)
     padded = torch.nn.functional.pad(matrix.float(), (0, -columns % width))
     groups = padded.reshape(*padded.shape[:-1], -1, width)
     top = 7 if bits == 4 else 127
@@ -93,7 +116,8 @@ def quantize(
         best = torch.where(better, scales, best)
         values, error = torch.where(better, rounded, values), torch.where(better, now, error)
     assert best is not None and values is not None
-    return values.to(torch.int8).flatten(-2)[..., :columns], best[..., 0]
+    integers = values.to(torch.int8).flatten(-2)[..., :columns]
+    return Quantized(integers, best[..., 0], bits, group)
 
 
 def _half_above(scales: torch.Tensor) -> torch.Tensor:
@@ -101,18 +125,6 @@ def _half_above(scales: torch.Tensor) -> torch.Tensor:
     half = scales.clamp(max=65504.0).to(torch.float16)
     bumped = torch.nextafter(half, torch.full_like(half, torch.inf)).clamp(max=65504.0)
     return torch.where(half.float() < scales, bumped, half)
-
-
-def rounded(matrix: torch.Tensor, bits: int, group_size: int = GROUP_SIZE) -> torch.Tensor:
-    """What storage at ``bits`` a value gives back of float32 (..., rows, columns), float32."""
-    if bits == 32:
-        return matrix.float()
-    if bits == 16:
-        return matrix.half().float()
-    values, scales = quantize(matrix, bits, group_size)
-    width = group_columns(matrix.shape[-1], bits, group_size)
-    wide = scales.float().repeat_interleave(width, -1)[..., : matrix.shape[-1]]
-    return values.float() * wide
 
 
 def noise_by_columns(matrix: torch.Tensor, bits: int, group_size: int = GROUP_SIZE) -> torch.Tensor:

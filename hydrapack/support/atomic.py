@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 _TRIES = 100
 
@@ -33,11 +33,11 @@ def new_directory(target: Path) -> Iterator[Path]:
     An existing ``target`` is replaced in one step, its old content removed after.
 
     Raises:
-        InputError: the target cannot be written (no space, no permission, a file in the way).
+        HydrapackError: the target cannot be written (no space, no permission, a file in the way).
     """
     target = target.resolve()
     if _is_other(target):
-        raise InputError(f"{target}: is a file, a directory is to be written there")
+        raise Invalid(f"{target}: is a file, a directory is to be written there")
     with _os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
@@ -61,11 +61,11 @@ def new_file(target: Path) -> Iterator[Path]:
     It has the target's suffix, for writers that tell the format by it.
 
     Raises:
-        InputError: the target cannot be written.
+        HydrapackError: the target cannot be written.
     """
     target = target.resolve()
     if target.is_dir():
-        raise InputError(f"{target}: is a directory, a file is to be written there")
+        raise Invalid(f"{target}: is a directory, a file is to be written there")
     with _os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target)
@@ -207,7 +207,7 @@ def _os_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise Invalid(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
 def _umask() -> int:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import Invalid
 
 
 def require_matplotlib() -> None:
     """Check for it before long work.
 
     Raises:
-        InputError: matplotlib is not installed.
+        HydrapackError: matplotlib is not installed.
     """
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise InputError("plots need matplotlib: pip install 'hydrapack[report]'") from None
+        raise Invalid("plots need matplotlib: pip install 'hydrapack[report]'") from None

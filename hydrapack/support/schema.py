@@ -48,7 +48,7 @@ def read_bytes(path: Path, hint: str = "") -> bytes:
     """The content of a JSON file; ``hint`` ends the error of a file not there.
 
     Raises:
-        InputError: it cannot be read, or is larger than any such file is.
+        HydrapackError: it cannot be read, or is larger than any such file is.
     """
     try:
         # The size first: nothing of an absurd file is read. A file may grow meanwhile.
@@ -66,7 +66,7 @@ def read_model(path: Path, kind: type[Model], hint: str = "") -> Model:
     """The JSON file at ``path`` as ``kind``; ``hint`` ends the error of a file not there.
 
     Raises:
-        InputError: unreadable, or not as ``kind`` asks; names the file and the key.
+        HydrapackError: unreadable, or not as ``kind`` asks; names the file and the key.
     """
     data = read_bytes(path, hint)
     try:

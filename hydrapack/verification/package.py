@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import LoraModule, difference_norm
 from hydrapack.bundle.format import Bundle
 from hydrapack.device.session import Session
@@ -24,50 +25,60 @@ from hydrapack.packing.manifest import (
     check_files,
     read_manifest,
 )
+from hydrapack.packing.package import Package
 from hydrapack.packing.signature import SIGNATURE, check_signature
 from hydrapack.program.layout import Layout
 from hydrapack.program.load import load_program
-from hydrapack.support.errors import InputError
+from hydrapack.support.errors import HydrapackError, Invalid
 from hydrapack.support.junit import Check
+from hydrapack.support.progress import Stage, silently
 from hydrapack.verification.drift import drift, packed_adapter
 
 TOLERANCE = 0.02
 """Of a stated relative error, absolute: stated ones add merge and rounding as independent."""
 
 
-def verify_package(
-    package: Path,
-    model: Path | None = None,
-    bundle: Bundle | None = None,
-    adapters: Sequence[Adapter] = (),
+def verify(
+    package: Package | str | Path,
+    model: str | Path | None = None,
+    bundle: Bundle | str | Path | None = None,
+    adapters: Sequence[Adapter | str | Path] = (),
     public_key: str | None = None,
     max_drift: float | None = None,
     max_task_error: float | None = None,
-    stage: Callable[[str], None] = lambda name: None,
+    stage: Stage = silently,
 ) -> list[Check]:
     """Every check, in order; after a failed one only those that it does not make unsafe.
 
     Args:
+        package: the directory, or the package that ``pack`` gave.
         model: the model.pte it is to run on.
-        bundle: what it was packed from.
-        adapters: what it was merged from, by task name.
+        bundle: what it was packed from, in memory or saved.
+        adapters: what it was merged from; PEFT folders, as ``DIR`` or ``TASK=DIR``, or adapters.
         public_key: Ed25519, hex, that must have signed it.
         max_drift: nats that a head's next-token distributions may be from its adapter's, with
             ``model`` and ``adapters``; not judged by default.
         max_task_error: relative error, as packed, that no task may be above; not judged by default.
 
     Raises:
-        InputError: no package there, or a ``model`` that is none.
+        HydrapackError: no package there, a ``model`` that is none, unreadable bundles or adapters.
+
+    >>> checks = hydrapack.verify("package", "model.pte")
+    >>> all(check.passed for check in checks)
+    True
     """
+    package = package.folder if isinstance(package, Package) else Path(package)
+    bundle = None if bundle is None else Bundle.of(bundle)
+    read = read_adapters(adapters) if adapters else []
     if not (package / MANIFEST).is_file():
-        raise InputError(f"{package}: no package, it has no {MANIFEST}")
+        raise Invalid(f"{package}: no package, it has no {MANIFEST}")
     checks: list[Check] = []
 
     def check(name: str, run: Callable[[], str]) -> bool:
         stage(name)
         try:
             checks.append(Check(name, True, run()))
-        except InputError as error:
+        except HydrapackError as error:
             checks.append(Check(name, False, str(error)))
         return checks[-1].passed
 
@@ -79,34 +90,35 @@ def verify_package(
         whole = whole and signed
     if not whole:
         return checks
-    read, programs = manifest[0], _Programs(package, manifest[0])
-    check("task errors", lambda: _task_errors(read, max_task_error))
+    stated, programs = manifest[0], _Programs(package, manifest[0])
+    check("task errors", lambda: _task_errors(stated, max_task_error))
     if not check("program", programs.load):
         return checks
-    for task in read.tasks:
+    for task in stated.tasks:
         check(f"head {task.name}", lambda task=task: programs.head(task))  # type: ignore[misc]
     if bundle is not None:
-        for task in read.tasks:
+        for task in stated.tasks:
             check(
                 f"bundle {task.name}",
                 lambda task=task: programs.against_bundle(task, bundle),  # type: ignore[misc]
             )
-    for adapter in adapters:
+    for adapter in read:
         check(
             f"adapter {adapter.task}",
             lambda adapter=adapter: programs.against_adapter(adapter),  # type: ignore[misc]
         )
     if model is not None:
+        model = Path(model)
         load_program(model, "forward")
         sessions: list[Session] = []
-        if check("model", lambda: _on_model(model, package, read, sessions)):
+        if check("model", lambda: _on_model(model, package, stated, sessions)):
             session = sessions[0]
-            for task in read.tasks:
+            for task in stated.tasks:
                 check(
                     f"output {task.name}",
                     lambda task=task: _changes_output(session, task.name),  # type: ignore[misc]
                 )
-            for adapter in adapters:
+            for adapter in read:
                 check(
                     f"drift {adapter.task}",
                     lambda adapter=adapter: _drift(  # type: ignore[misc]
@@ -126,7 +138,7 @@ def _files(package: Path, manifest: Manifest) -> str:
     known = {MANIFEST, SIGNATURE, *(file.name for file in manifest.files)}
     odd = sorted(path.name for path in package.iterdir() if path.name not in known)
     if odd:
-        raise InputError(f"{package / odd[0]}: is not in the manifest; remove it or pack again")
+        raise Invalid(f"{package / odd[0]}: is not in the manifest; remove it or pack again")
     total = sum(file.bytes for file in manifest.files)
     return f"{len(manifest.files)} files, {total:,} bytes, SHA-256 as stated"
 
@@ -136,7 +148,7 @@ def _task_errors(manifest: Manifest, limit: float | None) -> str:
     above = {name: e for name, e in errors.items() if limit is not None and e > limit}
     if above:
         found = ", ".join(f"{name} {error:.4f}" for name, error in above.items())
-        raise InputError(f"relative errors above {limit:g}: {found}")
+        raise Invalid(f"relative errors above {limit:g}: {found}")
     if manifest.lost_tasks:
         found = ", ".join(f"{name} ({errors[name]:.2f})" for name in manifest.lost_tasks)
         return f"warning: lost tasks, next to nothing is left of them: {found}"
@@ -157,9 +169,9 @@ class _Programs:
     def load(self) -> str:
         program = load_program(self.path, "head")
         if program.constant("get_adapter_layout") != self.manifest.layout_digest:
-            raise InputError(f"{self.path}: has another adapter layout than {MANIFEST}")
+            raise Invalid(f"{self.path}: has another adapter layout than {MANIFEST}")
         if int(program.constant("get_heads")) != self.manifest.heads:
-            raise InputError(f"{self.path}: has another number of heads than {MANIFEST}")
+            raise Invalid(f"{self.path}: has another number of heads than {MANIFEST}")
         self._head = program.method("head")
         self.a = self._run(program.method("shared"), [], self.layout.a_size, "shared")
         return f"both methods run, {self.layout.a_size:,} values in a, {self.layout.b_size:,} in b"
@@ -168,9 +180,9 @@ class _Programs:
         try:
             (value,) = method.execute(inputs)
         except Exception as error:  # the binding raises bare RuntimeErrors
-            raise InputError(f"{self.path}: {name} does not run") from error
+            raise Invalid(f"{self.path}: {name} does not run") from error
         if value.shape != (size,) or not bool(torch.isfinite(value).all()):
-            raise InputError(f"{self.path}: {name} gives another size than the layout's, or NaN")
+            raise Invalid(f"{self.path}: {name} gives another size than the layout's, or NaN")
         return value
 
     def head(self, task: ManifestTask) -> str:
@@ -179,13 +191,13 @@ class _Programs:
         pairs = list(self.layout.unpack(self.a, b))
         norm = math.hypot(*(difference_norm(LoraModule(A, B), A * 0, B * 0)[1] for A, B in pairs))
         if norm == 0:
-            raise InputError(f"task {task.name!r}: its head changes nothing: B @ A is zero")
+            raise Invalid(f"task {task.name!r}: its head changes nothing: B @ A is zero")
         for other in self.manifest.tasks:
             known = self.heads.get(other.name)
             if other.route == task.route or known is None:
                 continue
             if torch.equal(known, b):
-                raise InputError(
+                raise Invalid(
                     f"task {task.name!r}: its head is that of {other.name!r}, whose route differs"
                 )
         silent = sum(not bool(B.any()) for _, B in pairs)
@@ -194,7 +206,7 @@ class _Programs:
     def updates(self, task: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """A and B by module name, as the device has them."""
         if task not in self.heads:
-            raise InputError(f"task {task!r}: its head does not run")
+            raise Invalid(f"task {task!r}: its head does not run")
         pairs = self.layout.unpack(self.a, self.heads[task])
         return dict(zip(self.layout.modules(), pairs, strict=True))
 
@@ -203,14 +215,14 @@ class _Programs:
         sums = [0.0, 0.0]
         for name, B in bundle.head(bundle.info.task(task.name)).items():
             if name not in stored:
-                raise InputError(f"task {task.name!r}: the package does not have {name}")
+                raise Invalid(f"task {task.name!r}: the package does not have {name}")
             update = LoraModule(bundle.modules[name].shared(), B)
             for i, norm in enumerate(difference_norm(update, *stored[name])):
                 sums[i] += norm**2
         found = math.sqrt(sums[0] / sums[1]) if sums[1] else 0.0
         stated = math.sqrt(max(task.packed_relative_error**2 - task.merge_relative_error**2, 0.0))
         if found > stated * 1.01 + 1e-6:
-            raise InputError(
+            raise Invalid(
                 f"task {task.name!r}: dequantized it is {found:.4f} from the bundle, "
                 f"{stated:.4f} are stated"
             )
@@ -220,7 +232,7 @@ class _Programs:
         task = _task_of(self.manifest, adapter)
         (source,) = (s for s in self.manifest.sources if s.task == adapter.task)
         if source.digest != adapter.digest:
-            raise InputError(f"{adapter.folder}: is not the adapter that was merged (SHA-256)")
+            raise Invalid(f"{adapter.folder}: is not the adapter that was merged (SHA-256)")
         stored = self.updates(task.name)
         sums = [0.0, 0.0]
         for name, pair in stored.items():
@@ -231,7 +243,7 @@ class _Programs:
                 sums[i] += norm**2
         found = math.sqrt(sums[0] / sums[1]) if sums[1] else math.sqrt(sums[0])
         if abs(found - task.packed_relative_error) > TOLERANCE + 0.02 * found:
-            raise InputError(
+            raise Invalid(
                 f"task {task.name!r}: its head is {found:.4f} from the adapter, "
                 f"{task.packed_relative_error:.4f} are stated"
             )
@@ -242,7 +254,7 @@ def _task_of(manifest: Manifest, adapter: Adapter) -> ManifestTask:
     for task in manifest.tasks:
         if task.name == adapter.task:
             return task
-    raise InputError(f"{adapter.folder}: the package has no task {adapter.task!r}")
+    raise Invalid(f"{adapter.folder}: the package has no task {adapter.task!r}")
 
 
 def _on_model(model: Path, package: Path, manifest: Manifest, sessions: list[Session]) -> str:
@@ -257,9 +269,9 @@ def _changes_output(session: Session, task: str) -> str:
     without = session.use(None).forward(ids)
     change = float((with_head - without).abs().max())
     if not math.isfinite(change):
-        raise InputError(f"task {task!r}: the model gives NaN or infinity")
+        raise Invalid(f"task {task!r}: the model gives NaN or infinity")
     if change == 0:
-        raise InputError(f"task {task!r}: its head does not change the model's output")
+        raise Invalid(f"task {task!r}: its head does not change the model's output")
     return f"logits change by up to {change:.4g}"
 
 
@@ -267,7 +279,7 @@ def _drift(session: Session, layout: Layout, adapter: Adapter, limit: float | No
     vectors = packed_adapter(layout, adapter)
     nats = drift(session, adapter.task, *vectors)
     if limit is not None and nats > limit:
-        raise InputError(
+        raise Invalid(
             f"task {adapter.task!r}: {nats:.4f} nats a token from its adapter, at most {limit:g}"
         )
     return f"{nats:.4f} nats a token from its adapter"

@@ -1,0 +1,148 @@
+"""Adapters module by module: what each task changes, and a bundle of the merged modules."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.update import Update, VeraModule, difference_norm
+from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask, describe_source
+from hydrapack.bundle.merged import Merged, Objective, stored_values
+from hydrapack.support.errors import Invalid
+from hydrapack.support.progress import Progress
+from hydrapack.support.threads import one_thread
+from hydrapack.support.version import __version__
+
+
+@one_thread()
+def merge_modules(
+    adapters: Sequence[Adapter],
+    merge: Callable[[str, Sequence[Update]], Merged],
+    label: str,
+    objective: Objective | None,
+    rank: int,
+    seed: int,
+    progress: Progress,
+    bits: Mapping[str, int] | None = None,
+) -> Bundle:
+    """Every module by ``merge`` (its name, the tasks' updates), with what it costs and saves.
+
+    Args:
+        label: what the bundle calls the method.
+        bits: by module, the bits a value that a plan gives it.
+    """
+    modules: dict[str, Merged] = {}
+    module_errors: dict[str, list[float]] = {}
+    squared = [[0.0, 0.0] for _ in adapters]
+    names = module_names(adapters)
+    for done, name in enumerate(names):
+        progress(done, len(names), "")
+        updates = module_updates(adapters, name)
+        modules[name] = merged = merge(name, updates)
+        if not all(bool(torch.isfinite(t).all()) for t in merged.tensors.values()):
+            raise Invalid(f"{name}: the merged values pass single precision; is an alpha wrong?")
+        errors, shared = [], merged.shared()
+        for k, update in enumerate(updates):
+            head = merged.head(merged.assignment[k])
+            difference, own = difference_norm(update, shared, head)
+            squared[k][0] += difference**2
+            squared[k][1] += own**2
+            errors.append(difference / own if own else difference)
+        module_errors[name] = errors
+    progress(len(names), len(names), "")
+    tasks = [
+        BundleTask(
+            name=adapter.task,
+            route=[module.assignment[k] for module in modules.values()],
+            relative_error=math.sqrt(lost / own) if own else math.sqrt(lost),
+            card=adapter.card,
+            source=describe_source(adapter),
+            task_type=adapter.task_type,
+        )
+        for k, (adapter, (lost, own)) in enumerate(zip(adapters, squared, strict=True))
+    ]
+    info = BundleInfo(
+        hydrapack_version=__version__,
+        adapter_type="vera" if adapters[0].kind == "VERA" else "lora",
+        base_model=adapters[0].base_model,
+        base_revision=adapters[0].revision,
+        method=label,
+        objective=objective,
+        seed=seed,
+        heads=max(len(m.heads) for m in modules.values()),
+        rank=rank,
+        modules=names,
+        module_errors=module_errors,
+        bits=None if bits is None else {name: bits[name] for name in names},
+        tasks=tasks,
+        parameters=stored_values(modules.values()),
+        baseline_parameters=sum(a.parameters for a in adapters),
+    )
+    return Bundle(info, modules).as_read()
+
+
+def check_any(adapters: Sequence[Adapter]) -> None:
+    """Refuse an empty merge.
+
+    Raises:
+        HydrapackError: no adapters, or one that adapts nothing.
+    """
+    if not adapters:
+        raise Invalid("no adapters given: a merge takes one or more")
+    for adapter in adapters:
+        if not adapter.modules:
+            raise Invalid(f"{adapter.folder}: adapts no module")
+
+
+def module_names(adapters: Sequence[Adapter]) -> list[str]:
+    """Every module that some adapter has, sorted."""
+    return sorted({name for adapter in adapters for name in adapter.modules})
+
+
+def module_updates(adapters: Sequence[Adapter], name: str) -> list[Update]:
+    """Each task's update of the module; rank 0 where a task leaves it alone."""
+    absent = next(a.modules[name] for a in adapters if name in a.modules).absent()
+    return [adapter.modules.get(name, absent) for adapter in adapters]
+
+
+def module_rank(updates: Sequence[Update], asked: int | None = None) -> int:
+    """R of one module: ``asked``, cut to what its updates can span together, or the largest own.
+
+    VeRA's is given by its frozen A and B.
+    """
+    first = updates[0]
+    if isinstance(first, VeraModule):
+        return asked or len(first.d)
+    ranks = [u.rank for u in updates]
+    return max(ranks) if asked is None else min(asked, sum(ranks), first.shape[1])
+
+
+def module_seed(seed: int, name: str) -> int:
+    """The seed of one module: another for each, so that random masks differ."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:6], "big")
+
+
+def absent_modules(adapters: Sequence[Adapter]) -> dict[str, list[str]]:
+    """By task: the modules that other tasks adapt and this one does not (zero updates)."""
+    every = {name for adapter in adapters for name in adapter.modules}
+    absent = {a.task: sorted(every - set(a.modules)) for a in adapters}
+    return {task: names for task, names in absent.items() if names}
+
+
+def task_weights(adapters: Sequence[Adapter], weights: Mapping[str, float]) -> tuple[float, ...]:
+    """Weights in task order, 1 where not named.
+
+    Raises:
+        HydrapackError: an unknown task or a weight that is not above 0.
+    """
+    tasks = [a.task for a in adapters]
+    for name, weight in weights.items():
+        if name not in tasks:
+            raise Invalid(f"`weights` {name}: no such task; there are {', '.join(tasks)}")
+        if not (math.isfinite(weight) and weight > 0):
+            raise Invalid(f"`weights` {name}={weight:g}: must be above 0")
+    return tuple(weights.get(task, 1.0) for task in tasks)

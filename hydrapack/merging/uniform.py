@@ -1,0 +1,143 @@
+"""All modules of some adapters by one merge method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.update import Update
+from hydrapack.bundle.format import Bundle
+from hydrapack.bundle.merged import Merged, Objective
+from hydrapack.merging.method import Knobs, MergeOptions, Method, divided, with_sizes
+from hydrapack.merging.methods import find_method
+from hydrapack.merging.modules import (
+    check_any,
+    merge_modules,
+    module_names,
+    module_rank,
+    module_seed,
+    module_updates,
+    task_weights,
+)
+from hydrapack.merging.objective import ROUNDS, reweigh, task_sizes
+from hydrapack.support.errors import Invalid
+from hydrapack.support.progress import Progress, quietly
+from hydrapack.support.threads import one_thread
+
+
+@one_thread()
+def merge_adapters(
+    adapters: Sequence[Adapter],
+    method: str = "spectral",
+    heads: int | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+    progress: Progress = quietly,
+    *,
+    objective: str | None = None,
+    weights: Mapping[str, float] | None = None,
+    **options: Any,
+) -> Bundle:
+    """Merge ``adapters`` with ``method``, all modules alike.
+
+    Args:
+        heads: M from 1 to N; by default what the method makes by itself.
+        rank: the most R of a module's shared A, which has no more rows than its updates span
+            together; by default each module's own largest rank.
+        progress: called with modules done, modules in all and a note (HydraOpt's loss).
+        objective: ``relative`` (each task's error over its own size), ``absolute``, or ``minimax``
+            (the least error of the worst task); by default the method's own.
+        weights: of the tasks' squared errors, by task, on top of the objective's; 1 where not
+            named.
+        options: the method's knobs, by name.
+
+    Raises:
+        HydrapackError: no adapters, an unknown method, or options the method cannot take.
+    """
+    check_any(adapters)
+    chosen = find_method(method, vera=adapters[0].kind == "VERA")
+    own = chosen.own(options)
+    asked, rank = rank, rank if rank is not None else max(a.rank for a in adapters)
+    if rank < 1:
+        raise Invalid(f"`rank` {rank}: must be 1 or more")
+    count = chosen.heads(heads, len(adapters), own)
+    minimised = chosen.objective(objective)
+    own_weights = task_weights(adapters, weights or {})
+    shared = MergeOptions(count, rank, seed, own_weights)
+    sizes = None
+    if minimised in ("relative", "minimax"):
+        sizes = task_sizes(adapters, own.measure)
+    job = _Job(adapters, chosen, own, minimised, sizes, asked)
+    if minimised != "minimax":
+        return job.merge(shared, progress)
+    round_number = 0
+
+    def solve(weights: tuple[float, ...]) -> tuple[list[float], Bundle]:
+        nonlocal round_number
+        before, round_number = round_number / ROUNDS, round_number + 1
+
+        def report(done: float, total: int, note: str) -> None:
+            progress(before * total + done / ROUNDS, total, note)
+
+        made = job.merge(replace(shared, weights=weights), report)
+        return list(made.relative_errors.values()), made
+
+    return reweigh(solve, own_weights, ROUNDS)[1]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A merge of all modules alike, for any weights of the tasks."""
+
+    adapters: Sequence[Adapter]
+    method: Method
+    own: Knobs
+    objective: Objective | None
+    sizes: Sequence[float] | None
+    rank: int | None
+    """As it was asked for."""
+
+    def merge(self, shared: MergeOptions, progress: Progress) -> Bundle:
+        """One pass over the modules."""
+        names, seed = module_names(self.adapters), shared.seed
+        if self.own.one_route and shared.heads < len(self.adapters):
+            shared = replace(shared, assignment=self._route(names, shared, progress))
+        vera = self.adapters[0].kind == "VERA"
+        run, done = (self.method.vera if vera else self.method.merge), 0
+
+        def merge(module: str, updates: Sequence[Update]) -> Merged:
+            nonlocal done
+            report, done = _reporter(progress, done, len(names)), done + 1
+            options = replace(
+                shared,
+                rank=module_rank(updates, self.rank),
+                seed=module_seed(seed, module),
+                report=report,
+            )
+            assert run is not None
+            merged = run(divided(updates, self.sizes), options, self.own)
+            return with_sizes(merged, updates, self.sizes)
+
+        label = self.method.name + self.own.note
+        return merge_modules(
+            self.adapters, merge, label, self.objective, shared.rank, seed, progress
+        )
+
+    def _route(
+        self, names: Sequence[str], shared: MergeOptions, progress: Progress
+    ) -> tuple[int, ...]:
+        """Each task's head in all modules."""
+        modules = [divided(module_updates(self.adapters, name), self.sizes) for name in names]
+        total = len(names)
+
+        def report(share: float, loss: float) -> None:
+            progress(share * total, total, f"routing, loss {loss:.4f}")
+
+        assert self.method.route is not None
+        return self.method.route(modules, replace(shared, report=report), self.own)
+
+
+def _reporter(progress: Progress, done: int, total: int) -> Callable[[float, float], None]:
+    return lambda share, loss: progress(done + share, total, f"loss {loss:.4f}")
