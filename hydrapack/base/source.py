@@ -15,6 +15,7 @@ from hydrapack.base.config import DecoderConfig, parse_config, read_config
 from hydrapack.base.gguf import Blocks, GgufModel
 from hydrapack.support.digest import file_sha256
 from hydrapack.support.errors import HydrapackError, Invalid, unreadable
+from hydrapack.support.extras import need
 
 
 class Source:
@@ -136,11 +137,10 @@ def resolve_model(model: str) -> Path:
             "meta-llama/Llama-3.2-1B-Instruct, or "
             f"{smollm2.NAME}"
         )
-    from huggingface_hub import snapshot_download
-
+    hub = need("huggingface_hub")
     try:
         patterns = ["*.json", "*.safetensors"]
-        return Path(snapshot_download(model, allow_patterns=patterns))
+        return Path(hub.snapshot_download(model, allow_patterns=patterns))
     except Exception as error:  # the hub's own errors are many; all mean the same to the user
         reason = str(error).strip().splitlines()[0]
         raise Invalid(f"{model}: cannot be fetched from the Hugging Face hub: {reason}") from error

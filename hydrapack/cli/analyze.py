@@ -36,9 +36,9 @@ def analyze(
     from hydrapack.analysis import plots
     from hydrapack.analysis.similarity import analyze as compare
     from hydrapack.support.atomic import new_directory
-    from hydrapack.support.extras import require_matplotlib
+    from hydrapack.support.extras import need
 
-    require_matplotlib()
+    need("matplotlib")
     read = read_adapters(adapters, allow_base_mismatch)
     with progress_bar("comparing modules") as progress:
         found = compare(read, progress)

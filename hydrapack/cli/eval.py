@@ -38,9 +38,9 @@ def evaluate(
     from hydrapack.evaluate.spec import quick_config, read_config
     from hydrapack.evaluate.tables import by_group, markdown, plot
     from hydrapack.support.atomic import new_file
-    from hydrapack.support.extras import require_matplotlib
+    from hydrapack.support.extras import need
 
-    require_matplotlib()
+    need("matplotlib")
     read = read_config(config)
     if quick:
         read = quick_config(read)

@@ -48,9 +48,9 @@ def tradeoff(
     from hydrapack.analysis.plots import plot_trade_off
     from hydrapack.analysis.tradeoff import trade_off
     from hydrapack.support.atomic import new_directory
-    from hydrapack.support.extras import require_matplotlib
+    from hydrapack.support.extras import need
 
-    require_matplotlib()
+    need("matplotlib")
     widths = _numbers("--bits", bits)
     read = read_adapters(adapters, allow_base_mismatch)
     with progress_bar("factorizing modules") as progress:

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 
 from hydrapack.packing.manifest import MANIFEST
 from hydrapack.support.errors import Invalid, Mismatch, NotFound, unreadable
+from hydrapack.support.extras import need
 from hydrapack.support.schema import Strict, misfit, parse_json, read_bytes
 
 SIGNATURE = "manifest.sig"
@@ -128,10 +129,9 @@ def verify_signature(package: Path, signed: bytes, public_key: str | None) -> Si
 
 
 def _cryptography() -> tuple[Any, Any, Any]:
-    try:
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ed25519
-    except ImportError:
-        raise Invalid("signatures need cryptography: pip install 'hydrapack[signing]'") from None
-    return InvalidSignature, serialization, ed25519
+    primitives = "cryptography.hazmat.primitives"
+    return (
+        need("cryptography.exceptions").InvalidSignature,
+        need(f"{primitives}.serialization"),
+        need(f"{primitives}.asymmetric.ed25519"),
+    )
