@@ -30,6 +30,7 @@ from hydrapack.support.digest import bytes_sha256, file_sha256
 from hydrapack.support.errors import Invalid
 from hydrapack.support.extras import need
 from hydrapack.support.progress import Stage, silently
+from hydrapack.support.schema import json_text
 from hydrapack.support.texts import read_texts
 
 if TYPE_CHECKING:
@@ -184,8 +185,7 @@ def export_base(
         partial.write_bytes(tokenizer_json)
     described = {"bytes": size, "sha256": digest, **metadata, "get_quant_scheme": formats}
     with new_file(output.with_name(output.name + ".json")) as partial:
-        content = json.dumps(described, indent=2, sort_keys=True)
-        partial.write_text(content + "\n", encoding="utf-8", newline="\n")
+        partial.write_text(json_text(described), encoding="utf-8", newline="\n")
     return ExportedBase(output, size, quant, why, formats, calibration, quality)
 
 

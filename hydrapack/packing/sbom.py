@@ -11,6 +11,7 @@ from typing import Any
 from hydrapack.packing.manifest import ADAPTERS, ManifestContent
 from hydrapack.support.errors import Invalid
 from hydrapack.support.extras import need
+from hydrapack.support.schema import json_text
 
 SBOM = "sbom.cdx.json"
 
@@ -83,7 +84,7 @@ def ml_bom(manifest: ManifestContent) -> str:
         bom.register_dependency(adapter, [base])
     document = json.loads(JsonV1Dot6(bom).output_as_string())
     # The library numbers what it adds by itself at random nowhere but in its order.
-    return json.dumps(document, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
+    return json_text(document)
 
 
 def _date() -> datetime:

@@ -6,7 +6,6 @@ checked without a network.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from pydantic import Field, ValidationError
 from hydrapack.packing.manifest import MANIFEST
 from hydrapack.support.errors import Invalid, Mismatch, NotFound, unreadable
 from hydrapack.support.extras import need
-from hydrapack.support.schema import Strict, misfit, parse_json, read_bytes
+from hydrapack.support.schema import Strict, json_text, misfit, parse_json, read_bytes
 
 SIGNATURE = "manifest.sig"
 
@@ -30,7 +29,7 @@ class Signature(Strict):
 
     def text(self) -> str:
         """The file's content."""
-        return json.dumps(self.model_dump(), indent=2, sort_keys=True) + "\n"
+        return json_text(self.model_dump())
 
 
 def read_private_key(path: Path) -> Any:
