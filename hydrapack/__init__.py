@@ -72,7 +72,12 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'hydrapack' has no attribute {name!r}")
-    module = import_module(f"hydrapack.{_MODULES.get(name, 'support.errors')}")
+    try:
+        module = import_module(f"hydrapack.{_MODULES.get(name, 'support.errors')}")
+    except ModuleNotFoundError as error:
+        from hydrapack.support.extras import lacking
+
+        raise lacking(error) from error
     value = getattr(module, name)
     globals()[name] = value
     return value

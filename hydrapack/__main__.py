@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from hydrapack.support.errors import HydrapackError
+from hydrapack.support.extras import lacking
 from hydrapack.support.quiet import silence_libraries
 
 
@@ -21,6 +22,12 @@ def main() -> None:
         # A file's name or key may hold a line break; the message is one line all the same.
         line = as_options(" ".join(str(error).splitlines()))
         print(f"hydrapack: error: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        lacks = lacking(error)
+        if lacks is error:
+            raise
+        print(f"hydrapack: error: {lacks}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from hydrapack.adapters.peft_config import CONFIG, shown
+from hydrapack.support.digest import bytes_sha256
 from hydrapack.support.errors import Invalid, NotFound
 
 WEIGHTS, INDEX = "adapter_model.safetensors", "adapter_model.safetensors.index.json"
@@ -69,7 +70,7 @@ def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], str, Path]:
     path = folder / WEIGHTS
     if path.exists():
         data = _read(path)
-        return _tensors(path, data), hashlib.sha256(data).hexdigest(), path
+        return _tensors(path, data), bytes_sha256(data), path
     if (folder / INDEX).exists():
         return _read_shards(folder / INDEX)
     if (folder / "adapter_model.bin").exists():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING
 
 from hydrapack.support.errors import Invalid
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 PLACEHOLDER = "{input}"
 

@@ -118,3 +118,29 @@ def difference_norm(update: Update, A: torch.Tensor, B: torch.Tensor) -> tuple[f
     own = inner_product(own_a, own_b, own_a, own_b)
     rest = own - 2 * inner_product(own_a, own_b, A, B) + inner_product(A, B, A, B)
     return math.sqrt(max(float(rest), 0.0)), math.sqrt(max(float(own), 0.0))
+
+
+@dataclass
+class ErrorSum:
+    """How far merged updates are from the tasks', over all that was added, in Frobenius norm."""
+
+    lost: float = 0.0
+    """Squared norm of (updates - merged)."""
+    whole: float = 0.0
+    """Squared norm of the updates."""
+
+    def add(self, update: Update, A: torch.Tensor, B: torch.Tensor) -> float:
+        """Count one update and B @ A, which stands for it.
+
+        Returns:
+            the relative error of this one.
+        """
+        difference, own = difference_norm(update, A, B)
+        self.lost += difference**2
+        self.whole += own**2
+        return difference / own if own else difference
+
+    @property
+    def relative(self) -> float:
+        """Norm of (updates - merged) over norm of the updates; of no updates the former alone."""
+        return math.sqrt(self.lost / self.whole) if self.whole else math.sqrt(self.lost)

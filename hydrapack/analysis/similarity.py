@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from hydrapack.adapters.adapter import Adapter
-from hydrapack.adapters.update import difference_norm
+from hydrapack.adapters.update import ErrorSum
 from hydrapack.merging.method import MergeOptions
 from hydrapack.merging.modules import check_any, module_names, module_updates
 from hydrapack.merging.spectral import merge_spectral
@@ -92,7 +92,7 @@ def analyze(
             raise Invalid(
                 f"{adapter.folder}: is untrained, every lora_B is zero: there is nothing to compare"
             )
-    found, squares = [], [[0.0, 0.0] for _ in adapters]
+    found, sums = [], [ErrorSum() for _ in adapters]
     names = module_names(adapters)
     for done, name in enumerate(names):
         progress(done, len(names), "")
@@ -101,12 +101,10 @@ def analyze(
         pairs = list(itertools.combinations(factors, 2))
         rank = max(u.rank for u in updates)
         merged = merge_spectral(updates, MergeOptions(len(updates), rank))
-        lost = whole = 0.0
-        for k, update in enumerate(updates):
-            difference, own = difference_norm(update, merged.A, merged.heads[k])
-            squares[k][0] += difference**2
-            squares[k][1] += own**2
-            lost, whole = lost + difference**2, whole + own**2
+        together = ErrorSum()
+        for error, update, head in zip(sums, updates, merged.heads, strict=True):
+            error.add(update, merged.A, head)
+            together.add(update, merged.A, head)
         found.append(
             Similarity(
                 module=name,
@@ -114,14 +112,11 @@ def analyze(
                 b_mae=_mean([_mae(x[1], y[1]) for x, y in pairs]),
                 a_cca=_mean([_cca(x[0].T, y[0].T) for x, y in pairs]),
                 b_cca=_mean([_cca(x[1], y[1]) for x, y in pairs]),
-                shared_error=math.sqrt(lost / whole) if whole else 0.0,
+                shared_error=together.relative,
             )
         )
     progress(len(names), len(names), "")
-    errors = {
-        a.task: math.sqrt(lost / own) if own else 0.0
-        for a, (lost, own) in zip(adapters, squares, strict=True)
-    }
+    errors = {a.task: error.relative for a, error in zip(adapters, sums, strict=True)}
     return Analysis(tuple(a.task for a in adapters), found, errors)
 
 

@@ -7,14 +7,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from hydrapack.base.calibrate import Calibration, calibrated, generate_rows
 from hydrapack.base.decoder import CACHE_STEP, Decoder
 from hydrapack.base.integers import quantize_decoder
-from hydrapack.base.lower import lower_decoder
 from hydrapack.base.quality import (
     TEXTS,
     Quality,
@@ -31,8 +28,13 @@ from hydrapack.program.layout import layout_of, parse_targets
 from hydrapack.support.atomic import new_file
 from hydrapack.support.digest import bytes_sha256, file_sha256
 from hydrapack.support.errors import Invalid
+from hydrapack.support.extras import need
 from hydrapack.support.progress import Stage, silently
+from hydrapack.support.schema import json_text
 from hydrapack.support.texts import read_texts
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 DEFAULT_CONTEXT = 2048
 SELF = "self"
@@ -101,6 +103,9 @@ def export_base(
     >>> made.quant
     '8da8w'
     """
+    need("executorch")
+    from hydrapack.base.lower import lower_decoder
+
     model, output = str(model), Path(output)
     if bundle is not None:
         if rank is not None or targets is not None:
@@ -180,14 +185,15 @@ def export_base(
         partial.write_bytes(tokenizer_json)
     described = {"bytes": size, "sha256": digest, **metadata, "get_quant_scheme": formats}
     with new_file(output.with_name(output.name + ".json")) as partial:
-        content = json.dumps(described, indent=2, sort_keys=True)
-        partial.write_text(content + "\n", encoding="utf-8", newline="\n")
+        partial.write_text(json_text(described), encoding="utf-8", newline="\n")
     return ExportedBase(output, size, quant, why, formats, calibration, quality)
 
 
 def _tokenizer(content: bytes, model: str) -> Tokenizer:
+    tokenizers = need("tokenizers", "export")
     try:
-        return Tokenizer.from_buffer(content)
+        found: Tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        return found
     except Exception as error:  # the binding raises bare Exceptions
         raise Invalid(f"{model}: its tokenizer.json is none: {error}") from error
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from hydrapack.support.errors import Invalid, NotFound
+from hydrapack.support.extras import need
 
 BLOCK = 32
 """Columns that share a scale and an offset in every 4-bit format taken over here."""
@@ -57,8 +58,7 @@ class GgufModel:
         Raises:
             HydrapackError: missing, no GGUF, or of an architecture that is not supported.
         """
-        import gguf
-
+        gguf = need("gguf")
         if not path.is_file():
             raise NotFound(f"{path}: no such file")
         try:
@@ -100,8 +100,7 @@ class GgufModel:
         Raises:
             HydrapackError: a format that the package gguf cannot read.
         """
-        import gguf
-
+        gguf = need("gguf")
         tensor = self._tensors[name]
         try:
             values = gguf.dequantize(tensor.data, tensor.tensor_type)
@@ -137,10 +136,11 @@ class GgufModel:
         Raises:
             HydrapackError: keys are missing.
         """
-        from transformers import AutoConfig
-
+        transformers = need("transformers")
         try:
-            read = AutoConfig.from_pretrained(self.path.parent, gguf_file=self.path.name)
+            read = transformers.AutoConfig.from_pretrained(
+                self.path.parent, gguf_file=self.path.name
+            )
         except Exception as error:  # transformers' errors are many
             raise Invalid(f"{self.path}: its description cannot be read: {error}") from error
         raw: dict[str, Any] = read.to_dict()
@@ -157,11 +157,10 @@ class GgufModel:
         Raises:
             HydrapackError: transformers cannot read it.
         """
-        from transformers import AutoTokenizer
-
+        transformers = need("transformers")
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                tokenizer = AutoTokenizer.from_pretrained(
+                tokenizer = transformers.AutoTokenizer.from_pretrained(
                     self.path.parent, gguf_file=self.path.name
                 )
                 tokenizer.save_pretrained(scratch)

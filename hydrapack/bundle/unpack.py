@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from hydrapack.bundle.format import Bundle, BundleTask
 from hydrapack.bundle.merged import MergedVera
 from hydrapack.support.atomic import new_directory
 from hydrapack.support.errors import Invalid
+from hydrapack.support.schema import json_text
 from hydrapack.support.threads import one_thread
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -162,4 +162,4 @@ def exactly(names: list[str]) -> str:
 
 
 def _json(value: object) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n").encode()
+    return json_text(value).encode()

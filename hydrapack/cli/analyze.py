@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json, progress_bar
+from hydrapack.support.schema import json_text
 
 
 def analyze(
@@ -36,9 +36,9 @@ def analyze(
     from hydrapack.analysis import plots
     from hydrapack.analysis.similarity import analyze as compare
     from hydrapack.support.atomic import new_directory
-    from hydrapack.support.extras import require_matplotlib
+    from hydrapack.support.extras import need
 
-    require_matplotlib()
+    need("matplotlib")
     read = read_adapters(adapters, allow_base_mismatch)
     with progress_bar("comparing modules") as progress:
         found = compare(read, progress)
@@ -50,8 +50,7 @@ def analyze(
         "tasks": list(found.tasks),
     }
     with new_directory(out) as partial:
-        text = json.dumps(document, indent=2, sort_keys=True)
-        (partial / "analysis.json").write_text(text + "\n", encoding="utf-8", newline="\n")
+        (partial / "analysis.json").write_text(json_text(document), encoding="utf-8", newline="\n")
         plots.plot_similarity(found, partial / "similarity.png")
         plots.plot_tsne(read, partial / "tsne.png")
     if as_json:

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json, stages
+from hydrapack.support.extras import need
 from hydrapack.support.sizes import megabytes, parse_size
 
 
@@ -39,6 +40,8 @@ def demo(
 
         hydrapack demo --heads 5 --bits 8 --row 7
     """
+    for module in ("executorch", "tokenizers", "gguf", "transformers", "peft"):
+        need(module, "demo")
     from hydrapack.demo.job import run_demo
 
     with stages("demo") as stage:

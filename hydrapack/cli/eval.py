@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json, progress_bar
+from hydrapack.support.schema import json_text
 
 
 def evaluate(
@@ -38,9 +38,9 @@ def evaluate(
     from hydrapack.evaluate.spec import quick_config, read_config
     from hydrapack.evaluate.tables import by_group, markdown, plot
     from hydrapack.support.atomic import new_file
-    from hydrapack.support.extras import require_matplotlib
+    from hydrapack.support.extras import need
 
-    require_matplotlib()
+    need("matplotlib")
     read = read_config(config)
     if quick:
         read = quick_config(read)
@@ -49,7 +49,7 @@ def evaluate(
         results = evaluation.run(progress)
     document = evaluation.document(results)
     for name, text in (
-        ("results.json", json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"),
+        ("results.json", json_text(document)),
         ("results.md", markdown(results)),
     ):
         with new_file(out / name) as partial:

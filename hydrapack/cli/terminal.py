@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from rich.progress import (
 
 from hydrapack.support.progress import Progress as Report
 from hydrapack.support.progress import Stage
+from hydrapack.support.schema import json_text
 
 
 def output() -> Console:
@@ -41,7 +41,7 @@ def as_options(text: str) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output, keys sorted."""
-    print(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True))
+    print(json_text(value), end="")
 
 
 @contextmanager

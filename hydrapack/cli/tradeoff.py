@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json, progress_bar
 from hydrapack.support.errors import Invalid
+from hydrapack.support.schema import json_text
 from hydrapack.support.sizes import megabytes
 
 
@@ -48,9 +48,9 @@ def tradeoff(
     from hydrapack.analysis.plots import plot_trade_off
     from hydrapack.analysis.tradeoff import trade_off
     from hydrapack.support.atomic import new_directory
-    from hydrapack.support.extras import require_matplotlib
+    from hydrapack.support.extras import need
 
-    require_matplotlib()
+    need("matplotlib")
     widths = _numbers("--bits", bits)
     read = read_adapters(adapters, allow_base_mismatch)
     with progress_bar("factorizing modules") as progress:
@@ -59,8 +59,7 @@ def tradeoff(
     own = max(a.rank for a in read)
     document = {"adapters": [a.task for a in read], "points": [asdict(p) for p in points]}
     with new_directory(out) as partial:
-        text = json.dumps(document, indent=2, sort_keys=True)
-        (partial / "tradeoff.json").write_text(text + "\n", encoding="utf-8", newline="\n")
+        (partial / "tradeoff.json").write_text(json_text(document), encoding="utf-8", newline="\n")
         plot_trade_off(points, own, min(widths), partial / "tradeoff.png")
     if as_json:
         print_json(document)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from hydrapack.device.session import Session
 from hydrapack.merging.plan import merge_budget
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import DEFAULT_BITS, pack
+from hydrapack.support.digest import bytes_sha256
 from hydrapack.support.errors import Invalid
 from hydrapack.support.progress import Stage, silently
 from hydrapack.support.sizes import megabytes
@@ -187,7 +187,7 @@ def _base_program(rank: int, targets: tuple[str, ...], stage: Stage) -> Path:
             _source_digest(),
         ]
     )
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    digest = bytes_sha256(key.encode())[:16]
     model = smollm2.cache_directory() / "programs" / digest / "model.pte"
     needed = (model.name, model.name + ".json", "tokenizer.json")
     if not all((model.parent / name).exists() for name in needed):
@@ -212,8 +212,8 @@ def _described(model: Path) -> str:
 def _source_digest() -> str:
     """SHA-256 of the exporter's own source: a change to it makes another program."""
     package = Path(__file__).parents[1]
-    files = [*sorted((package / "base").glob("*.py")), package / "layout.py", package / "pte.py"]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    files = [file for room in ("base", "program") for file in sorted((package / room).glob("*.py"))]
+    return bytes_sha256(b"".join(file.read_bytes() for file in files))
 
 
 def _peft_answers(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from hydrapack.adapters.prompt import encode_prompt
+from hydrapack.support.extras import need
 
 Pairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 """A (rank, d_in) and B (d_out, rank), scaled, by module name."""
@@ -28,12 +29,12 @@ class PeftBackend:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        from tokenizers import Tokenizer
-        from transformers import AutoModelForCausalLM
-
-        self.model: Any = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype)
+        tokenizers, transformers = need("tokenizers", "eval"), need("transformers", "eval")
+        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            self.folder, dtype=self.dtype
+        )
         self.model.eval()
-        self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         # transformers 5.24 renamed it.
         named = inspect.signature(self.model.forward).parameters
         self._cache_argument = "cache" if "cache" in named else "past_key_values"

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from hydrapack.support.errors import Invalid
+from hydrapack.support.extras import need
 
 _TOKEN = re.compile(
     "[\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]"
@@ -37,11 +38,8 @@ class _Tokenizer:
 
 @lru_cache
 def _rouge(*kinds: str) -> Any:
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ImportError:
-        raise Invalid("ROUGE needs rouge-score: pip install 'hydrapack[eval]'") from None
-    return RougeScorer(list(kinds), tokenizer=_Tokenizer())
+    scorer = need("rouge_score.rouge_scorer")
+    return scorer.RougeScorer(list(kinds), tokenizer=_Tokenizer())
 
 
 def rouge_l(prediction: str, references: Sequence[str], source: str) -> float:

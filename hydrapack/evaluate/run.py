@@ -33,6 +33,7 @@ from hydrapack.packing.package import pack
 from hydrapack.program.layout import parse_targets
 from hydrapack.program.quantized import SCALE_BYTES, Rounding
 from hydrapack.support.atomic import new_file
+from hydrapack.support.digest import bytes_sha256
 from hydrapack.support.errors import Invalid
 from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.sizes import parse_size
@@ -331,7 +332,7 @@ def _bytes(module: StoredModule | Merged) -> int:
 
 def _digest(value: object) -> str:
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return bytes_sha256(text.encode())
 
 
 def _tensors_digest(pairs: Pairs) -> str:

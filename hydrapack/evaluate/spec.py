@@ -16,6 +16,7 @@ from hydrapack.merging.method import Knobs
 from hydrapack.merging.methods import find_method
 from hydrapack.program.quantized import BitWidth
 from hydrapack.support.errors import HydrapackError, Invalid, unreadable
+from hydrapack.support.extras import need
 from hydrapack.support.schema import Strict, misfit
 from hydrapack.support.sizes import parse_size
 
@@ -106,10 +107,7 @@ def read_config(path: Path) -> EvalConfig:
     Raises:
         HydrapackError: unreadable, not YAML, or a key that does not fit; names it.
     """
-    try:
-        import yaml
-    except ImportError:
-        raise Invalid("hydrapack eval needs PyYAML: pip install 'hydrapack[eval]'") from None
+    yaml = need("yaml")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         config = EvalConfig.model_validate(content)

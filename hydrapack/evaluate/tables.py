@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydrapack.evaluate.cases import Result
-from hydrapack.support.extras import require_matplotlib
+from hydrapack.support.extras import need
 
 
 def by_group(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
@@ -45,7 +45,7 @@ def _table(results: Sequence[Result]) -> str:
 
 def plot(results: Sequence[Result], target: Path) -> None:
     """MB against the average, a panel a group (the HydraOpt paper has S % in Fig. 1 and 4)."""
-    require_matplotlib()
+    need("matplotlib")
     import matplotlib
 
     matplotlib.use("Agg")

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydrapack.footprint.budgets import Judged
 from hydrapack.footprint.report import Report
-from hydrapack.support.extras import require_matplotlib
+from hydrapack.support.extras import need
 
 
 def growth_by_tasks(report: Report) -> str:
@@ -55,7 +55,7 @@ def budget_bars(judged: Sequence[Judged]) -> str:
 
 
 def _figure(height: float = 4.0) -> tuple[Any, Any]:
-    require_matplotlib()
+    need("matplotlib")
     import matplotlib
 
     matplotlib.use("Agg")

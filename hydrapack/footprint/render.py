@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hydrapack.footprint.budgets import Judged
 from hydrapack.footprint.report import Report
-from hydrapack.support.errors import Invalid
+from hydrapack.support.extras import need
 from hydrapack.support.sizes import megabytes
 
 COLUMNS: tuple[str, ...] = (
@@ -175,10 +175,7 @@ def html(reports: Sequence[Report], judged: Sequence[Judged], growth: Growth | N
     Raises:
         HydrapackError: jinja2 or matplotlib is not installed.
     """
-    try:
-        import jinja2
-    except ImportError:
-        raise Invalid("HTML pages need jinja2: pip install 'hydrapack[report]'") from None
+    jinja2 = need("jinja2")
     from hydrapack.footprint import charts
 
     drawn = [charts.growth_by_tasks(reports[0])]
@@ -187,16 +184,18 @@ def html(reports: Sequence[Report], judged: Sequence[Judged], growth: Growth | N
     if judged:
         drawn.append(charts.budget_bars(judged))
     page = jinja2.Environment(autoescape=True).from_string(_PAGE)
-    return page.render(
-        columns=COLUMNS,
-        rows=rows(reports),
-        warnings=warnings(reports),
-        budget_columns=BUDGET_COLUMNS,
-        budgets=budget_rows(judged),
-        growth=growth.lines() if growth else [],
-        baseline_columns=BASELINE_COLUMNS,
-        baselines=baseline_rows(reports),
-        charts=drawn,
+    return str(
+        page.render(
+            columns=COLUMNS,
+            rows=rows(reports),
+            warnings=warnings(reports),
+            budget_columns=BUDGET_COLUMNS,
+            budgets=budget_rows(judged),
+            growth=growth.lines() if growth else [],
+            baseline_columns=BASELINE_COLUMNS,
+            baselines=baseline_rows(reports),
+            charts=drawn,
+        )
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.adapters.update import LoraModule, Update, VeraModule, difference_norm
+from hydrapack.adapters.update import ErrorSum, LoraModule, Update, VeraModule
 from hydrapack.bundle.format import Bundle, BundleTask, describe_source
 from hydrapack.bundle.merged import Merged, MergedVera, stored_values
 from hydrapack.merging.method import MergeOptions, fit_head
@@ -69,21 +68,19 @@ def add(
     info = bundle.info
     modules: dict[str, Merged] = {}
     errors: dict[str, list[float]] = {}
-    sums = {"kept": 0.0, "remerged": 0.0, "own": 0.0}
+    error, again = ErrorSum(), ErrorSum()
     for name, module in bundle.modules.items():
         update = _update(adapter, name, module)
         new = fit_head(update, module).float()
         modules[name] = extended = _with_head(module, new)
-        difference, own = difference_norm(update, module.shared(), extended.head(module.choices))
-        sums["kept"] += difference**2
-        sums["remerged"] += _remerged(module, update) ** 2
-        sums["own"] += own**2
-        errors[name] = [*info.module_errors[name], difference / own if own else difference]
-    whole = math.sqrt(sums["own"]) or 1.0
+        own = error.add(update, module.shared(), extended.head(module.choices))
+        errors[name] = [*info.module_errors[name], own]
+        anew = _remerged(module, update)
+        again.add(update, anew.shared(), anew.head(-1))
     task = BundleTask(
         name=adapter.task,
         route=[module.choices for module in bundle.modules.values()],
-        relative_error=math.sqrt(sums["kept"]) / whole,
+        relative_error=error.relative,
         card=adapter.card,
         source=describe_source(adapter),
         task_type=adapter.task_type,
@@ -100,7 +97,7 @@ def add(
     return Extension(
         bundle=Bundle(new_info, modules).as_read(),
         relative_error=task.relative_error,
-        remerge_relative_error=math.sqrt(sums["remerged"]) / whole,
+        remerge_relative_error=again.relative,
     )
 
 
@@ -124,18 +121,15 @@ def _update(adapter: Adapter, name: str, module: Merged) -> Update:
     return LoraModule(torch.zeros(0, d_in), torch.zeros(d_out, 0))
 
 
-def _remerged(module: Merged, update: Update) -> float:
-    """Norm of the new task's error were A fitted to it and to the module's heads anew."""
+def _remerged(module: Merged, update: Update) -> Merged:
+    """The module with A fitted to the new task and to the module's heads anew; its head is last."""
     count = len(module.heads)
     options = MergeOptions(count + 1, module.rank)
-    again: Merged
     if isinstance(module, MergedVera):
         old = [VeraModule(module.d, head, module.A, module.B) for head in module.heads]
-        again = merge_vera([*old, update], options)  # type: ignore[list-item]
-    else:
-        heads = [LoraModule(module.A, module.head(m)) for m in range(count)]
-        again = merge_spectral([*heads, update], options)
-    return difference_norm(update, again.shared(), again.head(-1))[0]
+        return merge_vera([*old, update], options)  # type: ignore[list-item]
+    heads = [LoraModule(module.A, module.head(m)) for m in range(count)]
+    return merge_spectral([*heads, update], options)
 
 
 def _check(bundle: Bundle, adapter: Adapter, allow_base_mismatch: bool) -> None:

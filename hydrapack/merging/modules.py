@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from hydrapack.adapters.adapter import Adapter
-from hydrapack.adapters.update import Update, VeraModule, difference_norm
+from hydrapack.adapters.update import ErrorSum, Update, VeraModule
 from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask, describe_source
 from hydrapack.bundle.merged import Merged, Objective, stored_values
 from hydrapack.support.errors import Invalid
@@ -37,7 +37,7 @@ def merge_modules(
     """
     modules: dict[str, Merged] = {}
     module_errors: dict[str, list[float]] = {}
-    squared = [[0.0, 0.0] for _ in adapters]
+    sums = [ErrorSum() for _ in adapters]
     names = module_names(adapters)
     for done, name in enumerate(names):
         progress(done, len(names), "")
@@ -45,25 +45,22 @@ def merge_modules(
         modules[name] = merged = merge(name, updates)
         if not all(bool(torch.isfinite(t).all()) for t in merged.tensors.values()):
             raise Invalid(f"{name}: the merged values pass single precision; is an alpha wrong?")
-        errors, shared = [], merged.shared()
-        for k, update in enumerate(updates):
-            head = merged.head(merged.assignment[k])
-            difference, own = difference_norm(update, shared, head)
-            squared[k][0] += difference**2
-            squared[k][1] += own**2
-            errors.append(difference / own if own else difference)
-        module_errors[name] = errors
+        shared, heads = merged.shared(), [merged.head(head) for head in merged.assignment]
+        module_errors[name] = [
+            error.add(update, shared, head)
+            for error, update, head in zip(sums, updates, heads, strict=True)
+        ]
     progress(len(names), len(names), "")
     tasks = [
         BundleTask(
             name=adapter.task,
             route=[module.assignment[k] for module in modules.values()],
-            relative_error=math.sqrt(lost / own) if own else math.sqrt(lost),
+            relative_error=sums[k].relative,
             card=adapter.card,
             source=describe_source(adapter),
             task_type=adapter.task_type,
         )
-        for k, (adapter, (lost, own)) in enumerate(zip(adapters, squared, strict=True))
+        for k, adapter in enumerate(adapters)
     ]
     info = BundleInfo(
         hydrapack_version=__version__,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hydrapack.adapters.adapter import Adapter
-from hydrapack.adapters.update import Update, difference_norm, inner_product
+from hydrapack.adapters.update import ErrorSum, Update, inner_product
 from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.merged import Merged, MergedModule, Objective
 from hydrapack.bundle.stored import round_module
@@ -407,17 +407,15 @@ def merge_plan(
 
 def rounded_errors(adapters: Sequence[Adapter], bundle: Bundle) -> list[float]:
     """Each task's relative error as packed: of (updates - rounded) over the updates, in norm."""
-    squares = [[0.0, 0.0] for _ in adapters]
+    errors = [ErrorSum() for _ in adapters]
     assert bundle.info.bits is not None
     for name, module in bundle.modules.items():
         assert isinstance(module, MergedModule)
         bits = bundle.info.bits[name]
         stored = round_module(module, Rounding(bits, bits))
         for k, update in enumerate(module_updates(adapters, name)):
-            head = stored.head(stored.assignment[k])
-            for i, norm in enumerate(difference_norm(update, stored.shared(), head)):
-                squares[k][i] += norm**2
-    return [math.sqrt(lost / own) if own else 0.0 for lost, own in squares]
+            errors[k].add(update, stored.shared(), stored.head(stored.assignment[k]))
+    return [error.relative for error in errors]
 
 
 def steps_of(hulls: Mapping[str, list[Choice]]) -> list[Step]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,9 +20,17 @@ from hydrapack.adapters.task_card import (
 )
 from hydrapack.program.layout import Layout, parse_targets
 from hydrapack.program.quantized import BitWidth
-from hydrapack.support.digest import file_sha256
+from hydrapack.support.digest import bytes_sha256, file_sha256
 from hydrapack.support.errors import Invalid, Mismatch, unreadable
-from hydrapack.support.schema import Digest, Strict, misfit, parse_json, read_bytes, utf8_at_most
+from hydrapack.support.schema import (
+    Digest,
+    Strict,
+    json_text,
+    misfit,
+    parse_json,
+    read_bytes,
+    utf8_at_most,
+)
 
 MANIFEST, ADAPTERS = "manifest.json", "adapters.pte"
 
@@ -256,7 +262,7 @@ def check_fallback(fallback: str, tasks: Sequence[str], where: str) -> None:
 
 def package_digest(manifest: ManifestContent) -> str:
     """SHA-256 (hex) of the manifest's text with an empty ``package_digest``."""
-    return hashlib.sha256(_text(manifest, "").encode()).hexdigest()
+    return bytes_sha256(_text(manifest, "").encode())
 
 
 def sealed(manifest: ManifestContent, more: Sequence[ManifestFile] = ()) -> Manifest:
@@ -275,7 +281,7 @@ def manifest_text(manifest: Manifest) -> str:
 def _text(manifest: ManifestContent, digest: str) -> str:
     left_out = {name for name in ("lost_tasks", "metadata") if not getattr(manifest, name)}
     fields = manifest.model_dump(exclude=left_out) | {"package_digest": digest}
-    return json.dumps(fields, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
+    return json_text(fields)
 
 
 def describe_file(path: Path) -> ManifestFile:

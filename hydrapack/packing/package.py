@@ -41,6 +41,7 @@ from hydrapack.program.load import load_program
 from hydrapack.program.quantized import GROUP_SIZE, Rounding, check_bits, core_bits
 from hydrapack.support.atomic import new_directory
 from hydrapack.support.errors import Invalid, Mismatch
+from hydrapack.support.extras import need
 from hydrapack.support.schema import misfit
 from hydrapack.support.threads import one_thread
 from hydrapack.support.version import __version__
@@ -127,6 +128,7 @@ def pack(
     >>> package.bytes == package.folder.joinpath("adapters.pte").stat().st_size
     True
     """
+    need("executorch")
     bundle, target = Bundle.of(bundle), Path(target)
     key = None if signing_key is None else read_private_key(Path(signing_key))
     _roundings(bundle.info, bits, bits_a, bits_b, group_size)

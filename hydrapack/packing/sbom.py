@@ -10,6 +10,8 @@ from typing import Any
 
 from hydrapack.packing.manifest import ADAPTERS, ManifestContent
 from hydrapack.support.errors import Invalid
+from hydrapack.support.extras import need
+from hydrapack.support.schema import json_text
 
 SBOM = "sbom.cdx.json"
 
@@ -20,14 +22,12 @@ def ml_bom(manifest: ManifestContent) -> str:
     Raises:
         HydrapackError: cyclonedx-python-lib is not installed, or SOURCE_DATE_EPOCH is no number.
     """
-    try:
-        from cyclonedx.model import HashAlgorithm, HashType, Property
-        from cyclonedx.model.bom import Bom, BomMetaData
-        from cyclonedx.model.component import Component, ComponentType
-        from cyclonedx.model.license import LicenseExpression
-        from cyclonedx.output.json import JsonV1Dot6
-    except ImportError:
-        raise Invalid("`sbom` needs cyclonedx-python-lib: pip install 'hydrapack[sbom]'") from None
+    need("cyclonedx")
+    from cyclonedx.model import HashAlgorithm, HashType, Property
+    from cyclonedx.model.bom import Bom, BomMetaData
+    from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.model.license import LicenseExpression
+    from cyclonedx.output.json import JsonV1Dot6
 
     def component(name: str, kind: Any, digest: str | None, **more: Any) -> Any:
         hashes = [HashType(alg=HashAlgorithm.SHA_256, content=digest)] if digest else []
@@ -84,7 +84,7 @@ def ml_bom(manifest: ManifestContent) -> str:
         bom.register_dependency(adapter, [base])
     document = json.loads(JsonV1Dot6(bom).output_as_string())
     # The library numbers what it adds by itself at random nowhere but in its order.
-    return json.dumps(document, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
+    return json_text(document)
 
 
 def _date() -> datetime:

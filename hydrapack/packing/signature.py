@@ -6,7 +6,6 @@ checked without a network.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,8 @@ from pydantic import Field, ValidationError
 
 from hydrapack.packing.manifest import MANIFEST
 from hydrapack.support.errors import Invalid, Mismatch, NotFound, unreadable
-from hydrapack.support.schema import Strict, misfit, parse_json, read_bytes
+from hydrapack.support.extras import need
+from hydrapack.support.schema import Strict, json_text, misfit, parse_json, read_bytes
 
 SIGNATURE = "manifest.sig"
 
@@ -29,7 +29,7 @@ class Signature(Strict):
 
     def text(self) -> str:
         """The file's content."""
-        return json.dumps(self.model_dump(), indent=2, sort_keys=True) + "\n"
+        return json_text(self.model_dump())
 
 
 def read_private_key(path: Path) -> Any:
@@ -128,10 +128,9 @@ def verify_signature(package: Path, signed: bytes, public_key: str | None) -> Si
 
 
 def _cryptography() -> tuple[Any, Any, Any]:
-    try:
-        from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ed25519
-    except ImportError:
-        raise Invalid("signatures need cryptography: pip install 'hydrapack[signing]'") from None
-    return InvalidSignature, serialization, ed25519
+    primitives = "cryptography.hazmat.primitives"
+    return (
+        need("cryptography.exceptions").InvalidSignature,
+        need(f"{primitives}.serialization"),
+        need(f"{primitives}.asymmetric.ed25519"),
+    )

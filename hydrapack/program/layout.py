@@ -13,7 +13,6 @@ reads them where the runtime has them.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hydrapack.support.digest import bytes_sha256
 from hydrapack.support.errors import Invalid
 
 # In packing order. A group shares its input, hence one A product.
@@ -108,7 +108,7 @@ class Layout:
             },
             sort_keys=True,
         )
-        return hashlib.sha256(text.encode()).hexdigest()
+        return bytes_sha256(text.encode())
 
     def groups(self) -> list[tuple[str, ...]]:
         """The targets of one layer, grouped by shared input."""

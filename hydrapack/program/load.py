@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydrapack.support.errors import Invalid, NotFound, RuntimeFailure, unreadable
+from hydrapack.support.extras import need
 
 _MAGIC = slice(4, 6)
 FORWARD_VERSION = 1
@@ -76,6 +77,7 @@ def load_program(path: Path, method: str | None = None) -> LoadedProgram:
         raise unreadable(path, error) from error
     if magic != b"ET":
         raise Invalid(f"{path}: not an ExecuTorch program, or a damaged one")
+    need("executorch", "device")
     # Registers the quantized kernels with the runtime.
     import executorch.kernels.quantized  # noqa: F401
     from executorch.runtime import Runtime

@@ -6,6 +6,8 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hydrapack.support.extras import need
+
 
 @dataclass(frozen=True)
 class Check:
@@ -18,6 +20,7 @@ class Check:
 
 def junit_xml(suite: str, checks: Sequence[Check]) -> bytes:
     """The document; it holds no times, so that the same checks give the same bytes."""
+    need("junitparser")
     from junitparser import Failure, JUnitXml, TestCase, TestSuite
 
     cases = TestSuite(suite)

@@ -147,6 +147,11 @@ def _integer(text: str) -> int:
     return int(text)
 
 
+def json_text(value: Any) -> str:
+    """The one way hydrapack writes JSON: keys sorted, two spaces, UTF-8, a newline at the end."""
+    return json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
+
+
 def misfit(path: Path, error: ValidationError) -> Invalid:
     """The first of pydantic's complaints as one line that names the file and the key."""
     first = error.errors()[0]

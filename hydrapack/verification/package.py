@@ -14,7 +14,7 @@ import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.adapters.update import LoraModule, difference_norm
+from hydrapack.adapters.update import ErrorSum, LoraModule, difference_norm
 from hydrapack.bundle.format import Bundle
 from hydrapack.device.session import Session
 from hydrapack.packing.manifest import (
@@ -212,14 +212,13 @@ class _Programs:
 
     def against_bundle(self, task: ManifestTask, bundle: Bundle) -> str:
         stored = self.updates(task.name)
-        sums = [0.0, 0.0]
+        error = ErrorSum()
         for name, B in bundle.head(bundle.info.task(task.name)).items():
             if name not in stored:
                 raise Invalid(f"task {task.name!r}: the package does not have {name}")
             update = LoraModule(bundle.modules[name].shared(), B)
-            for i, norm in enumerate(difference_norm(update, *stored[name])):
-                sums[i] += norm**2
-        found = math.sqrt(sums[0] / sums[1]) if sums[1] else 0.0
+            error.add(update, *stored[name])
+        found = error.relative
         stated = math.sqrt(max(task.packed_relative_error**2 - task.merge_relative_error**2, 0.0))
         if found > stated * 1.01 + 1e-6:
             raise Invalid(
@@ -234,14 +233,13 @@ class _Programs:
         if source.digest != adapter.digest:
             raise Invalid(f"{adapter.folder}: is not the adapter that was merged (SHA-256)")
         stored = self.updates(task.name)
-        sums = [0.0, 0.0]
+        error = ErrorSum()
         for name, pair in stored.items():
             (d_out, _), (_, d_in) = pair[1].shape, pair[0].shape
             absent = LoraModule(torch.zeros(0, d_in), torch.zeros(d_out, 0))
             update = adapter.modules.get(name, absent)
-            for i, norm in enumerate(difference_norm(update, *pair)):
-                sums[i] += norm**2
-        found = math.sqrt(sums[0] / sums[1]) if sums[1] else math.sqrt(sums[0])
+            error.add(update, *pair)
+        found = error.relative
         if abs(found - task.packed_relative_error) > TOLERANCE + 0.02 * found:
             raise Invalid(
                 f"task {task.name!r}: its head is {found:.4f} from the adapter, "
