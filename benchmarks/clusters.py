@@ -20,7 +20,7 @@ from hydrapack.bundle.stored import store
 from hydrapack.merging.assignment import assign, joint
 from hydrapack.merging.method import MergeOptions
 from hydrapack.merging.two_sided import merge_two_sided
-from hydrapack.program.quantized import Rounding
+from hydrapack.program.quantized import Precision
 
 TASKS, RANK, DIM, SPAN = 40, 16, 576, 24
 CLUSTERS = (1, 2, 4, 8)
@@ -55,7 +55,7 @@ def stored(updates: list[LoraModule], clusters: int, size: int) -> tuple[int, fl
     for cluster in range(clusters):
         own = [update for update, at in zip(updates, route, strict=True) if at == cluster]
         merged = merge_two_sided(own, MergeOptions(len(own), size), size)
-        kept = store(merged, Rounding(4, 4))
+        kept = store(merged, Precision(4, 4))
         total += kept.bytes
         packed = kept.dequantize()
         for k, update in enumerate(own):

@@ -25,7 +25,7 @@ from hydrapack.adapters.update import inner_product
 from hydrapack.base.moments import input_moments
 from hydrapack.base.source import resolve_model
 from hydrapack.bundle.format import Bundle
-from hydrapack.evaluate.backends import PeftBackend
+from hydrapack.evaluate.backends import TorchBackend
 from hydrapack.evaluate.spec import read_rows
 from hydrapack.merging.calibrated import merge_calibrated, spans
 from hydrapack.merging.method import MergeOptions, divided, with_sizes
@@ -82,7 +82,7 @@ class Judge:
     """The base model with one task's A and B, on that task's rows."""
 
     def __init__(self, adapters: Sequence[Adapter], tasks: Sequence[str], rows: int) -> None:
-        self.backend = PeftBackend(resolve_model("demo:smollm2-135m-q4_1"), 1)
+        self.backend = TorchBackend(resolve_model("demo:smollm2-135m-q4_1"), 1)
         self.adapters = adapters
         self.rows: dict[str, list[list[int]]] = {}
         for adapter, task in zip(adapters, tasks, strict=True):

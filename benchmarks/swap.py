@@ -55,7 +55,7 @@ def main() -> None:
     from hydrapack.packing.program import lower_adapters
     from hydrapack.program.layout import layout_of
     from hydrapack.program.load import load_program
-    from hydrapack.program.quantized import Rounding
+    from hydrapack.program.quantized import Precision
 
     print("$ python benchmarks/swap.py\n")
     print(f"{torch.get_num_threads()} cores, Llama-3.2-1B shape, rank {RANK}, {TASKS} tasks\n")
@@ -68,7 +68,7 @@ def main() -> None:
                 folder = Path(scratch) / f"{output_rank}-{bits}"
                 storage = pack(bundle, folder, bits).manifest.storage
                 method = load_program(folder / ADAPTERS, "head").method("head")
-                stored = {n: store(m, Rounding(bits, bits)) for n, m in bundle.modules.items()}
+                stored = {n: store(m, Precision(bits, bits)) for n, m in bundle.modules.items()}
                 routes = [torch.full((len(layout.modules()),), k) for k in range(TASKS)]
                 named = {f"t{k}": route for k, route in enumerate(routes)}
                 eager = lower_adapters(layout, stored, named, Path(scratch) / "again.pte").heads

@@ -14,21 +14,23 @@ def main() -> None:
     if "--verbose" not in sys.argv:
         silence_libraries()
     from hydrapack.cli.app import app
-    from hydrapack.cli.terminal import as_options
 
     try:
         app(prog_name="hydrapack")
-    except HydrapackError as error:
-        # A file's name or key may hold a line break; the message is one line all the same.
-        line = as_options(" ".join(str(error).splitlines()))
-        print(f"hydrapack: error: {line}", file=sys.stderr)
+    except (HydrapackError, ModuleNotFoundError) as error:
+        print(f"hydrapack: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
-    except ModuleNotFoundError as error:
-        lacks = lacking(error)
-        if lacks is error:
-            raise
-        print(f"hydrapack: error: {lacks}", file=sys.stderr)
-        raise SystemExit(2) from None
+
+
+def one_line(error: BaseException) -> str:
+    """What a user reads of an error; one that is not of unusable input is raised again."""
+    from hydrapack.cli.terminal import as_options
+
+    shown = lacking(error) if isinstance(error, ModuleNotFoundError) else error
+    if not isinstance(shown, HydrapackError):
+        raise error
+    # A file's name or key may hold a line break; the message is one line all the same.
+    return as_options(" ".join(str(shown).splitlines()))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -164,8 +165,22 @@ def tiny(tiny_model, tmp_path_factory):
     return folder / "model.pte", package, folder
 
 
-def hydrapack(*arguments: object, env: dict[str, str] | None = None, **options):
-    """Run the installed command as a user does."""
+def hydrapack(*arguments: object, input: str | None = None):
+    """Run a command in this process: its exit code and what it prints."""
+    from typer.testing import CliRunner
+
+    from hydrapack.__main__ import one_line
+    from hydrapack.cli.app import app
+
+    done = CliRunner().invoke(app, [*map(str, arguments)], input=input, prog_name="hydrapack")
+    code, said = done.exit_code, done.stderr
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        code, said = 2, f"{said}hydrapack: error: {one_line(done.exception)}\n"
+    return SimpleNamespace(returncode=code, stdout=done.stdout, stderr=said)
+
+
+def process(*arguments: object, env: dict[str, str] | None = None, **options):
+    """Run the installed command in a process of its own, as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "hydrapack", *map(str, arguments)],
         capture_output=True,

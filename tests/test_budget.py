@@ -179,9 +179,9 @@ def test_budget_beats_uniform(uneven, tmp_path, kilobytes):
         merge = merge_adapters(adapters, heads=heads, rank=rank)
         merge.save(tmp_path / "uniform")
         from hydrapack.bundle.stored import store
-        from hydrapack.program.quantized import Rounding
+        from hydrapack.program.quantized import Precision
 
-        size = sum(store(m, Rounding(width, width)).bytes for m in merge.modules.values())
+        size = sum(store(m, Precision(width, width)).bytes for m in merge.modules.values())
         if size <= planned.storage.tensor_bytes:
             bundle = Bundle.load(tmp_path / "uniform")
             uniform.append((heads, rank, width, size, bundle))

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from conftest import edit_config, edit_tensors, hydrapack, module_names, write_adapter
+from conftest import edit_config, edit_tensors, hydrapack, module_names, process, write_adapter
 
 from hydrapack.cli.terminal import KNOBS
 from hydrapack.merging.methods import METHODS
@@ -30,12 +30,12 @@ def everything_below(folder):
 
 def test_merge_and_pack(adapters, tmp_path):
     bundle, package = tmp_path / "a bundle", tmp_path / "päckchen"
-    done = hydrapack("merge", *adapters, "-o", bundle, "--heads", 2)
+    done = process("merge", *adapters, "-o", bundle, "--heads", 2)
     assert done.returncode == 0 and done.stderr == ""
     assert "S = " in done.stdout and "task2" in done.stdout
-    done = hydrapack("merge", f"x={adapters[0]}", adapters[1], "-o", bundle, "--json")
+    done = process("merge", f"x={adapters[0]}", adapters[1], "-o", bundle, "--json")
     assert [t["name"] for t in json.loads(done.stdout)["tasks"]] == ["x", "task1"]
-    done = hydrapack("pack", bundle, "-o", package, "--json")
+    done = process("pack", bundle, "-o", package, "--json")
     assert done.returncode == 0 and done.stderr == ""
     manifest = json.loads(done.stdout)
     assert manifest == json.loads((package / "manifest.json").read_text())
@@ -53,7 +53,7 @@ def test_same_input_same_bytes(adapters, tmp_path):
             ("merge", *adapters, "-o", bundle, "--heads", 2),
             ("pack", bundle, "-o", package),
         ):
-            assert hydrapack(*command, env=environment).returncode == 0
+            assert process(*command, env=environment).returncode == 0
         files = [*sorted(bundle.iterdir()), *sorted(package.iterdir())]
         outputs.append([f.read_bytes() for f in files])
     assert outputs[0] == outputs[1]
@@ -108,9 +108,9 @@ def test_unwritable_targets(adapters, tiny_model, tmp_path):
         assert_refused(hydrapack(*command, "-o", tmp_path / "file" / "x"), tmp_path / "file")
     for name in ("merge", "pack"):
         assert_refused(hydrapack(*commands[name], "-o", tmp_path / "file"), "is a file")
-        done = hydrapack(*commands[name], "-o", old, preexec_fn=limit_file_size)
+        done = process(*commands[name], "-o", old, preexec_fn=limit_file_size)
         assert_refused(done, old, "cannot be written")
-    done = hydrapack(*commands["export"], "-o", tmp_path / "m.pte", preexec_fn=limit_file_size)
+    done = process(*commands["export"], "-o", tmp_path / "m.pte", preexec_fn=limit_file_size)
     assert_refused(done, "m.pte", "cannot be written")
     assert_refused(hydrapack(*commands["export"], "-o", old), "is a directory")
     assert everything_below(tmp_path) == before
@@ -211,7 +211,7 @@ def test_readme_commands_exist():
 
 def test_merges_help_fits_a_screen_and_names_every_method():
     screen = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "NO_COLOR": "1"}
-    text = hydrapack("merge", "--help", env=screen).stdout
+    text = process("merge", "--help", env=screen).stdout
     assert len(text.strip().splitlines()) <= 50
     words = " ".join(text.split())
     assert all(method.signature in words for method in METHODS)

@@ -34,7 +34,7 @@ from hydrapack.packing.manifest import (
 from hydrapack.packing.package import pack
 from hydrapack.packing.signature import SIGNATURE, sign_manifest
 from hydrapack.program.layout import layout_of, pack_a, pack_b
-from hydrapack.program.quantized import Rounding
+from hydrapack.program.quantized import Precision
 from hydrapack.support.errors import (
     Busy,
     ContextFull,
@@ -273,7 +273,7 @@ def test_two_sided_and_planned_packages(tiny, tmp_path, bits):
         session = Session(tiny[0], tmp_path / f"p{number}")
         layout = layout_of(bundle.shapes, bundle.info.rank)
         rounded = {
-            name: round_module(module, Rounding(width, width))
+            name: round_module(module, Precision(width, width))
             for name, module in bundle.modules.items()
             for width in [widths[name] if widths else bits]
         }

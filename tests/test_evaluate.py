@@ -16,7 +16,7 @@ from hydrapack.adapters.collect import read_adapters
 from hydrapack.analysis.similarity import analyze
 from hydrapack.bundle.stored import store
 from hydrapack.evaluate import metrics
-from hydrapack.evaluate.backends import PeftBackend
+from hydrapack.evaluate.backends import TorchBackend
 from hydrapack.evaluate.memory import PeakMemory
 from hydrapack.evaluate.metrics import edit_counts, score, squad_f1, weighted_rouge, words
 from hydrapack.evaluate.run import Evaluation
@@ -24,7 +24,7 @@ from hydrapack.evaluate.spec import EvalConfig, quick_config, read_config, read_
 from hydrapack.evaluate.tables import markdown, plot
 from hydrapack.merging.plan import merge_budget
 from hydrapack.packing.manifest import read_package
-from hydrapack.program.quantized import Rounding
+from hydrapack.program.quantized import Precision
 from hydrapack.support.errors import HydrapackError
 
 
@@ -251,13 +251,13 @@ def test_a_budgets_plan_is_kept(setting, tmp_path, monkeypatch):
     config = EvalConfig.model_validate({**content, "rows": 1})
     evaluation = Evaluation(config, setting.parent, tmp_path / "out")
     taken = []
-    answers = PeftBackend.answers
+    answers = TorchBackend.answers
 
     def spy(self, inputs, template, stop, count, pairs, progress):
         taken.append(pairs)
         return answers(self, inputs, template, stop, count, pairs, progress)
 
-    monkeypatch.setattr(PeftBackend, "answers", spy)
+    monkeypatch.setattr(TorchBackend, "answers", spy)
     peft, packed, four, packed_four = evaluation.run()
     assert len(taken) == 6
     folders = [evaluation._package_folder(case) for case in evaluation.cases()[1::2]]
@@ -270,7 +270,7 @@ def test_a_budgets_plan_is_kept(setting, tmp_path, monkeypatch):
         assert (set(widths.values()) == {4}) == (bits == 4)
         stored = 0
         for name, module in merge.modules.items():
-            part = store(module, Rounding(widths[name], widths[name]))
+            part = store(module, Precision(widths[name], widths[name]))
             stored += part.bytes
             rounded = part.dequantize()
             assert torch.equal(pairs[name][0], rounded.shared())

@@ -9,7 +9,7 @@ from hydrapack.adapters.update import difference_norm
 from hydrapack.bundle.stored import round_module, store
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.banks import MatrixBank, RowBank, pack_nibbles, unpack_nibbles
-from hydrapack.program.quantized import Rounding, noise_by_columns, quantize, stored_bytes
+from hydrapack.program.quantized import Precision, noise_by_columns, quantize, stored_bytes
 
 
 def normal(*shape, seed=0):
@@ -70,7 +70,7 @@ def test_refitted_heads_are_no_worse(tmp_path):
             added = {}
             for refit in (True, False):
                 stored = {
-                    name: round_module(module, Rounding(bits, bits), refit)
+                    name: round_module(module, Precision(bits, bits), refit)
                     for name, module in merged.modules.items()
                 }
                 added[refit] = error_of(adapters, stored) - exact
@@ -142,7 +142,7 @@ def test_module_bytes_are_what_banks_hold(tmp_path):
     merged = merge_adapters(read_adapters([f"x={folder}", f"y={folder}"]))
     module = next(iter(merged.modules.values()))
     for bits in (4, 8, 16, 32):
-        stored = store(module, Rounding(bits, bits))
+        stored = store(module, Precision(bits, bits))
         bank, matrix = RowBank([stored.heads], 8, 32), MatrixBank([stored.A])
         held = bank.get_buffer("rows").numel() * bank.get_buffer("rows").element_size()
         held += matrix.get_buffer("values").numel() * matrix.get_buffer("values").element_size()

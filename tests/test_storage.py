@@ -25,7 +25,7 @@ from hydrapack.packing.banks import Head
 from hydrapack.packing.package import pack
 from hydrapack.packing.program import Shared
 from hydrapack.program.layout import layout_of
-from hydrapack.program.quantized import SCALE_BYTES, Rounding
+from hydrapack.program.quantized import SCALE_BYTES, Precision
 from hydrapack.support.errors import HydrapackError
 from hydrapack.support.sizes import parse_size
 
@@ -120,7 +120,7 @@ def packed_bytes(folder, bits):
     bundle = Bundle.load(folder / "bundle")
     layout = layout_of(bundle.shapes, bundle.info.rank)
     names = layout.modules()
-    stored = {name: store(bundle.modules[name], Rounding(bits, bits)) for name in names}
+    stored = {name: store(bundle.modules[name], Precision(bits, bits)) for name in names}
     parts = Shared(layout, stored), Head([stored[name] for name in names], layout.rank)
     return tuple(
         sum(

@@ -28,7 +28,7 @@ from hydrapack.merging.uniform import merge_adapters
 from hydrapack.merging.plan import merge_budget
 from hydrapack.analysis.tradeoff import trade_off
 from hydrapack.packing.package import pack
-from hydrapack.program.quantized import Rounding
+from hydrapack.program.quantized import Precision
 from hydrapack.bundle.stored import store
 from hydrapack.bundle.unpack import unpack
 
@@ -85,7 +85,7 @@ files("one", out / "one")
 note("trade-off", *(asdict(p) for p in trade_off(read, [8, 16], [4])))
 note("analysis", analyze(read))
 modules = Bundle.load(out / "two-sided").modules.values()
-stored = [store(m, Rounding(4, 4)) for m in modules]
+stored = [store(m, Precision(4, 4)) for m in modules]
 note("rounded", *(b for m in stored for b in tensors(m.dequantize())))
 note("refitted", *(b for m in stored for b in tensors(m.merged)))
 assert torch.get_num_threads() == before

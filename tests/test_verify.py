@@ -64,7 +64,15 @@ def keys(tmp_path_factory):
 def signed(tiny, keys, tmp_path_factory):
     """A package with everything in it: model digests, card, bill of materials, signature."""
     folder = tmp_path_factory.mktemp("signed") / "package"
-    pack(tiny[2] / "bundle", folder, 8, model=tiny[0], card=True, sbom=True, signing_key=keys[0][0])
+    pack(
+        tiny[2] / "bundle",
+        folder,
+        8,
+        model=tiny[0],
+        model_card=True,
+        sbom=True,
+        signing_key=keys[0][0],
+    )
     return folder
 
 

@@ -2,7 +2,7 @@
 
 For a given assignment the best A of rank R is the first R of one set of eigenvectors, so one
 eigenproblem for each M serves all ranks: the squared error is the sum of the eigenvalues left out.
-Rounding is measured, not modelled: A and heads are quantized as the packer does.
+Precision is measured, not modelled: A and heads are quantized as the packer does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hydrapack.merging.objective import task_sizes
 from hydrapack.merging.spectral import fit
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.merging.uniform import merge_adapters
-from hydrapack.program.quantized import Rounding, check_bits
+from hydrapack.program.quantized import Precision, check_bits
 from hydrapack.support.errors import Invalid
 from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.threads import one_thread
@@ -172,7 +172,7 @@ def _add_points(
     for width in bits:
         total = sums.setdefault((method, *shape, width), _Sum(0, 0, [0.0] * len(updates)))
         total.parameters += stored_values([merged])
-        stored = store(merged, Rounding(width, width))
+        stored = store(merged, Precision(width, width))
         total.bytes += stored.bytes
         _add(total.squared, _errors(updates, stored.dequantize()))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from hydrapack.bundle.merged import MergedModule
-from hydrapack.program.quantized import SCALE_BYTES, Quantized, Rounding, core_bits, quantize
+from hydrapack.program.quantized import SCALE_BYTES, Precision, Quantized, core_bits, quantize
 from hydrapack.support.threads import one_thread
 
 
@@ -48,7 +48,7 @@ class StoredModule:
 
 
 @one_thread()
-def store(merged: MergedModule, rounding: Rounding, refit: bool = True) -> StoredModule:
+def store(merged: MergedModule, rounding: Precision, refit: bool = True) -> StoredModule:
     """The module at ``rounding``'s bits.
 
     Args:
@@ -79,6 +79,6 @@ def _solution(basis: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return gram @ (basis.T @ target)
 
 
-def round_module(merged: MergedModule, rounding: Rounding, refit: bool = True) -> MergedModule:
+def round_module(merged: MergedModule, rounding: Precision, refit: bool = True) -> MergedModule:
     """The module as the device will see it; see ``store``."""
     return store(merged, rounding, refit).dequantize()

@@ -60,7 +60,7 @@ def pack(
             group_size=group_size,
             fallback=fallback,
             model=model,
-            card=card,
+            model_card=card,
             sbom=sbom,
             signing_key=signing_key,
         )

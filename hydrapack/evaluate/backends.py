@@ -18,7 +18,7 @@ Pairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass
-class PeftBackend:
+class TorchBackend:
     """A transformers model whose adapted linears are patched with one task's A and B.
 
     As with PEFT, A and B stay float32 whatever the base's dtype is.

@@ -23,7 +23,7 @@ from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.merged import Merged, MergedModule, stored_values
 from hydrapack.bundle.stored import StoredModule, store
 from hydrapack.evaluate import metrics
-from hydrapack.evaluate.backends import Pairs, PeftBackend, executorch_answers
+from hydrapack.evaluate.backends import Pairs, TorchBackend, executorch_answers
 from hydrapack.evaluate.cases import Case, Result, cases
 from hydrapack.evaluate.memory import PeakMemory
 from hydrapack.evaluate.spec import EvalConfig, Row, TaskConfig, read_rows
@@ -31,7 +31,7 @@ from hydrapack.merging.plan import merge_budget
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import pack
 from hydrapack.program.layout import parse_targets
-from hydrapack.program.quantized import SCALE_BYTES, Rounding
+from hydrapack.program.quantized import SCALE_BYTES, Precision
 from hydrapack.support.atomic import new_file
 from hydrapack.support.digest import bytes_sha256
 from hydrapack.support.errors import Invalid
@@ -78,7 +78,7 @@ class Evaluation:
                 "hub id or demo:smollm2-135m-q4_1"
             )
         self.weights = weights_sha256(self.model_folder)
-        self._backend: PeftBackend | None = None
+        self._backend: TorchBackend | None = None
         self._packed: tuple[Case, Path] | None = None
         self._modules: dict[str, Merged] = {}
         self._tasks = {task.name: task for task in config.tasks}
@@ -228,7 +228,7 @@ class Evaluation:
             )
         if self._backend is None:
             dtype = getattr(torch, self.config.dtype)
-            self._backend = PeftBackend(self.model_folder, self.config.batch_size, dtype)
+            self._backend = TorchBackend(self.model_folder, self.config.batch_size, dtype)
         card = self.adapters[task.name].card
         return self._backend.answers(
             inputs, card.prompt_template, card.stop, task.max_new_tokens, pairs, progress
@@ -316,7 +316,7 @@ def _stored(bundle: Bundle) -> dict[str, StoredModule | Merged]:
     """The modules at their bits, by name; at 32 as they are."""
     bits = bundle.info.bits or {}
     return {
-        name: store(module, Rounding(bits[name], bits[name]))
+        name: store(module, Precision(bits[name], bits[name]))
         if isinstance(module, MergedModule) and bits[name] != 32
         else module
         for name, module in bundle.modules.items()

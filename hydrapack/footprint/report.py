@@ -15,7 +15,7 @@ from hydrapack.footprint.shapes import model_shapes
 from hydrapack.packing.manifest import MANIFEST, read_package
 from hydrapack.packing.package import Package
 from hydrapack.program.layout import ORDER, parse_targets
-from hydrapack.program.quantized import SCALE_BYTES, Rounding, check_bits, part_bytes, stored_bytes
+from hydrapack.program.quantized import SCALE_BYTES, Precision, check_bits, part_bytes, stored_bytes
 from hydrapack.support.errors import Invalid, NotFound
 
 
@@ -128,7 +128,7 @@ def planned(
             head + layers * own_head,
         )
         a, b = (
-            part_bytes((d_out, d_in), rank, 0, Rounding(bits, bits))
+            part_bytes((d_out, d_in), rank, 0, Precision(bits, bits))
             if adapter_type == "lora"
             else _vera_bytes(rank, d_out, bits)
         )
@@ -194,7 +194,7 @@ def _of_package(path: Path, model_bytes: int | None) -> Report:
     modules: dict[str, int] = {}
     for module in manifest.modules:
         target = _target(module.name)
-        rounding = Rounding(module.bits_a, module.bits_b, manifest.group_size)
+        rounding = Precision(module.bits_a, module.bits_b, manifest.group_size)
         a, b = part_bytes(shapes[target], module.rank, module.output_rank, rounding)
         if module.stored_heads:
             a, b = _with_factors(a, b, module.heads, module.stored_heads)
@@ -237,7 +237,7 @@ def _of_bundle(bundle: Bundle, name: str, model_bytes: int | None) -> Report:
     for module_name, module in bundle.modules.items():
         bits = planned_bits.get(module_name, 8)
         a, b = (
-            part_bytes(module.shape, module.rank, module.output_rank, Rounding(bits, bits))
+            part_bytes(module.shape, module.rank, module.output_rank, Precision(bits, bits))
             if isinstance(module, MergedModule)
             else _vera_bytes(module.rank, len(module.B), bits)
         )

@@ -34,7 +34,7 @@ from hydrapack.merging.program_size import adapters_bytes
 from hydrapack.merging.spectral import SPECTRAL, merge_spectral
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.program.layout import layout_of
-from hydrapack.program.quantized import Rounding, check_bits
+from hydrapack.program.quantized import Precision, check_bits
 from hydrapack.support.errors import HydrapackError, Invalid
 from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.threads import one_thread
@@ -412,7 +412,7 @@ def rounded_errors(adapters: Sequence[Adapter], bundle: Bundle) -> list[float]:
     for name, module in bundle.modules.items():
         assert isinstance(module, MergedModule)
         bits = bundle.info.bits[name]
-        stored = round_module(module, Rounding(bits, bits))
+        stored = round_module(module, Precision(bits, bits))
         for k, update in enumerate(module_updates(adapters, name)):
             errors[k].add(update, stored.shared(), stored.head(stored.assignment[k]))
     return [error.relative for error in errors]

@@ -9,7 +9,7 @@ from hydrapack.packing.manifest import ManifestContent
 CARD = "README.md"
 
 
-def model_card(manifest: ManifestContent) -> str:
+def card_text(manifest: ManifestContent) -> str:
     """Markdown with a YAML head (https://huggingface.co/docs/hub/model-cards)."""
     storage = manifest.storage
     licenses = {source.license for source in manifest.sources}

@@ -32,13 +32,13 @@ from hydrapack.packing.manifest import (
     read_package,
     sealed,
 )
-from hydrapack.packing.model_card import CARD, model_card
+from hydrapack.packing.model_card import CARD, card_text
 from hydrapack.packing.program import Lowered, lower_adapters
 from hydrapack.packing.sbom import SBOM, ml_bom
 from hydrapack.packing.signature import read_private_key, sign_manifest
 from hydrapack.program.layout import Layout, layout_of
 from hydrapack.program.load import load_program
-from hydrapack.program.quantized import GROUP_SIZE, Rounding, check_bits, core_bits
+from hydrapack.program.quantized import GROUP_SIZE, Precision, check_bits, core_bits
 from hydrapack.support.atomic import new_directory
 from hydrapack.support.errors import Invalid, Mismatch
 from hydrapack.support.extras import need
@@ -99,7 +99,7 @@ def pack(
     group_size: int = GROUP_SIZE,
     fallback: str = "error",
     model: str | Path | None = None,
-    card: bool = False,
+    model_card: bool = False,
     sbom: bool = False,
     signing_key: str | Path | None = None,
 ) -> Package:
@@ -115,7 +115,7 @@ def pack(
         model: the model.pte it will run on: its layout and rank are checked, its layers counted
             (without one, up to the last adapted), and the digests of its weights and tokenizer
             noted. Modules that no adapter has get zeros.
-        card: write a model card (README.md) too.
+        model_card: write one (README.md) too.
         sbom: write a CycloneDX ML-BOM (sbom.cdx.json) too.
         signing_key: an Ed25519 private key (PEM) to sign the manifest with.
 
@@ -161,8 +161,8 @@ def pack(
         except ValidationError as error:
             raise misfit(target / MANIFEST, error) from error
         documents = {}
-        if card:
-            documents[CARD] = model_card(manifest)
+        if model_card:
+            documents[CARD] = card_text(manifest)
         if sbom:
             documents[SBOM] = ml_bom(manifest)
         for name, text in documents.items():
@@ -236,7 +236,7 @@ def with_all_modules(bundle: Bundle, layout: Layout) -> Bundle:
     return Bundle(info, modules)
 
 
-def _check_range(bundle: Bundle, roundings: dict[str, Rounding]) -> None:
+def _check_range(bundle: Bundle, roundings: dict[str, Precision]) -> None:
     """Refuse values that the half-precision scales of a bit width cannot hold."""
     top = {4: 7 * HALF_MAX, 8: 127 * HALF_MAX, 16: HALF_MAX}
     for name, module in bundle.modules.items():
@@ -253,7 +253,7 @@ def _check_range(bundle: Bundle, roundings: dict[str, Rounding]) -> None:
 
 def _roundings(
     info: BundleInfo, bits: int | None, bits_a: int | None, bits_b: int | None, group_size: int
-) -> dict[str, Rounding]:
+) -> dict[str, Precision]:
     for name, value in (("bits", bits), ("bits_a", bits_a), ("bits_b", bits_b)):
         if value is not None:
             check_bits(name, value)
@@ -264,7 +264,7 @@ def _roundings(
     roundings = {}
     for name in info.modules:
         own: int = bits or planned.get(name, DEFAULT_BITS)
-        roundings[name] = Rounding(bits_a or own, bits_b or own, group_size)
+        roundings[name] = Precision(bits_a or own, bits_b or own, group_size)
     return roundings
 
 

@@ -33,7 +33,7 @@ _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 
 
 @dataclass(frozen=True)
-class Rounding:
+class Precision:
     """How A and B are stored: bits a value of each, and the group size of 4 bits."""
 
     bits_a: int = 8
@@ -161,7 +161,7 @@ def stored_bytes(rows: int, columns: int, bits: int, group_size: int = GROUP_SIZ
 
 
 def part_bytes(
-    shape: tuple[int, int], rank: int, output_rank: int, rounding: Rounding
+    shape: tuple[int, int], rank: int, output_rank: int, rounding: Precision
 ) -> tuple[int, int]:
     """Bytes as packed of what all tasks share of a module, A (and U), and of one head, B (or C).
 
