@@ -137,13 +137,13 @@ def shapes(args: argparse.Namespace) -> None:
         f"{swapped[5] / 1e6:.1f} with five; a head is {one / 1e6:.1f} MB packed, "
         f"{4 * one / 1e6:.1f} dequantized"
     )
-    library = args.out / "native" / "runtime" / "libhydrapack.so"
+    library = args.out / "native" / "runtime" / "libhydrapack_c.so"
     print(
         f"\nswap: {swap:.2f} ms median, {least:.2f} min; loading a program with",
         end="",
     )
     print(f" its adapter inside: {load:.0f} ms, {load / swap:.0f} times the median swap")
-    print(f"libhydrapack.so, stripped: {stripped(library):,} bytes")
+    print(f"libhydrapack_c.so, stripped: {stripped(library):,} bytes")
     sizes = {n: p.stat().st_size for n, p in programs.items()}
     heads = (package / "adapters.pte").stat().st_size
     print(f"files, MB: {', '.join(f'{n} {s / 1e6:.1f}' for n, s in sizes.items())}, ", end="")

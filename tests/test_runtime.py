@@ -573,7 +573,7 @@ def test_smollm2(native, tmp_path, quant):
         return
     # A process of its own: one with Python's executorch loaded cannot hold the C++ kernels too.
     done = subprocess.run(
-        [sys.executable, "-c", TOKEN_BY_TOKEN, native / "libhydrapack.so", model, package],
+        [sys.executable, "-c", TOKEN_BY_TOKEN, native / "libhydrapack_c.so", model, package],
         input="".join(json.dumps(request) + "\n" for request in asked),
         capture_output=True,
         text=True,

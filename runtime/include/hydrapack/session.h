@@ -35,12 +35,6 @@
 
 #include <hydrapack/result.h>
 
-#if defined(__GNUC__)
-#define HYDRAPACK_EXPORT __attribute__((visibility("default")))
-#else
-#define HYDRAPACK_EXPORT
-#endif
-
 namespace hydrapack {
 
 struct OpenOptions {
@@ -131,7 +125,7 @@ struct Task {
   Sampling sampling;
 };
 
-class HYDRAPACK_EXPORT Session {
+class Session {
  public:
   // NotFound, Io: a file. Invalid: a malformed file or option. Mismatch: a digest, the signature,
   // rank or layout, or the package is bound to another base model.
