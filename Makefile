@@ -11,7 +11,7 @@ help:
 	@echo "make test    the tests (make test ARGS='-k merge' for some of them)"
 	@echo "make test-slow  the long fuzzing of adapters"
 	@echo "make lint    ruff, mypy and import-linter"
-	@echo "make runtime the C++ runtime and hydrapack-run, in build/runtime"
+	@echo "make runtime the C++ runtime's libraries and hydrapack-run, in build/runtime"
 	@echo "make android the Android app's APK, by Maven (JDK 17, aapt, apksigner, zipalign, dexdump)"
 	@echo "make bench   measure decode speed, swap and export"
 

@@ -194,14 +194,14 @@ def shapes(args: argparse.Namespace) -> None:
         f"{swapped[5] / 1e6:.1f} with five; a head is {one / 1e6:.1f} MB packed, "
         f"{4 * one / 1e6:.1f} dequantized"
     )
-    library = args.out / "native" / "runtime" / "libhydrapack.so"
+    library = args.out / "native" / "runtime" / "libhydrapack_c.so"
     print(f"\nswap: {swap:.2f} ms median, {least:.2f} min", end="")
     if FORMS["fixed"] in cases:
         load = middle(alone, FORMS["fixed"], "load_ms")
         print(f"; loading a program with its adapter inside: {load:.0f} ms", end="")
         print(f", {load / swap:.0f} times the median swap", end="")
     print()
-    print(f"libhydrapack.so, stripped: {stripped(library):,} bytes")
+    print(f"libhydrapack_c.so, stripped: {stripped(library):,} bytes")
     programs = {name: Path(case.partition("@")[0]) for name, case in cases.items()}
     sizes = {n: p.stat().st_size for n, p in programs.items()}
     heads = (package / "adapters.pte").stat().st_size

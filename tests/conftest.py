@@ -227,7 +227,7 @@ def build(folder, *options, executorch=SITE / "executorch", targets=()):
     ]  # fmt: skip
     done = subprocess.run(configure, capture_output=True, text=True)
     if done.returncode:
-        for name, package in (("nlohmann_json", "nlohmann-json3-dev"), ("GTest", "libgtest-dev")):
+        for name, package in (("nlohmann/json", "nlohmann-json3-dev"), ("GTest", "libgtest-dev")):
             if name in done.stderr:
                 pytest.skip(f"the C++ runtime needs {name} ({package} on Debian)")
         raise AssertionError(done.stdout + done.stderr)

@@ -136,10 +136,10 @@ def test_sanitized(fixtures, tmp_path):
 
 
 def test_threads(fixtures, tmp_path):
-    """With ThreadSanitizer: other threads look at a session and stop it while it answers."""
+    """With ThreadSanitizer: threads on a session, and sessions of an engine on theirs."""
     folder = sanitized(tmp_path, "thread")
     done = run_ctest(folder, fixtures, GTEST_FILTER="Threads.*:Session.AnotherCall*:Generate.Stop*")
-    assert "[  PASSED  ] 3 tests." in done.stdout and "WARNING" not in done.stderr
+    assert "[  PASSED  ] 4 tests." in done.stdout and "WARNING" not in done.stderr
 
 
 def serve(native, model, package, requests, *options, runner=()):
@@ -570,7 +570,7 @@ def test_smollm2(native, tmp_path, quant):
         return
     # A process of its own: one with Python's executorch loaded cannot hold the C++ kernels too.
     done = subprocess.run(
-        [sys.executable, "-c", TOKEN_BY_TOKEN, native / "libhydrapack.so", model, package],
+        [sys.executable, "-c", TOKEN_BY_TOKEN, native / "libhydrapack_c.so", model, package],
         input="".join(json.dumps(request) + "\n" for request in asked),
         capture_output=True,
         text=True,
@@ -612,7 +612,7 @@ def compiles(tmp_path, name, source, *options):
 
 
 def test_examples_compile(tmp_path):
-    """Those of the README and of session.h's head, without a warning."""
+    """Those of the README and of the headers' heads, without a warning."""
     text = (ROOT / "runtime" / "README.md").read_text(encoding="utf-8")
     fences = re.findall(r"^```(\w+)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     blocks = {kind: [code for k, code in fences if k == kind] for kind in ("cpp", "c")}
@@ -621,10 +621,11 @@ def test_examples_compile(tmp_path):
         compiles(tmp_path, f"readme{i}.cpp", code, "-std=c++17")
     for i, code in enumerate(blocks["c"]):
         compiles(tmp_path, f"readme{i}.c", code, "-std=c11")
-    header = (ROOT / "runtime" / "include" / "hydrapack" / "session.h").read_text(encoding="utf-8")
-    head = header.split("#pragma once")[0]
-    example = [line[5:] for line in head.splitlines() if line.startswith("//   ")]
-    assert any("generate" in line for line in example)
-    body = "\n".join(example)
-    source = f"#include <cstdio>\n#include <hydrapack/session.h>\nint main() {{\n{body}\n}}\n"
-    compiles(tmp_path, "header.cpp", source, "-std=c++17")
+    for name in ("session", "engine"):
+        path = ROOT / "runtime" / "include" / "hydrapack" / f"{name}.h"
+        head = path.read_text(encoding="utf-8").split("#pragma once")[0]
+        example = [line[5:] for line in head.splitlines() if line.startswith("//   ")]
+        assert any("open" in line for line in example)
+        body = "\n".join(example)
+        source = f"#include <cstdio>\n#include <hydrapack/session.h>\nint main() {{\n{body}\n}}\n"
+        compiles(tmp_path, f"{name}.cpp", source, "-std=c++17")

@@ -9,10 +9,27 @@
 
 using Json = nlohmann::json;
 
+// What the command line asks for.
+struct Arguments {
+  std::string model, package;
+  hydrapack::OpenOptions open;
+  std::optional<std::string> task;  // of lines that name none
+  bool help = false;
+  bool bench = false;
+  long swaps = 0;
+};
+
+const char* help_text();
+hydrapack::Result<Arguments> read_arguments(int count, char** given);
+
+// To standard error; the exit code.
 int fail(const std::string& message);
 
 // One line to standard output. A message may quote bytes that are no UTF-8: they are replaced.
 void print(const Json& json);
+
+Json error_json(const hydrapack::Error& error);
+Json stats_json(const hydrapack::Stats& stats);
 
 // 64 hex digits as they are, else the key of a PEM file (SubjectPublicKeyInfo).
 hydrapack::Result<std::string> public_key_of(const std::string& argument);

@@ -1,9 +1,16 @@
-/* C interface of the runtime, for JNI, Swift and other languages; session.h says more of each call.
+/* C interface of the runtime, for JNI, Swift and other languages; session.h and engine.h say more of
+ * each call.
  *
  * Handles are opaque; a function that can fail returns a code (0 is success), and
  * hydrapack_last_error says why, for the calling thread. A session is for one thread at a time
  * (HYDRAPACK_BUSY); hydrapack_stop, _position, _current_task, _get_stats and what never changes may
- * be called from any thread until hydrapack_close, which must be the last call. */
+ * be called from any thread until hydrapack_close, which must be the last call. Calls on an engine
+ * are for any thread; sessions of one engine may run on threads of their own.
+ *
+ * Structs begin with struct_size, the caller's sizeof, so that later versions can add fields: the
+ * library reads and writes so many bytes and no more, and takes fields beyond them as their defaults.
+ * It must end with a field that the library knows; 0, or more than the library's own, is
+ * HYDRAPACK_INVALID. hydrapack_default_... set it. */
 #ifndef HYDRAPACK_H
 #define HYDRAPACK_H
 
@@ -20,6 +27,8 @@ extern "C" {
 #define HYDRAPACK_API
 #endif
 
+/* What sessions of one model and package share, and a session. */
+typedef struct hydrapack_engine hydrapack_engine;
 typedef struct hydrapack_session hydrapack_session;
 
 enum {
@@ -42,15 +51,18 @@ enum {
 };
 
 typedef struct {
+  size_t struct_size;
   int check_digests;      /* compare SHA-256 digests; 1 by default */
   const char* public_key; /* 64 hex digits: manifest.sig must be this key's; null asks for none */
   /* A folder of the app's own where XNNPACK's packed weights are kept, so that the next open maps
    * them; null: none. Nobody else may write to it. */
   const char* weight_cache;
+  int share_weights; /* without such a folder: one packed copy in memory for all sessions; 0 by default */
 } hydrapack_open_options;
 
 /* How hydrapack_step chooses among the logits. */
 typedef struct {
+  size_t struct_size;
   float temperature; /* 0 to 100; 0 is greedy */
   int64_t top_k;     /* 0 for all */
   float top_p;       /* above 0, at most 1 for all */
@@ -65,6 +77,7 @@ typedef const char* (*hydrapack_token_text)(int64_t token, size_t* size, void* u
 
 /* Negative values: the task's own, or the bare base model's (128 tokens, greedy). */
 typedef struct {
+  size_t struct_size;
   int64_t max_new_tokens;
   float temperature;
   int64_t top_k;
@@ -80,6 +93,7 @@ typedef struct {
 } hydrapack_options;
 
 typedef struct {
+  size_t struct_size;
   double load_ms, swap_ms, prefill_ms, decode_ms;
   int64_t prefill_tokens, decode_tokens, decode_calls;
   int64_t model_bytes, adapter_bytes, resident_bytes;
@@ -92,12 +106,43 @@ HYDRAPACK_API const char* hydrapack_code_name(int code);
 /* stop, length, context, stopped; "" for what is none. */
 HYDRAPACK_API const char* hydrapack_finish_name(int finish);
 
-HYDRAPACK_API hydrapack_open_options hydrapack_default_open_options(void);
-HYDRAPACK_API hydrapack_sampling hydrapack_default_sampling(void);
-/* All of them the task's own. */
-HYDRAPACK_API hydrapack_options hydrapack_default_options(void);
+/* The defaults in a struct of struct_size bytes, which is set too; of hydrapack_options all are the
+ * task's own. For callers without C's inline functions below. */
+HYDRAPACK_API int hydrapack_init_open_options(hydrapack_open_options* options, size_t struct_size);
+HYDRAPACK_API int hydrapack_init_sampling(hydrapack_sampling* sampling, size_t struct_size);
+HYDRAPACK_API int hydrapack_init_options(hydrapack_options* options, size_t struct_size);
 
-/* options may be null: the default ones. */
+/* Structs of the header's own size: inline, since a caller compiled with another header has another.
+ * What a library of an older version cannot set up, it refuses when it is used. */
+static inline hydrapack_open_options hydrapack_default_open_options(void) {
+  hydrapack_open_options options;
+  (void)hydrapack_init_open_options(&options, sizeof options);
+  return options;
+}
+static inline hydrapack_sampling hydrapack_default_sampling(void) {
+  hydrapack_sampling sampling;
+  (void)hydrapack_init_sampling(&sampling, sizeof sampling);
+  return sampling;
+}
+static inline hydrapack_options hydrapack_default_options(void) {
+  hydrapack_options options;
+  (void)hydrapack_init_options(&options, sizeof options);
+  return options;
+}
+
+/* What sessions share, opened and checked once. options may be null: the default ones. */
+HYDRAPACK_API int hydrapack_engine_open(
+    const char* model,
+    const char* package,
+    const hydrapack_open_options* options,
+    hydrapack_engine** engine);
+/* A session on it, with a text of its own. */
+HYDRAPACK_API int hydrapack_engine_session(
+    const hydrapack_engine* engine, hydrapack_session** session);
+/* Its sessions hold what they need: it may be closed before them. */
+HYDRAPACK_API void hydrapack_engine_close(hydrapack_engine* engine);
+
+/* A session with an engine of its own. options may be null: the default ones. */
 HYDRAPACK_API int hydrapack_open(
     const char* model,
     const char* package,
@@ -114,7 +159,8 @@ HYDRAPACK_API const char* hydrapack_task_language(const hydrapack_session* sessi
 HYDRAPACK_API size_t hydrapack_task_stop_count(const hydrapack_session* session, size_t index);
 HYDRAPACK_API const char* hydrapack_task_stop(
     const hydrapack_session* session, size_t index, size_t stop);
-/* What negative options stand for. NotFound: no such index. */
+/* What negative options stand for, in a struct whose struct_size is set; its other fields are the
+ * default ones afterwards. NotFound: no such index. */
 HYDRAPACK_API int hydrapack_task_defaults(
     const hydrapack_session* session, size_t index, hydrapack_options* options);
 
@@ -153,7 +199,8 @@ HYDRAPACK_API int hydrapack_reset(hydrapack_session* session);
 HYDRAPACK_API int64_t hydrapack_position(const hydrapack_session* session);
 HYDRAPACK_API int64_t hydrapack_max_context(const hydrapack_session* session);
 HYDRAPACK_API int64_t hydrapack_vocab_size(const hydrapack_session* session);
-HYDRAPACK_API void hydrapack_get_stats(const hydrapack_session* session, hydrapack_stats* stats);
+/* Into a struct whose struct_size is set. */
+HYDRAPACK_API int hydrapack_get_stats(const hydrapack_session* session, hydrapack_stats* stats);
 
 #ifdef __cplusplus
 }

@@ -5,6 +5,12 @@
 
 #include <hydrapack/session.h>
 
+#include "c_structs.h"
+
+struct hydrapack_engine {
+  hydrapack::Engine held;
+};
+
 struct hydrapack_session {
   std::unique_ptr<hydrapack::Session> held;
 };
@@ -38,6 +44,31 @@ const hydrapack::Task* task_at(const hydrapack_session* session, size_t index) {
   return index < hydrapack_task_count(session) ? &session->held->tasks()[index] : nullptr;
 }
 
+template <typename Struct>
+int initialized(Struct* target, size_t struct_size) {
+  return guarded([&]() -> hydrapack::Error {
+    if (target == nullptr) return missing("an argument");
+    return hydrapack::initialize(target, struct_size);
+  });
+}
+
+hydrapack::Result<hydrapack::OpenOptions> open_options_of(const hydrapack_open_options* given) {
+  const auto options = hydrapack::taken(given);
+  if (!options.ok()) return options.error();
+  hydrapack::OpenOptions chosen;
+  chosen.check_digests = options.value().check_digests != 0;
+  if (const char* key = options.value().public_key) {
+    chosen.public_key = key;
+    // A key that was meant and is empty must not pass for none.
+    if (chosen.public_key.empty()) {
+      return hydrapack::Error{hydrapack::Code::Invalid, "public_key is empty"};
+    }
+  }
+  if (const char* folder = options.value().weight_cache) chosen.weight_cache = folder;
+  chosen.share_weights = options.value().share_weights != 0;
+  return chosen;
+}
+
 hydrapack::GenerateOptions options_of(const hydrapack_options& options) {
   hydrapack::GenerateOptions chosen;
   if (!(options.max_new_tokens < 0)) chosen.max_new_tokens = options.max_new_tokens;
@@ -69,11 +100,45 @@ const char* hydrapack_finish_name(int finish) {
   return hydrapack::name(static_cast<hydrapack::Finish>(finish));
 }
 
-hydrapack_open_options hydrapack_default_open_options(void) { return {1, nullptr, nullptr}; }
-hydrapack_sampling hydrapack_default_sampling(void) { return {0, 0, 1}; }
-hydrapack_options hydrapack_default_options(void) {
-  return {-1, -1, -1, -1, 0, 0, nullptr, 0, nullptr, nullptr};
+int hydrapack_init_open_options(hydrapack_open_options* options, size_t struct_size) {
+  return initialized(options, struct_size);
 }
+int hydrapack_init_sampling(hydrapack_sampling* sampling, size_t struct_size) {
+  return initialized(sampling, struct_size);
+}
+int hydrapack_init_options(hydrapack_options* options, size_t struct_size) {
+  return initialized(options, struct_size);
+}
+
+int hydrapack_engine_open(
+    const char* model,
+    const char* package,
+    const hydrapack_open_options* options,
+    hydrapack_engine** engine) {
+  return guarded([&]() -> hydrapack::Error {
+    if (engine != nullptr) *engine = nullptr;
+    if (model == nullptr || package == nullptr || engine == nullptr) return missing("an argument");
+    const auto chosen = open_options_of(options);
+    if (!chosen.ok()) return chosen.error();
+    auto opened = hydrapack::Engine::open(model, package, chosen.value());
+    if (!opened.ok()) return opened.error();
+    *engine = new hydrapack_engine{std::move(opened.value())};
+    return {};
+  });
+}
+
+int hydrapack_engine_session(const hydrapack_engine* engine, hydrapack_session** session) {
+  return guarded([&]() -> hydrapack::Error {
+    if (session != nullptr) *session = nullptr;
+    if (engine == nullptr || session == nullptr) return missing("an argument");
+    auto opened = engine->held.open_session();
+    if (!opened.ok()) return opened.error();
+    *session = new hydrapack_session{std::move(opened.value())};
+    return {};
+  });
+}
+
+void hydrapack_engine_close(hydrapack_engine* engine) { delete engine; }
 
 int hydrapack_open(
     const char* model,
@@ -83,17 +148,9 @@ int hydrapack_open(
   return guarded([&]() -> hydrapack::Error {
     if (session != nullptr) *session = nullptr;
     if (model == nullptr || package == nullptr || session == nullptr) return missing("an argument");
-    hydrapack::OpenOptions chosen;
-    if (options != nullptr) {
-      chosen.check_digests = options->check_digests != 0;
-      if (options->public_key != nullptr) {
-        chosen.public_key = options->public_key;
-        // A key that was meant and is empty must not pass for none.
-        if (chosen.public_key.empty()) return {hydrapack::Code::Invalid, "public_key is empty"};
-      }
-      if (options->weight_cache != nullptr) chosen.weight_cache = options->weight_cache;
-    }
-    auto opened = hydrapack::Session::open(model, package, chosen);
+    const auto chosen = open_options_of(options);
+    if (!chosen.ok()) return chosen.error();
+    auto opened = hydrapack::Session::open(model, package, chosen.value());
     if (!opened.ok()) return opened.error();
     *session = new hydrapack_session{std::move(opened.value())};
     return {};
@@ -137,12 +194,12 @@ int hydrapack_task_defaults(
     if (session == nullptr || options == nullptr) return missing("an argument");
     const auto* task = task_at(session, index);
     if (task == nullptr) return {hydrapack::Code::NotFound, "no task of that index"};
-    *options = hydrapack_default_options();
-    options->max_new_tokens = task->max_new_tokens;
-    options->temperature = task->sampling.temperature;
-    options->top_k = task->sampling.top_k;
-    options->top_p = task->sampling.top_p;
-    return {};
+    auto own = hydrapack::defaults<hydrapack_options>();
+    own.max_new_tokens = task->max_new_tokens;
+    own.temperature = task->sampling.temperature;
+    own.top_k = task->sampling.top_k;
+    own.top_p = task->sampling.top_p;
+    return hydrapack::give(own, options);
   });
 }
 
@@ -177,9 +234,10 @@ int hydrapack_step(
     hydrapack_session* session, const hydrapack_sampling* sampling, int64_t* token) {
   return guarded([&]() -> hydrapack::Error {
     if (session == nullptr || token == nullptr) return missing("an argument");
-    hydrapack::Sampling chosen;
-    if (sampling != nullptr) chosen = {sampling->temperature, sampling->top_k, sampling->top_p};
-    auto made = session->held->step(chosen);
+    const auto chosen = hydrapack::taken(sampling);
+    if (!chosen.ok()) return chosen.error();
+    const hydrapack_sampling& s = chosen.value();
+    auto made = session->held->step({s.temperature, s.top_k, s.top_p});
     if (!made.ok()) return made.error();
     *token = made.value();
     return {};
@@ -214,7 +272,9 @@ int hydrapack_generate(
     int* finish) {
   return guarded([&]() -> hydrapack::Error {
     if (session == nullptr || (ids == nullptr && count > 0)) return missing("an argument");
-    if (options != nullptr && options->stop_ids == nullptr && options->stop_count > 0) {
+    const auto chosen = hydrapack::taken(options);
+    if (!chosen.ok()) return chosen.error();
+    if (chosen.value().stop_ids == nullptr && chosen.value().stop_count > 0) {
       return missing("stop_ids");
     }
     std::function<bool(int64_t)> forward;
@@ -222,9 +282,7 @@ int hydrapack_generate(
       forward = [&](int64_t token) { return callback(token, user) != 0; };
     }
     auto generated = session->held->generate(
-        std::vector<int64_t>(ids, ids + count),
-        options_of(options != nullptr ? *options : hydrapack_default_options()),
-        forward);
+        std::vector<int64_t>(ids, ids + count), options_of(chosen.value()), forward);
     if (!generated.ok()) return generated.error();
     if (made != nullptr) *made = generated.value().ids.size();
     if (finish != nullptr) *finish = static_cast<int>(generated.value().finish);
@@ -255,9 +313,14 @@ int64_t hydrapack_vocab_size(const hydrapack_session* session) {
   return session == nullptr ? 0 : session->held->vocab_size();
 }
 
-void hydrapack_get_stats(const hydrapack_session* session, hydrapack_stats* stats) {
-  if (session == nullptr || stats == nullptr) return;
-  const hydrapack::Stats s = session->held->stats();
-  *stats = {s.load_ms,       s.swap_ms,      s.prefill_ms,  s.decode_ms,     s.prefill_tokens,
-            s.decode_tokens, s.decode_calls, s.model_bytes, s.adapter_bytes, s.resident_bytes};
+int hydrapack_get_stats(const hydrapack_session* session, hydrapack_stats* stats) {
+  return guarded([&]() -> hydrapack::Error {
+    if (session == nullptr || stats == nullptr) return missing("an argument");
+    const hydrapack::Stats s = session->held->stats();
+    const hydrapack_stats own = {
+        sizeof(hydrapack_stats), s.load_ms,        s.swap_ms,       s.prefill_ms,
+        s.decode_ms,             s.prefill_tokens, s.decode_tokens, s.decode_calls,
+        s.model_bytes,           s.adapter_bytes,  s.resident_bytes};
+    return hydrapack::give(own, stats);
+  });
 }

@@ -50,7 +50,7 @@ Result<Plan> Session::State::plan(const GenerateOptions& options) const {
   }
   const Error error = Sampler::check(plan.sampling);
   if (!error.ok()) return error;
-  plan.ends = eos_ids;
+  plan.ends = engine->eos_ids;
   if (options.stop_ids) {
     plan.ends.insert(plan.ends.end(), options.stop_ids->begin(), options.stop_ids->end());
   }
@@ -85,7 +85,7 @@ Result<Generated> Session::State::generate(
       made.finish = Finish::Stopped;
       return made;
     }
-    if (pending && position >= max_context) {
+    if (pending && position >= engine->limits.context) {
       made.finish = Finish::Context;
       return made;
     }

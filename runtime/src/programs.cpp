@@ -25,15 +25,16 @@ Result<EValue> constant(Module& module, const std::string& path, const char* nam
 
 }  // namespace
 
-Result<std::unique_ptr<Module>> load_module(
-    const std::string& path, const char* method, const WeightCache* weights) {
+Error runtime_error(const std::string& what, executorch::runtime::Error error) {
+  return {Code::Runtime, what + " (ExecuTorch error " + std::to_string(static_cast<int>(error)) + ")"};
+}
+
+Result<std::unique_ptr<Module>> load_module(const std::string& path, const char* method) {
   const auto size = file_bytes(path);
   if (!size.ok()) return size.error();
   auto module = std::make_unique<Module>(path, Module::LoadMode::Mmap);
   // The whole flatbuffer is checked: offsets in a damaged one would lead anywhere.
-  const auto loaded = weights != nullptr
-      ? weights->load(*module)
-      : module->load(Program::Verification::InternalConsistency);
+  const auto loaded = module->load(Program::Verification::InternalConsistency);
   if (loaded != executorch::runtime::Error::Ok) {
     return Error{Code::Invalid, path + ": not an ExecuTorch program, or a damaged one"};
   }

@@ -9,13 +9,13 @@
 #include <executorch/extension/module/module.h>
 #include <hydrapack/result.h>
 
-#include "weight_cache.h"
-
 namespace hydrapack {
+
+Error runtime_error(const std::string& what, executorch::runtime::Error error);
 
 // A mapped program whose flatbuffer has been checked and that has the method.
 Result<std::unique_ptr<executorch::extension::Module>> load_module(
-    const std::string& path, const char* method, const WeightCache* weights = nullptr);
+    const std::string& path, const char* method);
 
 // What a constant method gives; path names the program in messages.
 Result<int64_t> integer_constant(

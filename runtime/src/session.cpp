@@ -37,6 +37,14 @@ class Guard {
 Session::Session(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Session::~Session() = default;
 
+Result<std::unique_ptr<Session>> Session::open(
+    const std::string& model, const std::string& package, const OpenOptions& options) {
+  const auto started = Clock::now();
+  const auto engine = Engine::open(model, package, options);
+  if (!engine.ok()) return engine.error();
+  return State::open(engine.value().shared_, started);
+}
+
 Error Session::use(const std::optional<std::string>& task, int64_t keep_prefix) {
   Guard guard(state_->busy);
   return guard.entered() ? state_->use(task, keep_prefix) : Guard::busy();
@@ -103,10 +111,10 @@ std::string Session::task() const {
   return task != nullptr ? task->shown.name : "";
 }
 
-const std::vector<Task>& Session::tasks() const { return state_->tasks; }
+const std::vector<Task>& Session::tasks() const { return state_->engine->tasks; }
 int64_t Session::position() const { return state_->position; }
-int64_t Session::max_context() const { return state_->max_context; }
-int64_t Session::vocab_size() const { return state_->vocab; }
+int64_t Session::max_context() const { return state_->engine->limits.context; }
+int64_t Session::vocab_size() const { return state_->engine->limits.vocab; }
 
 Stats Session::stats() const {
   Stats stats;

@@ -1,8 +1,7 @@
-// Swapping heads, and running tokens through the program.
+// Opening a session, swapping its heads, and running tokens through its program.
 #include "state.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include <executorch/extension/tensor/tensor.h>
 
@@ -15,8 +14,20 @@ using executorch::runtime::EValue;
 
 }  // namespace
 
-Error runtime_error(const std::string& what, executorch::runtime::Error error) {
-  return {Code::Runtime, what + " (ExecuTorch error " + std::to_string(static_cast<int>(error)) + ")"};
+Result<std::unique_ptr<Session>> Session::State::open(
+    std::shared_ptr<Engine::Shared> engine, Clock::time_point started) {
+  auto state = std::make_unique<State>(std::move(engine));
+  const Engine::Shared& shared = *state->engine;
+  auto forward = state->engine->open_forward();
+  if (!forward.ok()) return forward.error();
+  state->model = std::move(forward.value());
+  state->b.assign(static_cast<size_t>(shared.sizes.b_values), 0.0f);
+  const Error error = state->bind_all();
+  if (!error.ok()) return error;
+  state->stats.model_bytes = shared.model_bytes;
+  state->stats.adapter_bytes = 4 * (shared.sizes.a_values + shared.sizes.b_values);
+  state->stats.load_ms = ms_since(started);
+  return std::unique_ptr<Session>(new Session(std::move(state)));
 }
 
 Error Session::State::bind(size_t input, void* data, const Sizes& sizes, ScalarType type) {
@@ -28,11 +39,12 @@ Error Session::State::bind(size_t input, void* data, const Sizes& sizes, ScalarT
 Error Session::State::bind_all() {
   Error error = bind(kOn, &on, {}, ScalarType::Long);
   size_t input = kAdapter;
-  for (const auto& [data, all] : {std::pair{&a, &a_sizes}, std::pair{&b, &b_sizes}}) {
+  const AdapterSizes& sizes = engine->sizes;
+  for (const auto& [data, all] : {std::pair{&engine->a, &sizes.a}, std::pair{&b, &sizes.b}}) {
     float* at = data->data();
-    for (const Sizes& sizes : *all) {
-      if (error.ok()) error = bind(input++, at, sizes, ScalarType::Float);
-      at += values(sizes);
+    for (const Sizes& matrix : *all) {
+      if (error.ok()) error = bind(input++, at, matrix, ScalarType::Float);
+      at += values(matrix);
     }
   }
   return error;
@@ -41,22 +53,8 @@ Error Session::State::bind_all() {
 Error Session::State::take_head(const ManifestTask* chosen) {
   on = 0;
   if (chosen == nullptr) return {};
-  auto route = from_blob(
-      const_cast<int64_t*>(chosen->route.data()),
-      Sizes{static_cast<int32_t>(chosen->route.size())},
-      ScalarType::Long);
-  auto outputs = adapters->execute("head", EValue(route));
-  if (!outputs.ok()) return runtime_error("head failed", outputs.error());
-  // The vector is one matrix with all modules side by side; the model takes each in one piece.
-  const float* given = outputs->at(0).toTensor().const_data_ptr<float>();
-  const size_t width = b.size() / b_sizes[0][0];
-  float* target = b.data();
-  for (const Sizes& sizes : b_sizes) {
-    for (int32_t row = 0; row < sizes[0]; row++, target += sizes[1]) {
-      std::memcpy(target, given + row * width, sizes[1] * sizeof(float));
-    }
-    given += sizes[1];
-  }
+  const Error error = engine->head(chosen->route, b);
+  if (!error.ok()) return error;
   on = 1;
   return {};
 }
@@ -75,7 +73,7 @@ Error Session::State::swap(const std::optional<std::string>& name, int64_t keep_
   const auto started = Clock::now();
   const ManifestTask* chosen = nullptr;
   if (name) {
-    const auto found = manifest.find(*name);
+    const auto found = engine->manifest.find(*name);
     if (!found.ok()) return found.error();
     chosen = found.value();
   }
@@ -99,14 +97,15 @@ Error Session::State::swap(const std::optional<std::string>& name, int64_t keep_
 }
 
 Error Session::State::check_ids(const int64_t* ids, int64_t count, int64_t start) const {
-  if (count > max_context - start) {
+  const int64_t context = engine->limits.context;
+  if (count > context - start) {
     return {
         Code::ContextFull,
         std::to_string(count) + " tokens do not fit: " + std::to_string(start) + " of " +
-            std::to_string(max_context) + " are taken"};
+            std::to_string(context) + " are taken"};
   }
   for (int64_t i = 0; i < count; i++) {
-    if (ids[i] < 0 || ids[i] >= vocab) {
+    if (ids[i] < 0 || ids[i] >= engine->limits.vocab) {
       return {Code::Invalid, "token " + std::to_string(ids[i]) + " is not in the vocabulary"};
     }
   }
@@ -133,7 +132,7 @@ Error Session::State::run(const int64_t* ids, int64_t count, int64_t wanted) {
     return {Code::Runtime, "forward gives no tensor"};
   }
   const auto tensor = outputs->at(0).toTensor();
-  if (tensor.scalar_type() != ScalarType::Float || tensor.numel() != wanted * vocab) {
+  if (tensor.scalar_type() != ScalarType::Float || tensor.numel() != wanted * engine->limits.vocab) {
     return {Code::Runtime, "forward gives logits of another size"};
   }
   logits = tensor.const_data_ptr<float>();
@@ -143,8 +142,9 @@ Error Session::State::run(const int64_t* ids, int64_t count, int64_t wanted) {
 Error Session::State::append(const int64_t* ids, int64_t count) {
   Error error = check_ids(ids, count, position);
   if (!error.ok()) return error;
-  for (int64_t start = 0; start < count; start += max_seq) {
-    const int64_t part = std::min(max_seq, count - start);
+  const int64_t most = engine->limits.seq;
+  for (int64_t start = 0; start < count; start += most) {
+    const int64_t part = std::min(most, count - start);
     error = run(ids + start, part, 1);
     if (!error.ok()) {
       // What the cache holds now is not known.
@@ -159,7 +159,7 @@ Error Session::State::append(const int64_t* ids, int64_t count) {
 // One more token of an answer; of what is guessed after it, at most `useful` tokens can be of use.
 Error Session::State::advance(int64_t token, int64_t useful) {
   if (lookup && lookup->known(token)) {
-    logits += vocab;
+    logits += engine->limits.vocab;
     position += 1;
     return {};
   }
@@ -167,7 +167,8 @@ Error Session::State::advance(int64_t token, int64_t useful) {
   if (!lookup) return append(&token, 1);
   Error error = check_ids(&token, 1, position);
   if (!error.ok()) return error;
-  const int64_t room = std::min(max_rows, max_context - position) - 1;
+  const Limits& limits = engine->limits;
+  const int64_t room = std::min(limits.rows, limits.context - position) - 1;
   std::vector<int64_t> ids = {token};
   const auto guessed = lookup->guess(token, std::min(useful, room));
   ids.insert(ids.end(), guessed.begin(), guessed.end());
@@ -218,7 +219,7 @@ Result<int64_t> Session::State::step(const Sampling& sampling, int64_t useful) {
       s.decode_tokens += 1;
     });
   }
-  const auto token = sampler.pick(logits, vocab, sampling);
+  const auto token = sampler.pick(logits, engine->limits.vocab, sampling);
   if (token.ok()) pending = token.value();
   return token;
 }

@@ -1,4 +1,4 @@
-// What a session is made of; open.cpp fills it, session.cpp guards it.
+// What a session is made of; session.cpp guards it.
 #pragma once
 
 #include <atomic>
@@ -9,9 +9,8 @@
 #include <hydrapack/session.h>
 
 #include "lookup.h"
-#include "manifest.h"
-#include "programs.h"
 #include "sampler.h"
+#include "shared.h"
 
 namespace hydrapack {
 
@@ -20,8 +19,6 @@ using Clock = std::chrono::steady_clock;
 inline double ms_since(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 }
-
-Error runtime_error(const std::string& what, executorch::runtime::Error error);
 
 // The options of one answer, with the task's own where the caller says nothing.
 struct Plan {
@@ -34,27 +31,19 @@ struct Plan {
   std::function<std::string(int64_t)> token_text;
 };
 
-// The inputs of forward: tokens, their positions, the rows whose logits are wanted, whether the
-// adapter counts, and its matrices. A program says by this version that it takes these.
-constexpr size_t kOn = 3, kAdapter = 4;
-constexpr int64_t kForwardVersion = 1;
-
 struct Session::State {
-  // Fixed once open.
-  std::unique_ptr<executorch::extension::Module> model;
-  std::unique_ptr<executorch::extension::Module> adapters;
-  Manifest manifest;
-  std::vector<Task> tasks;
-  std::vector<int64_t> eos_ids;
-  int64_t max_context = 0;
-  int64_t max_seq = 0;   // tokens a call
-  int64_t max_rows = 0;  // logits a call
-  int64_t vocab = 0;
+  explicit State(std::shared_ptr<Engine::Shared> shared) : engine(std::move(shared)) {}
+  // A session on the engine; its load_ms is counted from started.
+  static Result<std::unique_ptr<Session>> open(
+      std::shared_ptr<Engine::Shared> engine, Clock::time_point started);
 
-  // The adapter's matrices, one after the other, as the model takes them: it reads them here. Where
-  // `on` is 0 it reads none.
-  std::vector<Sizes> a_sizes, b_sizes;
-  std::vector<float> a, b;
+  // Fixed once open. The engine holds the mapped file that the model runs from: it goes last.
+  const std::shared_ptr<Engine::Shared> engine;
+  std::unique_ptr<executorch::extension::Module> model;
+
+  // The matrices of b in use, one after the other, as the model takes them: it reads them here.
+  // Where `on` is 0 it reads none, nor those of a.
+  std::vector<float> b;
   int64_t on = 0;
 
   // The text.
@@ -80,7 +69,6 @@ struct Session::State {
     change(stats);
   }
 
-  Error match_programs(const std::string& model_path, const std::string& adapters_path);
   Error bind(size_t input, void* data, const Sizes& sizes, executorch::aten::ScalarType type);
   Error bind_all();
   Error take_head(const ManifestTask* chosen);

@@ -1,5 +1,6 @@
 #include "weight_cache.h"
 
+#include <atomic>
 #include <cstdio>
 #include <filesystem>
 
@@ -35,6 +36,31 @@ bool fits(const std::string& path, bool check_digest) {
   return digest.ok() && text.value() == note(size.value(), digest.value());
 }
 
+// Whether a file that was made has its note and then its place.
+bool moved(const std::string& made, const std::string& path) {
+  const auto size = file_bytes(made);
+  const auto digest = file_sha256(made);
+  if (!size.ok() || !digest.ok()) return false;
+  const std::string noted = note_of(made);
+  std::FILE* file = std::fopen(noted.c_str(), "w");
+  if (file == nullptr) return false;
+  const bool written = std::fputs(note(size.value(), digest.value()).c_str(), file) >= 0;
+  std::error_code error;
+  if (std::fclose(file) == 0 && written) {
+    std::filesystem::rename(made, path, error);
+    if (!error) std::filesystem::rename(noted, note_of(path), error);
+    if (!error) return true;
+  }
+  std::filesystem::remove(noted, error);
+  return false;
+}
+
+// A name that no other engine of this or another process makes a file under.
+std::string part_of(const std::string& path) {
+  static std::atomic<unsigned> count{0};
+  return path + "." + std::to_string(::getpid()) + "." + std::to_string(count++) + ".part";
+}
+
 }  // namespace
 
 Result<WeightCache> WeightCache::in(
@@ -45,7 +71,7 @@ Result<WeightCache> WeightCache::in(
   }
   WeightCache cache;
   cache.path_ = folder + "/" + model_sha256.substr(0, 16) + ".xnnpack";
-  const std::string part = cache.path_ + "." + std::to_string(::getpid()) + ".part";
+  const std::string part = part_of(cache.path_);
   if (part.size() >= executorch::runtime::kMaxOptionValueLength) {
     return Error{Code::Invalid, folder + ": too long a path for the weight cache"};
   }
@@ -62,7 +88,7 @@ executorch::runtime::Error WeightCache::load(executorch::extension::Module& modu
   executorch::runtime::BackendOptions<2> options;
   executorch::runtime::LoadBackendOptionsMap all;
   auto error = options.set_option(kEnabled, true);
-  if (error == executorch::runtime::Error::Ok) {
+  if (error == executorch::runtime::Error::Ok && !path_.empty()) {
     error = options.set_option(kPath, (made_.empty() ? path_ : made_).c_str());
   }
   if (error == executorch::runtime::Error::Ok) error = all.set_options(kBackend, options.view());
@@ -70,25 +96,16 @@ executorch::runtime::Error WeightCache::load(executorch::extension::Module& modu
   return module.load(all, Program::Verification::InternalConsistency);
 }
 
-void WeightCache::keep() const {
-  if (made_.empty()) return;
-  const auto size = file_bytes(made_);
-  const auto digest = file_sha256(made_);
-  std::error_code error;
-  if (size.ok() && digest.ok()) {
-    const std::string noted = made_ + ".sha256";
-    std::FILE* file = std::fopen(noted.c_str(), "w");
-    if (file != nullptr) {
-      const bool written = std::fputs(note(size.value(), digest.value()).c_str(), file) >= 0;
-      if (std::fclose(file) == 0 && written) {
-        std::filesystem::rename(made_, path_, error);
-        if (!error) std::filesystem::rename(noted, note_of(path_), error);
-        if (!error) return;
-      }
-      std::filesystem::remove(noted, error);
-    }
+bool WeightCache::keep() {
+  if (made_.empty()) return false;
+  const bool there = moved(made_, path_);
+  if (!there) {
+    std::error_code error;
+    std::filesystem::remove(made_, error);
+    path_.clear();
   }
-  std::filesystem::remove(made_, error);
+  made_.clear();
+  return there;
 }
 
 }  // namespace hydrapack

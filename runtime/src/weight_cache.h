@@ -1,4 +1,5 @@
-// XNNPACK's packed weights in a file: made when a program is first loaded, mapped afterwards.
+// One copy of XNNPACK's packed weights for all sessions: in a file, made when a program is first loaded
+// and mapped afterwards, or in memory.
 #pragma once
 
 #include <string>
@@ -8,24 +9,28 @@
 
 namespace hydrapack {
 
-// The file of one program in a folder of the app's own. XNNPACK trusts what is in it, so its size,
-// and if asked its SHA-256, are compared with those that keep() noted beside it; a file that does
-// not fit is made anew.
 class WeightCache {
  public:
-  // NotFound, Io: the folder. Invalid: its path is too long.
+  // One for the process: weights of one content are packed once, whoever's they are.
+  static WeightCache in_memory() { return {}; }
+
+  // The file of one program in a folder of the app's own. XNNPACK trusts what is in it, so its size,
+  // and if asked its SHA-256, are compared with those that keep() noted beside it; a file that does
+  // not fit is made anew. NotFound, Io: the folder. Invalid: its path is too long.
   static Result<WeightCache> in(
       const std::string& folder, const std::string& model_sha256, bool check_digest);
 
-  // Loads the program so that its methods take their weights from the file, or make it.
+  // What the module's methods are loaded with from now on, so that they take their weights from
+  // here, or put them here. The module has its program.
   executorch::runtime::Error load(executorch::extension::Module& module) const;
 
-  // Call once the methods are loaded: a file that was made gets its place and its note. One that
-  // cannot is left out: the next load makes it again.
-  void keep() const;
+  // Call once the first methods are loaded: a file that they made gets its place and its note. True:
+  // it has, and they are to be loaded again, from there. If it cannot get there, the next engine makes
+  // it again, and the sessions of this one share in memory.
+  bool keep();
 
  private:
-  std::string path_;  // where it belongs
+  std::string path_;  // where it belongs; empty in memory
   std::string made_;  // where it is being made; empty where it is there
 };
 

@@ -90,7 +90,8 @@ TEST(CApi, Generates) {
   EXPECT_EQ(hydrapack_position(session), static_cast<int64_t>(ids.size()));
   EXPECT_GT(hydrapack_max_context(session), hydrapack_position(session));
   hydrapack_stats stats;
-  hydrapack_get_stats(session, &stats);
+  stats.struct_size = sizeof stats;
+  ASSERT_EQ(hydrapack_get_stats(session, &stats), HYDRAPACK_OK);
   EXPECT_EQ(stats.prefill_tokens, static_cast<int64_t>(ids.size()));
   EXPECT_EQ(hydrapack_use_keeping(session, name.c_str(), 2), HYDRAPACK_OK);
   EXPECT_EQ(hydrapack_position(session), 2);
@@ -143,7 +144,7 @@ TEST(CApi, TheTasksOwnOptions) {
   EXPECT_STREQ(hydrapack_task_stop(session, 0, 0), "##");
   EXPECT_STREQ(hydrapack_task_stop(session, 0, 1), ".");
   EXPECT_EQ(hydrapack_task_stop(session, 0, 2), nullptr);
-  hydrapack_options own;
+  hydrapack_options own = hydrapack_default_options();
   ASSERT_EQ(hydrapack_task_defaults(session, 0, &own), HYDRAPACK_OK);
   EXPECT_EQ(own.max_new_tokens, 5);
   EXPECT_EQ(own.temperature, 3.0f);
@@ -255,6 +256,34 @@ TEST(CApi, PublicKeys) {
 #endif
 }
 
+TEST(CApi, SessionsOfAnEngine) {
+  NEED_FIXTURES();
+  hydrapack_open_options options = hydrapack_default_open_options();
+  EXPECT_EQ(options.share_weights, 0);
+  options.share_weights = 1;
+  hydrapack_engine* engine = nullptr;
+  ASSERT_EQ(
+      hydrapack_engine_open(model().c_str(), package().c_str(), &options, &engine), HYDRAPACK_OK)
+      << hydrapack_last_error();
+  hydrapack_session* sessions[2] = {nullptr, nullptr};
+  for (auto& session : sessions) ASSERT_EQ(hydrapack_engine_session(engine, &session), HYDRAPACK_OK);
+  hydrapack_engine_close(engine);
+  const auto ids = prompt();
+  for (size_t i = 0; i < 2; i++) {
+    const std::string name = hydrapack_task_name(sessions[i], i);
+    ASSERT_EQ(hydrapack_use(sessions[i], name.c_str()), HYDRAPACK_OK);
+  }
+  for (size_t i = 0; i < 2; i++) {
+    int64_t token = -1;
+    ASSERT_EQ(hydrapack_prefill(sessions[i], ids.data(), ids.size()), HYDRAPACK_OK);
+    ASSERT_EQ(hydrapack_step(sessions[i], nullptr, &token), HYDRAPACK_OK);
+    EXPECT_EQ(token, expected()["answers"][hydrapack_task_name(sessions[i], i)][0].get<int64_t>());
+    hydrapack_close(sessions[i]);
+  }
+  EXPECT_EQ(hydrapack_engine_open("none.pte", "none", nullptr, &engine), HYDRAPACK_NOT_FOUND);
+  EXPECT_EQ(engine, nullptr);
+}
+
 TEST(CApi, Nulls) {
   hydrapack_session* session = nullptr;
   EXPECT_EQ(hydrapack_open(nullptr, "x", nullptr, &session), HYDRAPACK_INVALID);
@@ -274,11 +303,15 @@ TEST(CApi, Nulls) {
   EXPECT_EQ(hydrapack_task_stop_count(nullptr, 0), 0u);
   EXPECT_EQ(hydrapack_task_stop(nullptr, 0, 0), nullptr);
   EXPECT_EQ(hydrapack_task_defaults(nullptr, 0, nullptr), HYDRAPACK_INVALID);
+  EXPECT_EQ(hydrapack_get_stats(nullptr, nullptr), HYDRAPACK_INVALID);
+  EXPECT_EQ(hydrapack_init_options(nullptr, 8), HYDRAPACK_INVALID);
+  EXPECT_EQ(hydrapack_engine_open(nullptr, "x", nullptr, nullptr), HYDRAPACK_INVALID);
+  EXPECT_EQ(hydrapack_engine_session(nullptr, &session), HYDRAPACK_INVALID);
   EXPECT_EQ(hydrapack_current_task(nullptr), nullptr);
   EXPECT_EQ(hydrapack_position(nullptr), 0);
   EXPECT_EQ(hydrapack_max_context(nullptr), 0);
   EXPECT_EQ(hydrapack_vocab_size(nullptr), 0);
   hydrapack_stop(nullptr);
-  hydrapack_get_stats(nullptr, nullptr);
+  hydrapack_engine_close(nullptr);
   hydrapack_close(nullptr);
 }

@@ -16,10 +16,10 @@
 // Threads: a session is for one thread at a time; a call while another is inside, a running answer's
 // own callback included, returns Busy. From any thread at any time: stop(), position(), task(),
 // stats(), and what never changes (tasks(), max_context(), vocab_size()).
-// Sessions share nothing: several may live in one process.
+// Several sessions may live in one process, of one engine or of several (engine.h).
 //
-// Lifetimes: model.pte and adapters.pte are mapped, so the files must stay as they are while the
-// session lives. Destroy it when no other thread is inside.
+// Lifetimes: a session holds what it needs of its engine, which may be dropped before it. Its files
+// are mapped and must stay as they are while it lives. Destroy it when no other thread is inside.
 //
 // Errors: nothing throws but for want of memory, or what your own callbacks throw. A refused call
 // (Invalid, ContextFull, Busy) leaves the text as it is; a refused use, Busy apart, leaves the bare
@@ -33,37 +33,10 @@
 #include <string>
 #include <vector>
 
+#include <hydrapack/engine.h>
 #include <hydrapack/result.h>
 
-#if defined(__GNUC__)
-#define HYDRAPACK_EXPORT __attribute__((visibility("default")))
-#else
-#define HYDRAPACK_EXPORT
-#endif
-
 namespace hydrapack {
-
-struct OpenOptions {
-  // Compare the SHA-256 of the manifest, adapters.pte and model.pte (which model.pte.json, beside it,
-  // states). Off, sizes, schema, layout and the base that the package is bound to are checked all
-  // the same.
-  bool check_digests = true;
-  // 64 hex digits: manifest.sig must be this Ed25519 key's signature of the manifest. Empty: no
-  // signature is asked for. Invalid in a build without libsodium. The signature covers the files
-  // by their digests, so leave check_digests on with it.
-  std::string public_key = {};
-  // A folder of the app's own: XNNPACK's packed copy of the model's weights is kept there, so that
-  // the next open maps it and need not pack again. Empty: none. XNNPACK believes what is in it: the
-  // folder is for nobody else to write to. NotFound: no such folder, or no model.pte.json.
-  std::string weight_cache = {};
-};
-
-// How step chooses among the logits.
-struct Sampling {
-  float temperature = 0;  // 0 to 100; 0 is greedy
-  int64_t top_k = 0;      // 0 to 2^20, tokens to choose among; 0 for all
-  float top_p = 1;        // above 0, at most 1: least probability of the tokens to choose among
-};
 
 // Where nothing is said, the task's own; of the bare base model 128 tokens, greedy, no stop strings.
 struct GenerateOptions {
@@ -122,19 +95,9 @@ struct Stats {
   int64_t resident_bytes = 0;  // of the whole process, when asked; 0 where unknown
 };
 
-struct Task {
-  std::string name;
-  std::string prompt_template;
-  std::vector<std::string> stop;
-  std::string language;  // empty if unknown
-  int64_t max_new_tokens = 128;
-  Sampling sampling;
-};
-
-class HYDRAPACK_EXPORT Session {
+class Session {
  public:
-  // NotFound, Io: a file. Invalid: a malformed file or option. Mismatch: a digest, the signature,
-  // rank or layout, or the package is bound to another base model.
+  // An engine of its own and a session on it; errors as of Engine::open and open_session.
   static Result<std::unique_ptr<Session>> open(
       const std::string& model, const std::string& package, const OpenOptions& options = {});
   ~Session();
@@ -185,6 +148,7 @@ class HYDRAPACK_EXPORT Session {
   Stats stats() const;
 
  private:
+  friend class Engine;
   struct State;
   explicit Session(std::unique_ptr<State> state);
   std::unique_ptr<State> state_;

@@ -1,0 +1,24 @@
+// A package's files, checked one against the other before any program of them is loaded.
+#pragma once
+
+#include <string>
+
+#include <hydrapack/engine.h>
+
+#include "manifest.h"
+
+namespace hydrapack {
+
+struct Paths {
+  std::string model;
+  std::string package;
+  std::string manifest = package + "/manifest.json";
+  std::string signature = package + "/manifest.sig";
+  std::string adapters = package + "/adapters.pte";
+};
+
+// The manifest, once it and adapters.pte are what they say: schema, digests, and with a public key
+// the signature. NotFound, Io, Invalid, Mismatch.
+Result<Manifest> read_package(const Paths& paths, const OpenOptions& options);
+
+}  // namespace hydrapack

@@ -1,0 +1,49 @@
+// What the sessions of an engine share; engine.cpp fills it, and only head() and open_forward()
+// change anything afterwards.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <executorch/extension/module/module.h>
+#include <hydrapack/engine.h>
+
+#include "manifest.h"
+#include "match.h"
+#include "package.h"
+#include "weight_cache.h"
+
+namespace hydrapack {
+
+struct Engine::Shared {
+  Paths paths;
+  Manifest manifest;
+  std::vector<Task> tasks;
+  std::vector<int64_t> eos_ids;
+  Limits limits;
+  AdapterSizes sizes;
+  std::vector<float> a;  // dequantized; sessions bind it as it lies
+  int64_t model_bytes = 0;
+
+  // Holds the mapped program and runs its constants only: forward is loaded once a session.
+  std::unique_ptr<executorch::extension::Module> model;
+  std::unique_ptr<executorch::extension::Module> adapters;
+  std::optional<WeightCache> weights;  // none: each session packs its own
+  std::mutex heads, openings;  // one thread at a time in each
+
+  // The files and what they say of each other, then the programs. As Engine::open.
+  Error read(const OpenOptions& options);
+  Error load_programs();
+
+  // The head of a route, as the matrices of b lie one after the other. Runtime.
+  Error head(const std::vector<int64_t>& route, std::vector<float>& b);
+
+  // The program with a forward, and so a cache of keys and values, of its own. Invalid.
+  Result<std::unique_ptr<executorch::extension::Module>> open_forward();
+  std::unique_ptr<executorch::extension::Module> load_forward();  // null: it is damaged
+};
+
+}  // namespace hydrapack

@@ -1,0 +1,131 @@
+// Several sessions on one engine.
+#include <atomic>
+#include <filesystem>
+#include <thread>
+
+#include "fixtures.h"
+
+using namespace hydrapack;
+namespace fs = std::filesystem;
+
+namespace {
+
+Engine engine(const OpenOptions& options = {}) {
+  return std::move(Engine::open(model(), package(), options).value());
+}
+
+// The session's answer to the prompt, as long as Python's.
+std::vector<int64_t> answer(Session& session, const std::string& task, size_t count) {
+  EXPECT_TRUE(session.use(task.empty() ? std::nullopt : std::optional(task)).ok());
+  EXPECT_TRUE(session.prefill(prompt()).ok());
+  std::vector<int64_t> made;
+  while (made.size() < count) made.push_back(session.step().value());
+  return made;
+}
+
+// Every task's answer by this session is Python's.
+void answers_as_python(Session& session) {
+  const auto answers = expected()["answers"];
+  for (const auto& item : answers.items()) {
+    const auto want = item.value().get<std::vector<int64_t>>();
+    EXPECT_EQ(answer(session, item.key(), want.size()), want) << item.key();
+  }
+}
+
+}  // namespace
+
+TEST(Engine, SessionsHaveTheirOwnHeadsAndTexts) {
+  NEED_FIXTURES();
+  const fs::path folder = fs::temp_directory_path() / ("engine" + std::to_string(::getpid()));
+  fs::create_directory(folder);
+  std::vector<OpenOptions> ways(3);
+  ways[1].share_weights = true;
+  ways[2].weight_cache = folder.string();
+  for (const OpenOptions& options : ways) {
+    const Engine one = engine(options);
+    auto first = std::move(one.open_session().value()), second = std::move(one.open_session().value());
+    EXPECT_EQ(first->vocab_size(), one.vocab_size());
+    EXPECT_EQ(first->max_context(), one.max_context());
+    EXPECT_EQ(&first->tasks(), &one.tasks());
+    const auto answers = expected()["answers"];
+    const std::string tasks[] = {one.tasks()[0].name, one.tasks()[1].name};
+    ASSERT_NE(answers[tasks[0]], answers[tasks[1]]);
+    ASSERT_TRUE(first->use(tasks[0]).ok());
+    ASSERT_TRUE(first->prefill(prompt()).ok());
+    ASSERT_TRUE(second->use(tasks[1]).ok());
+    EXPECT_EQ(first->task(), tasks[0]);
+    EXPECT_EQ(second->position(), 0);
+    ASSERT_TRUE(second->prefill(prompt()).ok());
+    for (size_t i = 0; i < 16; i++) {
+      EXPECT_EQ(first->step().value(), answers[tasks[0]][i].get<int64_t>());
+      EXPECT_EQ(second->step().value(), answers[tasks[1]][i].get<int64_t>());
+    }
+    // A session that ends takes nothing from the other.
+    first.reset();
+    answers_as_python(*second);
+    first = std::move(one.open_session().value());
+    answers_as_python(*first);
+  }
+  // Packed once, by the first session.
+  size_t files = 0;
+  for (const auto& entry : fs::directory_iterator(folder)) files += entry.is_regular_file();
+  EXPECT_EQ(files, 2u);
+  fs::remove_all(folder);
+}
+
+TEST(Engine, SessionsOutliveIt) {
+  NEED_FIXTURES();
+  std::unique_ptr<Session> session;
+  {
+    const Engine one = engine();
+    session = std::move(one.open_session().value());
+  }
+  answers_as_python(*session);
+}
+
+TEST(Engine, FilesAreReadOnce) {
+  NEED_FIXTURES();
+  const Copy copy;
+  const auto opened = Engine::open(copy.model(), copy.package(), {false, ""});
+  ASSERT_TRUE(opened.ok());
+  const Engine same = opened.value();
+  fs::remove(copy.model());
+  fs::remove_all(copy.package());
+  EXPECT_FALSE(copy.open(false).ok());
+  const auto session = same.open_session();
+  ASSERT_TRUE(session.ok()) << session.error().message;
+  answers_as_python(*session.value());
+}
+
+TEST(Engine, RefusesWhatASessionRefuses) {
+  NEED_FIXTURES();
+  EXPECT_EQ(Engine::open("none.pte", package()).error().code, Code::NotFound);
+  EXPECT_EQ(Engine::open(fixtures() + "/twin.pte", package()).error().code, Code::Mismatch);
+}
+
+// Run under ThreadSanitizer too.
+TEST(Threads, SessionsOfOneEngineOnSeveral) {
+  NEED_FIXTURES();
+  for (const bool share : {false, true}) {
+    OpenOptions options;
+    options.share_weights = share;
+    const Engine one = engine(options);
+    std::atomic<int> running{3};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 3; i++) {
+      threads.emplace_back([&] {
+        const auto session = std::move(one.open_session().value());
+        for (int round = 0; round < 3; round++) answers_as_python(*session);
+        running--;
+      });
+    }
+    // Meanwhile others come and go.
+    int opened = 0;
+    while (running > 0 || opened < 3) {
+      const auto session = std::move(one.open_session().value());
+      EXPECT_TRUE(session->use(one.tasks()[0].name).ok());
+      opened++;
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+}
