@@ -299,17 +299,31 @@ def write_lookups(path: Path) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def write_session(path: Path, model: Path, package: Path, inputs: list[str], count: int) -> None:
-    """What Python's session makes of the inputs, for every task and the base model."""
-    session = Session(model, package)
+def write_session(
+    folder: Path,
+    asked: list[tuple[str | None, str]],
+    count: int,
+    steps: bool = True,
+    answers: bool = True,
+) -> None:
+    """What Python's session makes of ``folder``'s model and package, into its session.json.
+
+    Args:
+        asked: tasks, None for the bare base model, and what each is to answer.
+        steps: ``count`` greedy tokens, the prompt token by token: whatever the runtime's kernels,
+            a call of one token gives the same bits, and so the same ids, on any program.
+        answers: whole answers, with the prompt in one call. Sums of several rows may differ in
+            their last bits: the same ids on float32, not always where activations are 8-bit.
+    """
+    session = Session(folder / "model.pte", folder / "package")
     rows = []
-    for task in [*session.tasks, None]:
+    for task, text in asked:
         session.use(task)
-        for text in inputs:
-            ids = session.encode(text)
-            row = {"task": task, "text": text, "prompt": ids}
-            # Token by token: the kernels' sums do not depend on how the runtime cuts the work.
+        ids = session.encode(text)
+        row = {"task": task, "text": text, "prompt": ids}
+        if steps:
             row["greedy"] = greedy(session, ids, count, step=1)
+        if answers:
             answer = session.generate(text, count, temperature=0)
             row["answer"] = "".join(answer)
             row["ids"], row["finish"] = answer.ids, answer.finish
@@ -319,5 +333,5 @@ def write_session(path: Path, model: Path, package: Path, inputs: list[str], cou
             answer = session.generate(text, 2 * count, temperature=0, lookup=True)
             row["looked_up"] = "".join(answer)
             row["lookup_calls"] = session.stats.decode_calls
-            rows.append(row)
-    path.write_text(json.dumps({"count": count, "rows": rows}))
+        rows.append(row)
+    (folder / "session.json").write_text(json.dumps({"count": count, "rows": rows}))

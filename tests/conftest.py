@@ -165,6 +165,37 @@ def tiny(tiny_model, tmp_path_factory):
     return folder / "model.pte", package, folder
 
 
+@pytest.fixture(scope="session")
+def smollm2_program(tmp_path_factory):
+    """quant -> model.pte of the demo's base at rank 16, exported once for all processes of a run.
+
+    Beside it lie its description and its tokenizer. Skips where HYDRAPACK_OFFLINE is set.
+    """
+    from filelock import FileLock
+
+    from hydrapack.base import smollm2
+    from hydrapack.base.export import export_base
+    from hydrapack.demo import job
+
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def exported(quant: str) -> Path:
+        if os.environ.get("HYDRAPACK_OFFLINE"):
+            pytest.skip("HYDRAPACK_OFFLINE is set")
+        model = root / f"smollm2-{quant}" / "model.pte"
+        with FileLock(root / f"smollm2-{quant}.lock"):
+            if quant == "gguf":
+                # The demo's own, which stays in its cache.
+                return job._base_program(16, ("q", "k", "v", "o"), lambda name: None)
+            if not model.with_name("model.pte.json").exists():
+                export_base(smollm2.NAME, model, 16, quant=quant, max_context=job.CONTEXT)
+        return model
+
+    return exported
+
+
 def hydrapack(*arguments: object, input: str | None = None):
     """Run a command in this process: its exit code and what it prints."""
     from typer.testing import CliRunner

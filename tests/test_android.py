@@ -16,7 +16,7 @@ from pathlib import Path
 
 import android_vectors as vectors
 import pytest
-from conftest import ROOT, SITE, have, tool
+from conftest import ROOT, SITE, TASKS, have, tool
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -29,6 +29,7 @@ from hydrapack.packing.signature import sign_manifest
 from hydrapack.support.version import __version__
 
 DEMO = ROOT / "android_demo"
+SHRUNK = DEMO / "app" / "target" / "shrunk.jar"
 POM = (DEMO / "pom.xml").read_text()
 INPUTS = ["hello", "Grüße! what is this? 🤖", "x y\n\nz <|end|>", "one two one two one two one"]
 
@@ -60,20 +61,23 @@ def library(tmp_path_factory):
     return folder / "libhydrapack_desktop.so"
 
 
-def smollm2_example(folder):
-    """The demo's base program and a package of its five adapters."""
+def smollm2_examples(folder, program):
+    """SmolLM2 as three programs, each with a package of the five example adapters."""
     adapters = read_adapters(job.example_adapters())
-    merge_adapters(adapters).save(folder / "bundle")
-    manifest = pack(folder / "bundle", folder / "package", 4).manifest
-    model = job._base_program(manifest.rank, tuple(manifest.target_modules), lambda name: None)
-    for name in ("model.pte", "model.pte.json", "tokenizer.json"):
-        (folder / name).symlink_to(model.parent / name)
-    inputs = [job.heldout_input("tone", 0)[:100]]
-    vectors.write_session(folder / "session.json", model, folder / "package", inputs, 12)
+    bundle = merge_adapters(adapters)
+    asked = [(a.task, job.heldout_input(a.task, 0)[:100]) for a in adapters]
+    asked.append((None, asked[-1][1]))
+    for quant in ("8da4w", "fp32", "gguf"):
+        here = folder / f"smollm2-{quant}"
+        pack(bundle, here / "package", 4)
+        for name in ("model.pte", "model.pte.json", "tokenizer.json"):
+            (here / name).symlink_to(program(quant).parent / name)
+        exact = quant == "fp32"
+        vectors.write_session(here, asked, 20, steps=not exact, answers=exact)
 
 
 @pytest.fixture(scope="module")
-def fixtures(tiny, tmp_path_factory):
+def fixtures(tiny, smollm2_program, tmp_path_factory):
     """What the tests in Kotlin compare with."""
     # All that they need: nothing is made for tests that are skipped.
     need("java", "javac", "mvn", "c++")
@@ -91,11 +95,10 @@ def fixtures(tiny, tmp_path_factory):
     sign_manifest(folder / "tiny" / "package", key)
     raw = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
     (folder / "tiny" / "public_key").write_text(raw.hex())
-    here = folder / "tiny"
-    vectors.write_session(here / "session.json", here / "model.pte", here / "package", INPUTS, 24)
+    asked = [(task, text) for task in (*TASKS, None) for text in INPUTS]
+    vectors.write_session(folder / "tiny", asked, 24)
     if not offline:
-        (folder / "smollm2").mkdir()
-        smollm2_example(folder / "smollm2")
+        smollm2_examples(folder, smollm2_program)
     return folder
 
 
@@ -114,16 +117,17 @@ def built(fixtures, library):
 
 def test_every_class_of_tests_has_run(built):
     ran = dict(reversed(line.split(" -- in ")) for line in built.splitlines() if " -- in " in line)
-    # These have a test of the real model, or are one.
-    real = 1 if os.environ.get("HYDRAPACK_OFFLINE") else 0
+    # So many tests of the real model are left out.
+    offline = bool(os.environ.get("HYDRAPACK_OFFLINE"))
     expected = {
         "org.hydrapack.LookupTest": (1, 0),
         "org.hydrapack.ManifestTest": (4, 0),
         "org.hydrapack.SamplerTest": (3, 0),
         "org.hydrapack.SessionTest": (13, 0),
-        "org.hydrapack.SmolLm2Test": (1, real),
+        "org.hydrapack.SmolLm2ProgramsTest": (2, 2 * offline),
+        "org.hydrapack.SmolLm2Test": (4, 4 * offline),
         "org.hydrapack.TokenizerTest": (4, 0),
-        "org.hydrapack.demo.EndToEndTest": (4, real),
+        "org.hydrapack.demo.EndToEndTest": (4, 1 * offline),
         "org.hydrapack.demo.MainActivityTest": (10, 0),
     }
     assert set(ran) == set(expected)
@@ -237,38 +241,68 @@ def test_other_bytes_than_those_pinned_are_refused(apk):
     assert done.returncode != 0 and "is not the one in tools/pins.json" in done.stderr
 
 
-@pytest.mark.parametrize("kind", ["shrunk jar", "dex"])
-def test_what_ships_has_pythons_tokens(apk, fixtures, library, tmp_path, kind):
-    """The library as it is in the APK: shrunk, and as the DEX turned back into a jar."""
-    shrunk = jar = DEMO / "app" / "target" / "shrunk.jar"
-    if kind == "dex":
-        need("enjarify")
-        jar = tmp_path / "dex.jar"
-        subprocess.run(
-            [shutil.which("enjarify"), DEMO / "app" / "target" / "classes.dex", "-o", jar],
-            env={**os.environ, "PATH": "/usr/bin:/bin"},
-            check=True,
-            capture_output=True,
-        )
+@pytest.fixture(scope="module", params=["shrunk jar", "dex"])
+def shipped(apk, request, tmp_path_factory):
+    """The jar of what is in the APK: shrunk, and as the DEX turned back into a jar."""
+    if request.param == "shrunk jar":
+        return SHRUNK
+    need("enjarify")
+    jar = tmp_path_factory.mktemp("dex") / "dex.jar"
+    subprocess.run(
+        [shutil.which("enjarify"), DEMO / "app" / "target" / "classes.dex", "-o", jar],
+        env={**os.environ, "PATH": "/usr/bin:/bin"},
+        check=True,
+        capture_output=True,
+    )
+    return jar
+
+
+def test_what_ships_has_pythons_tokens(shipped, fixtures, library, tmp_path):
+    """Of that jar alone: the library, ExecuTorch's Java classes and Kotlin's."""
     source = DEMO / "tools" / "RunSession.java"
-    subprocess.run(["javac", "-cp", shrunk, "-d", tmp_path, source], check=True)
-    for name in ("tiny", "smollm2"):
+    subprocess.run(["javac", "-cp", SHRUNK, "-d", tmp_path, source], check=True)
+    for name in ("tiny", "smollm2-8da4w"):
         if not (fixtures / name).exists():
             continue
         expected = json.loads((fixtures / name / "session.json").read_text())
-        inputs = list(dict.fromkeys(row["text"] for row in expected["rows"]))
-        command = ["java", "-cp", f"{jar}:{tmp_path}", "RunSession", library, fixtures / name]
+        asked = [part for row in expected["rows"] for part in (row["task"] or "", row["text"])]
+        command = ["java", "-cp", f"{shipped}:{tmp_path}", "RunSession", library, fixtures / name]
         done = subprocess.run(
-            [*command, str(expected["count"]), *inputs], capture_output=True, text=True
+            [*command, str(expected["count"]), *asked], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
         rows = [line.split("\t") for line in done.stdout.splitlines()]
         assert len(rows) == len(expected["rows"]) > 5
         for (task, finish, prompt, greedy, ids), row in zip(rows, expected["rows"], strict=True):
-            assert task == (row["task"] or "null")
+            assert task == (row["task"] or "")
             assert (json.loads(prompt), json.loads(greedy)) == (row["prompt"], row["greedy"])
-            if name == "tiny":
+            if "ids" in row:
                 assert (json.loads(ids), finish) == (row["ids"], row["finish"])
+
+
+def test_what_ships_passes_the_sessions_tests(shipped, fixtures, library, tmp_path):
+    """The tests of Session in Kotlin again, on the library's classes out of that jar."""
+    classes = tmp_path / "classes.jar"
+    with zipfile.ZipFile(shipped) as jar, zipfile.ZipFile(classes, "w") as own:
+        for name in jar.namelist():
+            # Not Kotlin's: the tests call more of it than the app does.
+            if name.startswith("org/hydrapack/"):
+                own.writestr(name, jar.read(name))
+    target = DEMO / "hydrapack" / "target"
+    path = f"{classes}:{target / 'test-classes'}:{(target / 'test-classpath.txt').read_text()}"
+    # How many each has, and what it says of its fixtures: JUnitCore is silent on those left out.
+    tests = {"org.hydrapack.SessionTest": (13, "tiny: ")}
+    if not os.environ.get("HYDRAPACK_OFFLINE"):
+        tests["org.hydrapack.SmolLm2Test"] = (4, "smollm2-8da4w: ")
+    settings = [f"-Dhydrapack.fixtures={fixtures}", f"-Dhydrapack.native={library}"]
+    done = subprocess.run(
+        ["java", "-cp", path, *settings, "org.junit.runner.JUnitCore", *tests],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert f"OK ({sum(count for count, _ in tests.values())} tests)" in done.stdout
+    assert all(said in done.stdout for _, said in tests.values())
 
 
 def test_gradle_has_mavens_versions(tools):

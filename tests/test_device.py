@@ -1,7 +1,6 @@
 """The whole path on the ExecuTorch runtime, against transformers + PEFT."""
 
 import json
-import os
 import shutil
 import threading
 from dataclasses import replace
@@ -789,15 +788,13 @@ def test_a_second_thread_is_told_that_it_is_busy(tiny):
     assert "".join(pieces) == want and answer.finish == "length"
 
 
-@pytest.mark.skipif(bool(os.environ.get("HYDRAPACK_OFFLINE")), reason="HYDRAPACK_OFFLINE is set")
-def test_smollm2_and_its_five_adapters(tmp_path):
+def test_smollm2_and_its_five_adapters(smollm2_program, tmp_path):
     """The real model and the committed adapters, in float32 from end to end."""
     from hydrapack.demo.job import example_adapters
 
-    base = smollm2.base_model_directory()
-    export_base(smollm2.NAME, tmp_path / "model.pte", 16, quant="fp32", max_context=256)
+    model, base = smollm2_program("fp32"), smollm2.base_model_directory()
     package = make_package(tmp_path, example_adapters())
-    session = Session(tmp_path / "model.pte", package)
+    session = Session(model, package)
     text = "This package contain a library that help you to write program."
     assert_same_as_peft(session, package, base, tmp_path, text)
     session.use("grammar")

@@ -534,20 +534,17 @@ c.hydrapack_close(session)
 """
 
 
-@pytest.mark.skipif(bool(os.environ.get("HYDRAPACK_OFFLINE")), reason="HYDRAPACK_OFFLINE is set")
 @pytest.mark.parametrize("quant", ["fp32", "gguf"])
-def test_smollm2(native, tmp_path, quant):
+def test_smollm2(native, smollm2_program, tmp_path, quant):
     """The real model and adapters: every task's first 64 greedy tokens are Python's.
 
     In a Python process torch's BLAS takes the place of ExecuTorch's own in products of several
     rows, and 8-bit activations make much of a last bit. So the 4-bit program gets its prompt token
     by token, through the C interface: then all logits are equal to the bit, and so are the ids.
     """
-    from hydrapack.base import smollm2
     from hydrapack.demo.job import example_adapters, heldout_input
 
-    model = tmp_path / "model.pte"
-    export_base(smollm2.NAME, model, 16, quant=quant, max_context=512)
+    model = smollm2_program(quant)
     package = make_package(tmp_path, example_adapters(), 8)
     session = Session(model, package)
     generator = random.Random(0)

@@ -1,18 +1,16 @@
 import com.facebook.soloader.nativeloader.NativeLoader;
 import com.facebook.soloader.nativeloader.NativeLoaderDelegate;
 import java.io.File;
-import java.util.List;
 import org.hydrapack.Answer;
 import org.hydrapack.GenerateOptions;
 import org.hydrapack.OpenOptions;
 import org.hydrapack.Session;
-import org.hydrapack.Task;
 
 /**
- * Runs the library out of whatever jar is on the class path: LIBRARY FOLDER TOKENS INPUT...
+ * Runs the library out of whatever jar is on the class path: LIBRARY FOLDER TOKENS (TASK INPUT)...
  *
- * <p>Java, so that nothing of Kotlin's library is needed but what the jar holds. A line for each task
- * (and the base model) and input: task, finish, prompt ids, greedy ids a token a call, answer's ids.
+ * <p>Java, so that nothing of Kotlin's library is needed but what the jar holds. A line for each task,
+ * "" for the base model, and input: task, finish, prompt ids, greedy ids a token a call, answer's ids.
  */
 public class RunSession {
   public static void main(String[] arguments) throws Exception {
@@ -36,36 +34,31 @@ public class RunSession {
         });
     File folder = new File(arguments[1]);
     int count = Integer.parseInt(arguments[2]);
-    List<String> inputs = List.of(arguments).subList(3, arguments.length);
     OpenOptions options = new OpenOptions(true, null, 0, null);
     Session session =
         Session.Companion.open(new File(folder, "model.pte"), new File(folder, "package"), options);
-    for (Task task : session.getTasks()) {
-      run(session, task.getName(), inputs, count);
+    for (int i = 3; i < arguments.length; i += 2) {
+      run(session, arguments[i], arguments[i + 1], count);
     }
-    run(session, null, inputs, count);
     session.close();
     // fbjni's thread is no daemon.
     System.exit(0);
   }
 
-  private static void run(Session session, String task, List<String> inputs, int count) {
-    for (String input : inputs) {
-      session.use(task);
-      int[] prompt = session.encode(input, null);
-      GenerateOptions options =
-          new GenerateOptions(count, 0.0, null, null, 0L, null, null, false);
-      int[] greedy = greedy(session, prompt, count);
-      Answer answer = session.generate(input, options, piece -> true);
-      System.out.println(
-          String.join(
-              "\t",
-              String.valueOf(task),
-              answer.getFinish().name().toLowerCase(),
-              ids(prompt),
-              ids(greedy),
-              answer.getIds().toString()));
-    }
+  private static void run(Session session, String task, String input, int count) {
+    session.use(task.isEmpty() ? null : task);
+    int[] prompt = session.encode(input, null);
+    GenerateOptions options = new GenerateOptions(count, 0.0, null, null, 0L, null, null, false);
+    int[] greedy = greedy(session, prompt, count);
+    Answer answer = session.generate(input, options, piece -> true);
+    System.out.println(
+        String.join(
+            "\t",
+            task,
+            answer.getFinish().name().toLowerCase(),
+            ids(prompt),
+            ids(greedy),
+            answer.getIds().toString()));
   }
 
   private static int[] greedy(Session session, int[] prompt, int count) {

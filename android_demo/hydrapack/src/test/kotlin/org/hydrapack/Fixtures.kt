@@ -2,7 +2,9 @@ package org.hydrapack
 
 import java.io.File
 import org.hydrapack.desktop.DesktopLibrary
+import org.junit.Assert.assertArrayEquals
 import org.junit.Assert.assertEquals
+import org.junit.Assert.assertFalse
 import org.junit.Assert.assertTrue
 import org.junit.Assert.assertThrows
 import org.junit.Assume.assumeTrue
@@ -59,12 +61,16 @@ internal object Fixtures {
         file.writeText(bare.substring(0, start) + Files.sha256(bare.toByteArray()) + bare.substring(start))
     }
 
-    /** The ids, and with [answers] the texts, that Python's session has for each task and input. */
-    fun assertAsInPython(session: Session, folder: File, answers: Boolean) {
+    /**
+     * For each task and input Python's ids: with [steps] of greedy tokens with a token a call, with
+     * [answers] of whole answers, whose prompt is one call, and their texts.
+     */
+    fun assertAsInPython(session: Session, folder: File, steps: Boolean = true, answers: Boolean = true) {
         val expected = json(File(folder, "session.json"))
         val count = (expected["count"] as Long).toInt()
         val rows = (expected["rows"] as List<*>).map { it as Map<*, *> }
-        assertTrue(rows.size > session.tasks.size)
+        // The base is not left out.
+        assertEquals(session.tasks.map { it.name }.toSet() + null, rows.map { it["task"] }.toSet())
         var tokens = 0
         val outputs = HashSet<List<Int>>()
         var saved = 0
@@ -74,13 +80,17 @@ internal object Fixtures {
             session.use(task)
             val prompt = session.encode(text)
             assertEquals(row["prompt"].ints(), prompt.toList())
-            val greedy = greedy(session, prompt, count)
-            assertEquals("$task: $text", row["greedy"].ints(), greedy)
-            tokens += greedy.size
-            outputs.add(greedy)
+            if (steps) {
+                val greedy = greedy(session, prompt, count)
+                assertEquals("$task: $text", row["greedy"].ints(), greedy)
+                tokens += greedy.size
+                outputs.add(greedy)
+            }
             if (!answers) continue
             val answer = session.generate(text, GenerateOptions(count, temperature = 0.0))
-            assertEquals(row["ids"].ints(), answer.ids)
+            assertEquals("$task: $text", row["ids"].ints(), answer.ids)
+            tokens += answer.ids.size
+            outputs.add(answer.ids)
             assertEquals(row["answer"], answer.text)
             assertEquals(row["finish"], answer.finish.name.lowercase())
             val options = GenerateOptions(count, temperature = 0.8, seed = 7, topK = 50, topP = 0.95)
@@ -96,8 +106,29 @@ internal object Fixtures {
             saved += session.stats.decodeTokens - session.stats.decodeCalls
         }
         println("${folder.name}: ${rows.size} prompts, $tokens tokens as in Python")
-        assertTrue(tokens >= 10 * rows.size && outputs.size > 2)
+        assertTrue("$tokens", tokens >= 5 * rows.size && outputs.size > 2)
         assertTrue("$saved calls saved", !answers || saved > 0)
+    }
+
+    /** Every head, and the logits after [text] under it, are the same to the bit whenever it is used. */
+    fun assertSwapsAreExact(session: Session, text: String) {
+        val names = session.tasks.map { it.name }
+        val heads = names.associateWith { name -> session.also { it.use(name) }.head() }
+        // Two tasks may share their heads, all may not.
+        assertTrue(heads.values.map { it.toList() }.toSet().size > 1)
+        session.use(null)
+        val prompt = session.encode(text)
+        val bare = session.forward(prompt)
+        val logits = names.associateWith { name -> session.also { it.use(name) }.forward(prompt) }
+        for (name in names + names.reversed()) {
+            session.use(name)
+            assertArrayEquals(heads.getValue(name), session.head(), 0f)
+            assertArrayEquals(logits.getValue(name), session.forward(prompt), 0f)
+            session.use(null)
+            assertTrue(session.head().all { it == 0f })
+            assertArrayEquals(bare, session.forward(prompt), 0f)
+            assertFalse(bare.contentEquals(logits.getValue(name)))
+        }
     }
 
     /** The first of the largest logits, end tokens taken as any other; a prompt token a call. */

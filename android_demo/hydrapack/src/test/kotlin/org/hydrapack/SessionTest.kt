@@ -27,24 +27,10 @@ class SessionTest {
     fun close() = session.close()
 
     @Test
-    fun allIsAsInPython() = Fixtures.assertAsInPython(session, folder, answers = true)
+    fun allIsAsInPython() = Fixtures.assertAsInPython(session, folder)
 
     @Test
-    fun aSwapIsExact() {
-        val names = session.tasks.map { it.name }
-        val heads = names.associateWith { name -> session.also { it.use(name) }.head() }
-        // Two of the three tasks may share their heads, all may not.
-        assertTrue(heads.values.map { it.toList() }.toSet().size > 1)
-        val prompt = session.encode("hello")
-        val logits = names.associateWith { name -> session.also { it.use(name) }.forward(prompt) }
-        session.use(null)
-        assertTrue(session.head().all { it == 0f })
-        for (name in names + names.reversed()) {
-            session.use(name)
-            assertArrayEquals(heads.getValue(name), session.head(), 0f)
-            assertArrayEquals(logits.getValue(name), session.forward(prompt), 0f)
-        }
-    }
+    fun aSwapIsExact() = Fixtures.assertSwapsAreExact(session, "hello")
 
     @Test
     fun anAnswerStops() {
@@ -178,6 +164,15 @@ class SessionTest {
                 assertArrayEquals(head, it.head(), 0f)
             }
         }
+        Fixtures.copy(folder) { copy ->
+            Fixtures.reseal(copy) { it.replace("\"fallback\": \"error\"", "\"fallback\": \"base\"") }
+            Fixtures.open(copy).use {
+                it.use("one")
+                it.use("nine")
+                assertNull(it.task)
+                assertTrue(it.head().all { value -> value == 0f })
+            }
+        }
     }
 
     @Test
@@ -201,7 +196,13 @@ class SessionTest {
             refused("NotFound", File(name).name) { File(it, name).delete() }
         }
         for (name in listOf("model.pte", "package/adapters.pte")) {
-            refused("Mismatch", "bytes, not the", digests = false) { File(it, name).appendText("x") }
+            for (digests in listOf(true, false)) {
+                refused("Mismatch", "bytes, not the", digests) { File(it, name).appendText("x") }
+                refused("Mismatch", "bytes, not the", digests) { copy ->
+                    val file = File(copy, name)
+                    file.writeBytes(file.readBytes().copyOf(file.length().toInt() / 2))
+                }
+            }
             refused("Io", "is no file") { File(it, name).apply { delete() }.mkdir() }
         }
         refused("NotFound", "export-base writes it") { File(it, "model.pte.json").delete() }
@@ -212,20 +213,25 @@ class SessionTest {
             val model = File(it, "model.pte")
             model.writeBytes(ByteArray(model.length().toInt()))
         }
-        fun resealed(kind: String, part: String, old: Regex, new: String) = refused(kind, part) { copy ->
-            Fixtures.reseal(copy) { text ->
-                assertTrue(old.pattern, old in text)
-                old.replace(text, new)
+        fun resealed(kind: String, part: String, old: Regex, new: String, digests: Boolean = true) =
+            refused(kind, part, digests) { copy ->
+                Fixtures.reseal(copy) { text ->
+                    assertTrue(old.pattern, old in text)
+                    old.replace(text, new)
+                }
             }
-        }
         resealed("Mismatch", "takes adapters of rank 4", Regex("\n  \"rank\": 4"), "\n  \"rank\": 8")
         val digest = "a".repeat(64)
         resealed("Mismatch", "another adapter layout",
             Regex("\"layout_digest\": \"[0-9a-f]{64}\""), "\"layout_digest\": \"$digest\"")
         resealed("Invalid", "target_shapes: with target_modules, is not that of layout_digest",
             Regex("\"target_shapes\": \\[\\s*\\[\\s*64"), "\"target_shapes\": [[65")
+        // A package of another base, of the same shape; with digests off, too.
         for (key in listOf("weights_sha256", "tokenizer_sha256")) {
-            resealed("Mismatch", "get_$key", Regex("\"$key\": (null|\"[0-9a-f]{64}\")"), "\"$key\": \"$digest\"")
+            val stated = Regex("\"$key\": (null|\"[0-9a-f]{64}\")")
+            for (digests in listOf(true, false)) {
+                resealed("Mismatch", "get_$key", stated, "\"$key\": \"$digest\"", digests)
+            }
         }
         // Programs exported before, whose switch is a truth value, do not state a version.
         refused("Invalid", "export it anew with hydrapack export-base", digests = false) {

@@ -1,32 +1,69 @@
 package org.hydrapack
 
 import java.io.File
+import org.junit.Assert.assertEquals
 import org.junit.Assert.assertTrue
 import org.junit.Test
 
-/** The demo's real model with its five adapters, 4 bits a weight. */
+/** SmolLM2-135M with the five example adapters, in 4-bit integers (8da4w). */
 class SmolLm2Test {
-    @Test
-    fun allIsAsInPythonAndAThousandSwapsLeakNothing() {
-        val folder = Fixtures.folder("smollm2")
+    private val folder = Fixtures.folder("smollm2-8da4w")
+
+    private fun opened(use: (Session) -> Unit) {
         Fixtures.loadNative()
-        Fixtures.open(folder).use { session ->
-            Fixtures.assertAsInPython(session, folder, answers = false)
-            val names = session.tasks.map { it.name }
-            val bytes = 4L * session.also { it.use(names[0]) }.head().size
-            fun swap(times: Int) = repeat(times) { session.use(names[it % names.size]) }
-            swap(100)
-            // The first gives back what reading the tokenizer took.
-            repeat(2) { System.gc() }
-            val before = residentBytes()
-            val started = System.nanoTime()
-            swap(1000)
-            val ms = (System.nanoTime() - started) / 1e9
-            System.gc()
-            val grown = residentBytes() - before
-            println("1,000 swaps: %.3f ms each, %.1f MB more; a head has %.1f MB".format(ms, grown / 1e6, bytes / 1e6))
-            assertTrue("$grown", grown < 20 * bytes)
+        Fixtures.open(folder).use(use)
+    }
+
+    /** Whole answers may differ from Python's in such a program: see write_session. */
+    @Test
+    fun everyTokenIsPythons() = opened { session ->
+        assertEquals(5, session.tasks.size)
+        Fixtures.assertAsInPython(session, folder, answers = false)
+    }
+
+    @Test
+    fun aSwapIsExact() = opened { Fixtures.assertSwapsAreExact(it, "how are you") }
+
+    @Test
+    fun anAnswerStopsAndAFullContextSaysSo() = opened { session ->
+        session.use("summary")
+        val text = "The library opens at nine. On Saturdays it stays open until noon."
+        val options = GenerateOptions(maxNewTokens = 16, temperature = 0.0)
+        val whole = session.generate(text, options)
+        assertTrue(whole.text, whole.ids.size > 5)
+        var pieces = 0
+        val cut = session.generate(text, options) { ++pieces < 3 }
+        assertEquals(Finish.STOPPED, cut.finish)
+        assertEquals(whole.ids.take(cut.ids.size), cut.ids)
+        assertTrue(cut.ids.size < whole.ids.size)
+        val context = session.maxContext
+        Fixtures.assertKind("ContextFull", "do not fit: 0 of $context are taken") {
+            session.generate("one two ".repeat(context))
         }
+        session.reset()
+        session.forward(IntArray(context) { 7 })
+        Fixtures.assertKind("ContextFull", "1 tokens do not fit: $context of $context") {
+            session.forward(intArrayOf(7))
+        }
+        assertEquals(whole.ids, session.generate(text, options).ids)
+    }
+
+    @Test
+    fun aThousandSwapsLeakNothing() = opened { session ->
+        val names = session.tasks.map { it.name }
+        val bytes = 4L * session.also { it.use(names[0]) }.head().size
+        fun swap(times: Int) = repeat(times) { session.use(names[it % names.size]) }
+        swap(100)
+        // The first gives back what reading the tokenizer took.
+        repeat(2) { System.gc() }
+        val before = residentBytes()
+        val started = System.nanoTime()
+        swap(1000)
+        val ms = (System.nanoTime() - started) / 1e9
+        System.gc()
+        val grown = residentBytes() - before
+        println("1,000 swaps: %.3f ms each, %.1f MB more; a head has %.1f MB".format(ms, grown / 1e6, bytes / 1e6))
+        assertTrue("$grown", grown < 20 * bytes)
     }
 
     /** Memory that no file lies behind: the mapped programs' pages come and go. */

@@ -117,9 +117,10 @@ class EndToEndTest {
 
     @Test
     fun theRealModelWritesAnAnswer() {
-        assumeTrue("the fixtures have no smollm2", File(fixtures, "smollm2").exists())
+        val folder = File(fixtures, "smollm2-gguf")
+        assumeTrue("the fixtures have no ${folder.name}", folder.exists())
         val pushed = requireNotNull(Screen.app.store.pushFolder)
-        File(fixtures, "smollm2").copyRecursively(pushed)
+        folder.copyRecursively(pushed)
         val screen = Screen.open()
         screen.press(R.id.load)
         screen.awaitIdle()
