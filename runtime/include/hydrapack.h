@@ -57,7 +57,8 @@ typedef struct {
   /* A folder of the app's own where XNNPACK's packed weights are kept, so that the next open maps
    * them; null: none. Nobody else may write to it. */
   const char* weight_cache;
-  int share_weights; /* without such a folder: one packed copy in memory for all sessions; 0 by default */
+  int share_weights; /* without such a folder: one packed copy in memory for all sessions of one model,
+                      * one model at a time; 0 by default */
 } hydrapack_open_options;
 
 /* How hydrapack_step chooses among the logits. */

@@ -1,5 +1,6 @@
 // Opening an engine, and what its sessions ask of it.
 #include <cstring>
+#include <filesystem>
 
 #include <executorch/extension/tensor/tensor.h>
 
@@ -17,6 +18,20 @@ using executorch::runtime::EValue;
 
 Error damaged(const std::string& path) {
   return {Code::Invalid, path + " is damaged: it cannot be loaded"};
+}
+
+// Who shares packed weights in memory: one model at a time, since XNNPACK tells weights apart by their
+// integers alone, and would take another's scales for this one's. Invalid.
+Result<std::shared_ptr<const std::string>> claim_memory(const std::string& model) {
+  static std::mutex mutex;
+  static std::weak_ptr<const std::string> claimed;
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto holder = claimed.lock();
+  if (holder == nullptr) claimed = holder = std::make_shared<const std::string>(model);
+  if (*holder == model) return holder;
+  return Error{
+      Code::Invalid,
+      "share_weights: " + *holder + " is open with it, and only one model at a time can be"};
 }
 
 // Where sessions share this model's packed weights, if they do.
@@ -58,6 +73,11 @@ Error Engine::Shared::read(const OpenOptions& options) {
   auto cache = weight_cache(paths, model_sha256.value(), options);
   if (!cache.ok()) return cache.error();
   weights = std::move(cache.value());
+  if (!options.share_weights || !options.weight_cache.empty()) return {};
+  std::error_code none;
+  auto claimed = claim_memory(std::filesystem::weakly_canonical(paths.model, none).string());
+  if (!claimed.ok()) return claimed.error();
+  sharing = std::move(claimed.value());
   return {};
 }
 

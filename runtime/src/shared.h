@@ -32,6 +32,7 @@ struct Engine::Shared {
   std::unique_ptr<executorch::extension::Module> model;
   std::unique_ptr<executorch::extension::Module> adapters;
   std::optional<WeightCache> weights;  // none: each session packs its own
+  std::shared_ptr<const std::string> sharing;  // the claim of share_weights, while it lasts
   std::mutex heads, openings;  // one thread at a time in each
 
   // The files and what they say of each other, then the programs. As Engine::open.

@@ -103,6 +103,25 @@ TEST(Engine, RefusesWhatASessionRefuses) {
   EXPECT_EQ(Engine::open(fixtures() + "/twin.pte", package()).error().code, Code::Mismatch);
 }
 
+TEST(Engine, OneModelAtATimeSharesItsWeightsInMemory) {
+  NEED_FIXTURES();
+  const Copy copy;
+  copy.edit([](nlohmann::json& manifest) { manifest["base_model"]["weights_sha256"] = nullptr; });
+  OpenOptions options;
+  options.share_weights = true;
+  options.check_digests = false;
+  const std::string twin = fixtures() + "/twin.pte";
+  auto other = [&] { return Engine::open(twin, copy.package(), options); };
+  {
+    const Engine one = engine(options), same = engine(options);
+    const auto refused = other();
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.error().code, Code::Invalid);
+    EXPECT_NE(refused.error().message.find("share_weights"), std::string::npos);
+  }
+  EXPECT_TRUE(other().ok());
+}
+
 // Run under ThreadSanitizer too.
 TEST(Threads, SessionsOfOneEngineOnSeveral) {
   NEED_FIXTURES();

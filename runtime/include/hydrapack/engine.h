@@ -12,8 +12,8 @@
 // share_weights keeps one copy for all.
 //
 // Threads: every call is for any thread. Sessions of one engine may run on threads of their own, one
-// thread a session. XNNPACK runs one of them at a time, with all the threads of its pool, so that two
-// answers together are about as fast as one after the other.
+// thread a session. XNNPACK runs one of them at a time, with all the threads of its pool: two answers at
+// once are not done twice as soon.
 //
 // Lifetimes: an Engine is a handle; copies of it and its sessions hold what is behind it, which ends
 // with the last of them. model.pte and adapters.pte are mapped: they must stay as they are so long.
@@ -44,8 +44,7 @@ struct OpenOptions {
   // folder is for nobody else to write to. NotFound: no such folder, or no model.pte.json.
   std::string weight_cache = {};
   // Sessions share one packed copy of the weights in memory, where no folder is given; two sessions
-  // without either have two. It is one for the process, and XNNPACK tells weights apart by their
-  // integers: not for two models at once that differ in their scales only.
+  // without either have two. One model at a time in a process: Invalid while another is open with it.
   bool share_weights = false;
 };
 
