@@ -247,6 +247,10 @@ def tool(name):
     return str(beside) if beside.exists() else name
 
 
+# PEFT leaves CXX=gcc behind where its extension cannot be built, and gcc links no C++.
+ENVIRONMENT = dict(os.environ)
+
+
 def build(folder, *options, executorch=SITE / "executorch", targets=()):
     """Configure and build the runtime; skip where what it needs is not installed."""
     if not have("c++") or platform.system() != "Linux":
@@ -256,14 +260,14 @@ def build(folder, *options, executorch=SITE / "executorch", targets=()):
         f"-DCMAKE_MAKE_PROGRAM={shutil.which(tool('ninja'))}",
         f"-Dexecutorch_DIR={executorch / 'share' / 'cmake'}", *options,
     ]  # fmt: skip
-    done = subprocess.run(configure, capture_output=True, text=True)
+    done = subprocess.run(configure, capture_output=True, text=True, env=ENVIRONMENT)
     if done.returncode:
         for name, package in (("nlohmann/json", "nlohmann-json3-dev"), ("GTest", "libgtest-dev")):
             if name in done.stderr:
                 pytest.skip(f"the C++ runtime needs {name} ({package} on Debian)")
         raise AssertionError(done.stdout + done.stderr)
     command = [tool("cmake"), "--build", folder, *(["--target", *targets] if targets else [])]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning:" not in done.stdout
     return folder

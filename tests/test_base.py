@@ -203,7 +203,7 @@ def test_calibration_is_kept_only_where_it_helps(tiny_model, tmp_path, monkeypat
     # The program is another one than the plain one exactly where GPTQ was kept.
     assert (plain.kl_nats > 1e-3) == held.kept
     # One that makes it worse is left out.
-    import hydrapack.base.quantize as quantize
+    import hydrapack.base.integers as quantize
 
     def worse(weight, hessian, group_size, choose_scales):
         stored = to_int4(weight)

@@ -8,13 +8,15 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT, SITE, build, have, tool
+from conftest import ENVIRONMENT, ROOT, SITE, build, have, tool
 
 README = ROOT / "runtime" / "README.md"
 
 
 def run(*command, **options):
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, **options)
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, env=ENVIRONMENT, **options
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -94,7 +96,8 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
          "-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON"],
         capture_output=True,
         text=True,
+        env=ENVIRONMENT,
     )  # fmt: skip
     assert done.returncode != 0
     lines = [line.strip() for line in done.stderr.splitlines() if "apt install" in line]
-    assert lines == ["nlohmann/json is missing. Debian: apt install nlohmann-json3-dev"]
+    assert lines == ["nlohmann/json is missing (Debian: apt install nlohmann-json3-dev)"]

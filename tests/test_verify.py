@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TASKS, TEMPLATE, hydrapack, make_package, write_adapter
+from conftest import TASKS, TEMPLATE, hydrapack, make_package, process, write_adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -258,7 +258,7 @@ def test_same_bytes_anywhere(tiny, keys, tmp_path):
     ):
         folder = tmp_path / ("a" if number == 0 else "another place ü")
         shutil.copytree(tiny[2] / "bundle", folder / "bundle")
-        done = hydrapack(
+        done = process(
             "pack", folder / "bundle", "-o", folder / "package", "--bits", "4", "--card", "--sbom",
             "--signing-key", keys[0][0], "--model", tiny[0],
             env={**environment, "SOURCE_DATE_EPOCH": "1700000000"}, cwd=folder,
@@ -268,7 +268,7 @@ def test_same_bytes_anywhere(tiny, keys, tmp_path):
     assert len(outputs[0]) == 5 and outputs[0] == outputs[1]
     sbom = json.loads(outputs[0]["sbom.cdx.json"])
     assert sbom["metadata"]["timestamp"].startswith("2023-11-14T22:13:20")
-    bad = hydrapack(
+    bad = process(
         "pack", tmp_path / "a" / "bundle", "-o", tmp_path / "x", "--sbom",
         env={"SOURCE_DATE_EPOCH": "today"},
     )  # fmt: skip
