@@ -33,6 +33,11 @@ struct Plan {
 
 struct Session::State {
   explicit State(std::shared_ptr<Engine::Shared> shared) : engine(std::move(shared)) {}
+  // What XNNPACK keeps for all sessions is not for one to leave while another comes.
+  ~State() {
+    const std::lock_guard<std::mutex> lock(engine->openings);
+    model.reset();
+  }
   // A session on the engine; its load_ms is counted from started.
   static Result<std::unique_ptr<Session>> open(
       std::shared_ptr<Engine::Shared> engine, Clock::time_point started);
