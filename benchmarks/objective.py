@@ -34,6 +34,7 @@ from hydrapack.merging.objective import task_sizes
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.merging.uniform import merge_adapters
+from hydrapack.support.progress import quietly
 
 REPOSITORY = Path(__file__).parent.parent
 SETS = {
@@ -66,9 +67,7 @@ def per_module(adapters: Sequence[Adapter], options: MergeOptions, output_rank: 
             merged = merge_spectral(sized, own)
         return with_sizes(merged, updates, norms)
 
-    return merge_modules(
-        adapters, merge, "per module", "relative", options.rank, 0, lambda done, total, note: None
-    )
+    return merge_modules(adapters, merge, "per module", "relative", options.rank, 0, quietly)
 
 
 def without_factors(adapters: Sequence[Adapter], heads: int) -> Bundle:

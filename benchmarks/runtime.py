@@ -97,9 +97,10 @@ def timed(
 
 def ladder(args: argparse.Namespace) -> None:
     """Decode and prefill of every form at every rank, over a program without adapter."""
-    cases = {PLAIN: prepared(args, args.ladder[0])[PLAIN]}
+    cases = {}
     for rank in args.ladder:
-        cases |= {f"{n} R{rank}": p for n, p in prepared(args, rank).items() if n != PLAIN}
+        for name, program in prepared(args, rank).items():
+            cases[name if name == PLAIN else f"{name} R{rank}"] = program
     built(args.out / "native")
     runs = []
     for start in range(args.starts):
@@ -140,7 +141,7 @@ def shapes(args: argparse.Namespace) -> None:
     cache.mkdir(exist_ok=True)
 
     together, alone, unchecked, kept = [], [], [], []
-    timed(args, 1, 4, {"x": cases["(c) a head"]}, f"CACHE={cache}")
+    timed(args, 1, 4, {"x": cases[FORMS["adapted"]]}, f"CACHE={cache}")
     for start in range(args.starts):
         order = random.Random(start).sample(sorted(cases), len(cases))
         together.append(timed(args, ROUNDS, STEPS, {name: cases[name] for name in order}))
@@ -183,7 +184,9 @@ def shapes(args: argparse.Namespace) -> None:
             *(f"{middle(alone, name, f'{k}_bytes') / 1e6:.0f}" for k in ("loaded", "used")),
         ]
         print(f"| {name} | {' | '.join(figures)} |")
-    swap, least = (middle(together, "(c) a head", "swap_ms", part) for part in ("median", "min"))
+    swap, least = (
+        middle(together, FORMS["adapted"], "swap_ms", part) for part in ("median", "min")
+    )
     vector = json.loads((package / "manifest.json").read_text())
     one = sum(
         d_out * args.rank * len(vector["modules"]) // len(vector["target_shapes"])

@@ -176,6 +176,7 @@ def smollm2_program(tmp_path_factory):
     from hydrapack.base import smollm2
     from hydrapack.base.export import export_base
     from hydrapack.demo import job
+    from hydrapack.support.progress import silently
 
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -188,7 +189,7 @@ def smollm2_program(tmp_path_factory):
         with FileLock(root / f"smollm2-{quant}.lock"):
             if quant == "gguf":
                 # The demo's own, which stays in its cache.
-                return job._base_program(16, ("q", "k", "v", "o"), lambda name: None)
+                return job._base_program(16, ("q", "k", "v", "o"), silently)
             if not model.with_name("model.pte.json").exists():
                 export_base(smollm2.NAME, model, 16, quant=quant, max_context=job.CONTEXT)
         return model

@@ -140,6 +140,11 @@ class ErrorSum:
         self.whole += own**2
         return difference / own if own else difference
 
+    def include(self, other: ErrorSum) -> None:
+        """Count all that another sum has."""
+        self.lost += other.lost
+        self.whole += other.whole
+
     @property
     def relative(self) -> float:
         """Norm of (updates - merged) over norm of the updates; of no updates the former alone."""

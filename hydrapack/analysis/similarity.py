@@ -103,8 +103,10 @@ def analyze(
         merged = merge_spectral(updates, MergeOptions(len(updates), rank))
         together = ErrorSum()
         for error, update, head in zip(sums, updates, merged.heads, strict=True):
-            error.add(update, merged.A, head)
-            together.add(update, merged.A, head)
+            own = ErrorSum()
+            own.add(update, merged.A, head)
+            error.include(own)
+            together.include(own)
         found.append(
             Similarity(
                 module=name,

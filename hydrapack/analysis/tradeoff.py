@@ -2,7 +2,7 @@
 
 For a given assignment the best A of rank R is the first R of one set of eigenvectors, so one
 eigenproblem for each M serves all ranks: the squared error is the sum of the eigenvalues left out.
-Precision is measured, not modelled: A and heads are quantized as the packer does.
+Rounding is measured, not modelled: A and heads are quantized as the packer does.
 """
 
 from __future__ import annotations

@@ -28,9 +28,20 @@ def output() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=120)
 
 
+KNOBS = (
+    "density",
+    "distance",
+    "init",
+    "lr",
+    "only_a",
+    "output_rank",
+    "refit_b",
+    "routing",
+    "steps",
+    "temperature",
+)
+"""The methods' own options; written out here, since asking the methods would import torch."""
 _OPTIONS = {"targets": "--target-modules", "weights": "--weight"}
-KNOBS: tuple[str, ...] = ("density", "distance", "init", "lr", "only_a", "output_rank", "refit_b")
-KNOBS = (*KNOBS, "routing", "steps", "temperature")
 _OPTIONS |= {name: f"--set {name}" for name in KNOBS}
 
 

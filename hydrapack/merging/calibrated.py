@@ -111,9 +111,7 @@ def merge_calibrated(
         return found[name].restore(made.modules[name])
 
     label = f"{made.info.method} (calibrated)"
-    return merge_modules(
-        adapters, merge, label, made.info.objective, made.rank, seed, lambda done, total, note: None
-    )
+    return merge_modules(adapters, merge, label, made.info.objective, made.rank, seed, quietly)
 
 
 def _root(moment: torch.Tensor) -> torch.Tensor:

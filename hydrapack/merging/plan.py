@@ -232,7 +232,6 @@ def merge_budget(
     """
     named = SPECTRAL.objective(objective)
     job = _Job(adapters, rank, bits, seed, weights, named, "`budget`", progress)
-    job.budget = budget
     if named != "minimax":
         return job.within(budget, job.weights)
     rounds = 0
@@ -318,7 +317,6 @@ class _Job:
         if rank is not None and rank < 1:
             raise Invalid(f"`rank` {rank}: must be 1 or more")
         self.adapters, self.seed, self.progress = adapters, seed, progress
-        self.budget: int | None = None
         self.rank, self.free_rank = rank or max(a.rank for a in adapters), rank is None
         self.bits = (bits,) if bits else PLANNED_BITS
         self.weights = task_weights(adapters, weights or {})
@@ -352,7 +350,7 @@ class _Job:
     ) -> Bundle:
         """The merge by the best plan in ``budget`` bytes."""
         plan = self.planner(weights, done, rounds).within(budget)
-        return self.merge(plan, weights, done, rounds)
+        return self.merge(plan, weights, done, rounds, budget)
 
     def merge(
         self,
@@ -360,6 +358,7 @@ class _Job:
         weights: tuple[float, ...],
         done: int,
         rounds: int,
+        budget: int | None = None,
     ) -> Bundle:
         """The merge with each module as ``plan`` says."""
 
@@ -368,7 +367,7 @@ class _Job:
             self.progress(before + share / 2 / rounds, total, "merging")
 
         return merge_plan(
-            self.adapters, plan, weights, self.sizes, self.objective, self.seed, report, self.budget
+            self.adapters, plan, weights, self.sizes, self.objective, self.seed, report, budget
         )
 
 
