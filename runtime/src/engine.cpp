@@ -1,6 +1,5 @@
 // Opening an engine, and what its sessions ask of it.
 #include <cstring>
-#include <filesystem>
 
 #include <executorch/extension/tensor/tensor.h>
 
@@ -20,31 +19,18 @@ Error damaged(const std::string& path) {
   return {Code::Invalid, path + " is damaged: it cannot be loaded"};
 }
 
-// Who shares packed weights in memory: one model at a time, since XNNPACK tells weights apart by their
-// integers alone, and would take another's scales for this one's. Invalid.
-Result<std::shared_ptr<const std::string>> claim_memory(const std::string& model) {
-  static std::mutex mutex;
-  static std::weak_ptr<const std::string> claimed;
-  const std::lock_guard<std::mutex> lock(mutex);
-  auto holder = claimed.lock();
-  if (holder == nullptr) claimed = holder = std::make_shared<const std::string>(model);
-  if (*holder == model) return holder;
-  return Error{
-      Code::Invalid,
-      "share_weights: " + *holder + " is open with it, and only one model at a time can be"};
-}
-
 // Where sessions share this model's packed weights, if they do.
 Result<std::optional<WeightCache>> weight_cache(
     const Paths& paths, const std::string& model_sha256, const OpenOptions& options) {
-  if (options.weight_cache.empty()) {
-    return options.share_weights ? std::optional(WeightCache::in_memory()) : std::nullopt;
-  }
-  if (model_sha256.empty()) {
+  const bool in_file = !options.weight_cache.empty();
+  if (!in_file && !options.share_weights) return std::optional<WeightCache>();
+  if (in_file && model_sha256.empty()) {
     return Error{
         Code::NotFound, paths.model + ".json: missing; the weight cache needs its SHA-256"};
   }
-  auto cache = WeightCache::in(options.weight_cache, model_sha256, options.check_digests);
+  auto cache = in_file
+      ? WeightCache::in(options.weight_cache, model_sha256, options.check_digests)
+      : WeightCache::in_memory(paths.model);
   if (!cache.ok()) return cache.error();
   return std::optional<WeightCache>(std::move(cache.value()));
 }
@@ -73,11 +59,6 @@ Error Engine::Shared::read(const OpenOptions& options) {
   auto cache = weight_cache(paths, model_sha256.value(), options);
   if (!cache.ok()) return cache.error();
   weights = std::move(cache.value());
-  if (!options.share_weights || !options.weight_cache.empty()) return {};
-  std::error_code none;
-  auto claimed = claim_memory(std::filesystem::weakly_canonical(paths.model, none).string());
-  if (!claimed.ok()) return claimed.error();
-  sharing = std::move(claimed.value());
   return {};
 }
 

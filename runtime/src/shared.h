@@ -32,8 +32,10 @@ struct Engine::Shared {
   std::unique_ptr<executorch::extension::Module> model;
   std::unique_ptr<executorch::extension::Module> adapters;
   std::optional<WeightCache> weights;  // none: each session packs its own
-  std::shared_ptr<const std::string> sharing;  // the claim of share_weights, while it lasts
-  std::mutex heads, openings;  // one thread at a time in each
+  std::mutex heads;  // one thread at a time
+  // One thread at a time opens or closes a session, of any engine: XNNPACK keeps a workspace and caches
+  // for the process.
+  inline static std::mutex openings;
 
   // The files and what they say of each other, then the programs. As Engine::open.
   Error read(const OpenOptions& options);

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdio>
 #include <filesystem>
+#include <mutex>
 
 #include <executorch/runtime/backend/backend_options_map.h>
 #include <executorch/runtime/backend/options.h>
@@ -62,6 +63,21 @@ std::string part_of(const std::string& path) {
 }
 
 }  // namespace
+
+Result<WeightCache> WeightCache::in_memory(const std::string& model) {
+  static std::mutex mutex;
+  static std::weak_ptr<const std::string> claimed;
+  std::error_code error;
+  const std::string path = std::filesystem::weakly_canonical(model, error).string();
+  const std::lock_guard<std::mutex> lock(mutex);
+  WeightCache cache;
+  cache.model_ = claimed.lock();
+  if (cache.model_ == nullptr) claimed = cache.model_ = std::make_shared<const std::string>(path);
+  if (*cache.model_ == path) return cache;
+  return Error{
+      Code::Invalid,
+      "share_weights: " + *cache.model_ + " is open with it, and only one model at a time can be"};
+}
 
 Result<WeightCache> WeightCache::in(
     const std::string& folder, const std::string& model_sha256, bool check_digest) {

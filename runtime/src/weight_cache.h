@@ -2,6 +2,7 @@
 // and mapped afterwards, or in memory.
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include <executorch/extension/module/module.h>
@@ -11,8 +12,10 @@ namespace hydrapack {
 
 class WeightCache {
  public:
-  // One for the process: weights of one content are packed once, whoever's they are.
-  static WeightCache in_memory() { return {}; }
+  // One for the process: weights of one content are packed once, whoever's they are. One model at a
+  // time, since XNNPACK tells weights apart by their integers alone, and would take another's scales
+  // for this one's. Invalid: another model has it.
+  static Result<WeightCache> in_memory(const std::string& model);
 
   // The file of one program in a folder of the app's own. XNNPACK trusts what is in it, so its size,
   // and if asked its SHA-256, are compared with those that keep() noted beside it; a file that does
@@ -32,6 +35,7 @@ class WeightCache {
  private:
   std::string path_;  // where it belongs; empty in memory
   std::string made_;  // where it is being made; empty where it is there
+  std::shared_ptr<const std::string> model_;  // in memory: whose it is, as long as this lives
 };
 
 }  // namespace hydrapack

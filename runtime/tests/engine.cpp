@@ -128,12 +128,12 @@ TEST(Threads, SessionsOfOneEngineOnSeveral) {
   for (const bool share : {false, true}) {
     OpenOptions options;
     options.share_weights = share;
-    const Engine one = engine(options);
+    const Engine one = engine(options), same = engine(options);
     std::atomic<int> running{3};
     std::vector<std::thread> threads;
     for (int i = 0; i < 3; i++) {
-      threads.emplace_back([&] {
-        const auto session = std::move(one.open_session().value());
+      threads.emplace_back([&, i] {
+        const auto session = std::move((i == 2 ? same : one).open_session().value());
         for (int round = 0; round < 3; round++) answers_as_python(*session);
         running--;
       });
