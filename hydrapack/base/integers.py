@@ -24,6 +24,8 @@ from hydrapack.support.errors import Invalid
 GROUP_SIZE = 32
 """Columns that share a scale at 4 bits."""
 _SHRINKS = torch.linspace(0.6, 1.05, 24).tolist()
+_AT_ONCE = 1 << 17
+"""Values whose scales are searched together: few enough that they stay in the processor's cache."""
 HF_NAMES = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -128,6 +130,13 @@ def to_int4(weight: torch.Tensor) -> Integers:
             "`quant` 8da8w"
         )
     groups = weight.float().reshape(len(weight), -1, GROUP_SIZE)
+    rows = max(1, _AT_ONCE // weight.shape[1])
+    values, scales = zip(*map(_searched, torch.split(groups, rows)), strict=True)
+    return Integers(torch.cat(values).flatten(1), torch.cat(scales), 4)
+
+
+def _searched(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 values of (rows, groups, columns) and the scales (rows, groups) of least error."""
     largest = groups.abs().amax(-1, keepdim=True)
     best = rounded = error = None
     for shrink in _SHRINKS:
@@ -142,7 +151,7 @@ def to_int4(weight: torch.Tensor) -> Integers:
         rounded = torch.where(better, values, rounded)
         error = torch.where(better, now, error)
     assert best is not None and rounded is not None
-    return Integers(rounded.flatten(1).to(torch.int8), best[..., 0], 4)
+    return rounded.to(torch.int8), best[..., 0]
 
 
 def bf16_scales(scales: torch.Tensor) -> torch.Tensor:
