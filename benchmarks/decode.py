@@ -269,7 +269,7 @@ def export(shape: str, rank: int, context: int, out: Path, kind: str) -> None:
 
 def bundle_of(modules, rank: int, count: int):
     """A bundle of made modules, a head for each of ``count`` tasks."""
-    from hydrapack.adapters.task_card import TaskCard
+    from hydrapack.adapters.task_settings import TaskSettings
     from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask, SourceAdapter
 
     names = sorted(modules)
@@ -279,7 +279,7 @@ def bundle_of(modules, rank: int, count: int):
             name=f"t{k}",
             route=[k] * len(names),
             relative_error=0.0,
-            card=TaskCard(),
+            settings=TaskSettings(),
             source=source,
         )
         for k in range(count)

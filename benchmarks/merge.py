@@ -220,15 +220,15 @@ def budget() -> None:
     Errors are root mean squares of the tasks' relative errors, of the rounded modules. The single
     choice is the best of every M, R, Q and width whose bytes are at most the plan's.
     """
-    from hydrapack.merging.objective import task_sizes
-    from hydrapack.merging.plan import PLANNED_BITS, Planner, merge_plan, rounded_errors
+    from hydrapack.merging.plan import PLANNED_BITS, Planner, Request
+    from hydrapack.merging.planned import merge_plan, rounded_errors
 
     adapters = example_adapters()
-    count, sizes = len(adapters), task_sizes(adapters)
+    count, request = len(adapters), Request(adapters)
     weights = (1.0,) * count
-    planner = Planner(adapters, 16, PLANNED_BITS, 0, weights, sizes, lambda share: None)
+    planner = Planner(request, weights)
     every = [
-        {(c.heads, c.rank, c.output_rank, c.bits): c for c in found}
+        {(c.head_count, c.rank, c.output_rank, c.bits): c for c in found}
         for found in planner.found.values()
     ]
     shared = set.intersection(*(set(found) for found in every))
@@ -240,7 +240,7 @@ def budget() -> None:
     print("|---" * 10 + "|")
     for limit in (0.12, 0.25, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0):
         plan = planner.within(int(limit * 1e6))
-        merged = merge_plan(adapters, plan, weights, sizes)
+        merged = merge_plan(request, plan, weights)
         errors = rounded_errors(adapters, merged)
         chosen = list(plan.choices.values())
         held = sum(c.bytes for c in chosen)

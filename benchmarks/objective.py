@@ -87,7 +87,7 @@ class Judge:
         for adapter, task in zip(adapters, tasks, strict=True):
             data = read_rows(REPOSITORY / f"examples/data/heldout/{task}.jsonl", rows)
             self.rows[adapter.task] = [
-                encode_prompt(self.backend.tokenizer, adapter.card.prompt_template, row.input)
+                encode_prompt(self.backend.tokenizer, adapter.settings.prompt_template, row.input)
                 + self.backend.tokenizer.encode(row.outputs[0], add_special_tokens=False).ids
                 for row in data
             ]

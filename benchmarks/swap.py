@@ -50,9 +50,9 @@ def made_bundle(output_rank: int):
 
 def main() -> None:
     from hydrapack.bundle.stored import store
+    from hydrapack.packing.adapter_program import lower_adapters
     from hydrapack.packing.manifest import ADAPTERS
     from hydrapack.packing.package import pack
-    from hydrapack.packing.program import lower_adapters
     from hydrapack.program.layout import layout_of
     from hydrapack.program.load import load_program
     from hydrapack.program.quantized import Precision

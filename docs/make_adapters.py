@@ -87,7 +87,7 @@ OTHER_REFUSALS = [
     ),
     (
         "a `task.json` of another tool",
-        "beside an adapter it is hydrapack's task card",
+        "beside an adapter it holds hydrapack's settings of the task",
         "rename or remove it",
     ),
 ]

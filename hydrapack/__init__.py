@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         NotFound,
         RuntimeFailure,
     )
-    from hydrapack.verification.package import verify
+    from hydrapack.verification.checks import verify
 
 __all__ = [
     "Adapter",
@@ -65,7 +65,7 @@ _MODULES = {
     "pack": "packing.package",
     "storage": "footprint.report",
     "unpack": "bundle.unpack",
-    "verify": "verification.package",
+    "verify": "verification.checks",
 }
 
 

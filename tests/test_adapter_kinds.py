@@ -360,10 +360,10 @@ def test_folders_that_are_not_the_adapters_own(tmp_path):
 @pytest.mark.parametrize(
     "content", [b'{"task": "classification", "labels": [0, 1]}', b"[1]", b"x", b'{"stop": 3}']
 )
-def test_a_foreign_task_card(content, tmp_path):
+def test_a_foreign_task_json(content, tmp_path):
     folder = write_adapter(tmp_path / "a")
     (folder / "task.json").write_bytes(content)
-    refused(folder, "hydrapack's task card .* rename or remove another tool's")
+    refused(folder, "hydrapack's settings of the task .* rename or remove another tool's")
 
 
 # --- several adapters
@@ -515,7 +515,7 @@ def test_modules_that_no_adapter_has_get_zeros(tmp_path):
         assert len(manifest.modules) == 5 * 2 and manifest.layout.layers == 5
         for task in manifest.tasks:
             assert task.packed_relative_error < task.merge_relative_error + 0.2
-    from hydrapack.verification.package import verify
+    from hydrapack.verification.checks import verify
 
     checks = verify(tmp_path / "package", None, bundle, read_adapters([str(folder)]))
     assert checks and all(check.passed for check in checks), checks
@@ -523,7 +523,7 @@ def test_modules_that_no_adapter_has_get_zeros(tmp_path):
 
 def test_layers_are_counted_by_the_model(tiny_model, tmp_path):
     from hydrapack.base.export import export_base
-    from hydrapack.verification.package import verify
+    from hydrapack.verification.checks import verify
 
     export_base(str(tiny_model), tmp_path / "model.pte", 4, ("q", "v"), "fp32", max_context=64)
     folder = write_adapter(tmp_path / "a", 1, names=module_names("qv")[:2])

@@ -64,10 +64,10 @@ def test_older_keys_and_half_precision(tmp_path):
     assert adapter.modules[module_names()[0]].A.dtype == torch.bfloat16
 
 
-def test_task_card(tmp_path):
+def test_task_settings(tmp_path):
     folder = write_adapter(tmp_path / "a")
     (folder / "task.json").write_text(json.dumps({"prompt_template": "Q: {input}", "stop": ["!"]}))
-    assert read_adapter(folder, "t").card.stop == ["!"]
+    assert read_adapter(folder, "t").settings.stop == ["!"]
     (folder / "task.json").write_text(json.dumps({"prompt_template": "no hole"}))
     refused(folder, r"prompt_template.*\{input\} exactly once")
     (folder / "task.json").write_text(json.dumps({"prompt": "x"}))

@@ -14,10 +14,11 @@ from test_merge import dense, random_updates, squared_error
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import LoraModule, difference_norm
 from hydrapack.bundle.format import Bundle
-from hydrapack.merging.candidates import Choice, candidates, lower_hull
+from hydrapack.merging.candidates import Choice, candidates
+from hydrapack.merging.hulls import buy, lower_hull, steps_of
 from hydrapack.merging.method import MergeOptions
-from hydrapack.merging.objective import task_sizes
-from hydrapack.merging.plan import Planner, buy, merge_budget, merge_plan, merge_target, steps_of
+from hydrapack.merging.plan import Planner, Request
+from hydrapack.merging.planned import merge_budget, merge_plan, merge_target
 from hydrapack.merging.two_sided import core_of, merge_two_sided
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import pack
@@ -123,10 +124,10 @@ def test_candidates_foretell_errors():
     found = candidates(updates, MergeOptions(3, 4, weights=weights), (16,))
     from hydrapack.merging.spectral import merge_spectral
 
-    assert {c.heads for c in found if not c.output_rank and c.rank == 4} == {1, 2, 3}
+    assert {c.head_count for c in found if not c.output_rank and c.rank == 4} == {1, 2, 3}
     assert any(c.output_rank for c in found)
     for c in found:
-        options = MergeOptions(c.heads, c.rank, 0, weights, c.assignment)
+        options = MergeOptions(c.head_count, c.rank, 0, weights, c.assignment)
         if c.output_rank:
             merged = merge_two_sided(updates, options, c.output_rank)
         else:
@@ -228,13 +229,13 @@ def test_a_budget_is_never_overrun(tmp_path):
     """Of the five real adapters: what pack writes is at most the budget, and not far below."""
     folders = sorted(p for p in (EXAMPLES / "adapters").iterdir() if p.is_dir())
     adapters = read_adapters([str(folder) for folder in folders])
-    weights, sizes = (1.0,) * len(adapters), task_sizes(adapters)
-    planner = Planner(adapters, 16, (4, 8, 16), 0, weights, sizes, lambda share: None)
+    request, weights = Request(adapters), (1.0,) * len(adapters)
+    planner = Planner(request, weights)
     ranks, errors = [], []
     for megabytes in (0.3, 1, 2, 3, 4, 8):
         limit = int(megabytes * 1e6)
         plan = planner.within(limit)
-        merge_plan(adapters, plan, weights, sizes, budget=limit).save(tmp_path / "bundle")
+        merge_plan(request, plan, weights, budget=limit).save(tmp_path / "bundle")
         manifest = pack(tmp_path / "bundle", tmp_path / "package").manifest
         assert manifest.storage.bytes <= plan.bytes <= limit, megabytes
         # A bound so loose that it wastes a tenth of a small budget would be another fault.
@@ -250,8 +251,8 @@ def test_every_kind_of_plan_is_counted_from_above(tmp_path):
     adapters = read_adapters(
         [str(write_adapter(tmp_path / f"t{k}", seed=k, rank=40)) for k in range(2)]
     )
-    sizes = task_sizes(adapters)
-    planner = Planner(adapters, 40, (4, 8, 16), 0, (1.0, 1.0), sizes, lambda share: None)
+    request = Request(adapters)
+    planner = Planner(request, (1.0, 1.0))
     generator = random.Random(0)
     kinds = [
         lambda c: True,
@@ -259,8 +260,8 @@ def test_every_kind_of_plan_is_counted_from_above(tmp_path):
         lambda c: c.bits == 4 and c.output_rank > 0,
         lambda c: c.bits == 4 and c.rank == 40 and not c.output_rank,
         lambda c: c.bits == 16,
-        lambda c: c.heads == 1,
-        lambda c: c.heads == 1 and c.bits == 16,
+        lambda c: c.head_count == 1,
+        lambda c: c.head_count == 1 and c.bits == 16,
     ]
     for number, kind in enumerate(kinds):
         choices = {
@@ -268,7 +269,7 @@ def test_every_kind_of_plan_is_counted_from_above(tmp_path):
             for name, found in planner.found.items()
         }
         plan = planner.plan(choices)
-        merged = merge_plan(adapters, plan, (1.0, 1.0), sizes, budget=plan.bytes)
+        merged = merge_plan(request, plan, (1.0, 1.0), budget=plan.bytes)
         merged.save(tmp_path / "bundle")
         manifest = pack(tmp_path / "bundle", tmp_path / "package").manifest
         assert plan.bytes - 45_000 < manifest.storage.bytes <= plan.bytes, number

@@ -15,7 +15,7 @@ from hydrapack.bundle.unpack import exactly, unpack
 from hydrapack.merging.add import add
 from hydrapack.merging.method import MergeOptions, with_sizes
 from hydrapack.merging.modules import merge_modules
-from hydrapack.merging.plan import merge_budget
+from hydrapack.merging.planned import merge_budget
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import pack
@@ -50,7 +50,7 @@ def test_unpacked_is_the_head(adapters, tmp_path):
     bundle = bundle_of(adapters, tmp_path / "bundle", heads=2)
     unpack(bundle, tmp_path / "one", "task1")
     read = read_adapter(tmp_path / "one", "x")
-    assert read.card == bundle.info.tasks[1].card
+    assert read.settings == bundle.info.tasks[1].settings
     for name, B in bundle.head(bundle.info.tasks[1]).items():
         assert torch.equal(read.modules[name].A, bundle.modules[name].A)
         assert torch.equal(read.modules[name].factors()[1].float(), B)

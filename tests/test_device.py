@@ -18,8 +18,8 @@ from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.stored import round_module
 from hydrapack.device import Session
 from hydrapack.merging.candidates import Choice
-from hydrapack.merging.objective import task_sizes
-from hydrapack.merging.plan import Plan, merge_budget, merge_plan
+from hydrapack.merging.plan import Plan, Request
+from hydrapack.merging.planned import merge_budget, merge_plan
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.manifest import (
     MANIFEST,
@@ -261,7 +261,7 @@ def test_two_sided_and_planned_packages(tiny, tmp_path, bits):
     }
     choices = {n: replace(c, heads=3) if c.output_rank else c for n, c in choices.items()}
     plan = Plan(choices, 4, 1, 0.0)
-    planned = merge_plan(adapters, plan, (1.0, 1.0, 1.0), task_sizes(adapters))
+    planned = merge_plan(Request(adapters), plan, (1.0, 1.0, 1.0))
     assert {bool(module.of) for module in planned.modules.values()} == {False, True}
     merges.append(planned)
     for number, merge in enumerate(merges):

@@ -22,7 +22,7 @@ from hydrapack.evaluate.metrics import edit_counts, score, squad_f1, weighted_ro
 from hydrapack.evaluate.run import Evaluation
 from hydrapack.evaluate.spec import EvalConfig, quick_config, read_config, read_rows
 from hydrapack.evaluate.tables import markdown, plot
-from hydrapack.merging.plan import merge_budget
+from hydrapack.merging.planned import merge_budget
 from hydrapack.packing.manifest import read_package
 from hydrapack.program.quantized import Precision
 from hydrapack.support.errors import HydrapackError

@@ -23,10 +23,10 @@ def test_adapters():
     assert [a.task for a in adapters] == TASKS
     for adapter in adapters:
         assert (adapter.rank, adapter.alpha, len(adapter.modules)) == (16, 64, 120)
-        assert adapter.card.license == "Apache-2.0" and adapter.card.language == "en"
+        assert adapter.settings.license == "Apache-2.0" and adapter.settings.language == "en"
         application = "tone-professional" if adapter.task == "tone" else adapter.task
-        assert TABLE[application]["en"] in adapter.card.prompt_template
-        scores = adapter.card.provenance["heldout_nats_per_token"]
+        assert TABLE[application]["en"] in adapter.settings.prompt_template
+        scores = adapter.settings.provenance["heldout_nats_per_token"]
         assert scores["adapter"] < 0.8 * scores["base"]
 
 
@@ -51,10 +51,10 @@ def test_adapters_of_more_languages():
     for adapter in adapters:
         application, _, language = adapter.task.partition("-")
         assert (adapter.rank, adapter.alpha, len(adapter.modules)) == (4, 16, 120)
-        assert adapter.card.license == "Apache-2.0"
-        assert adapter.card.language == (language or "en")
-        assert TABLE[application][language or "en"] in adapter.card.prompt_template
-        scores = adapter.card.provenance["heldout_nats_per_token"]
+        assert adapter.settings.license == "Apache-2.0"
+        assert adapter.settings.language == (language or "en")
+        assert TABLE[application][language or "en"] in adapter.settings.prompt_template
+        scores = adapter.settings.provenance["heldout_nats_per_token"]
         assert scores["adapter"] < scores["base"]
 
 

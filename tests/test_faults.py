@@ -12,7 +12,7 @@ import pytest
 from conftest import TASKS, hydrapack
 
 from hydrapack.support.atomic import new_directory, new_file
-from hydrapack.verification.package import verify
+from hydrapack.verification.checks import verify
 
 EXPORT = ("export-base", "--rank", 4, "--quant", "fp32", "--max-context", 64)
 

@@ -42,7 +42,7 @@ def test_loss_falls(distance, init):
 def test_reaches_the_spectral_optimum(distance, init):
     updates = random_updates([2, 2, 2], d_out=16, d_in=14, seed=4)
     merged, _ = run(updates, 3, distance=distance, init=init, steps=1500)
-    best = squared_error(updates, merge_spectral(updates, MergeOptions(heads=3, rank=3)))
+    best = squared_error(updates, merge_spectral(updates, MergeOptions(head_count=3, rank=3)))
     assert best * (1 - 1e-6) <= squared_error(updates, merged) < 1.01 * best
 
 
@@ -73,7 +73,7 @@ def test_mae_reaches_the_brute_force_optimum():
 
 def test_mae_ends_below_the_spectral_start():
     updates = random_updates([3] * 4, d_out=24, d_in=20)
-    start = merge_spectral(updates, MergeOptions(heads=4, rank=3))
+    start = merge_spectral(updates, MergeOptions(head_count=4, rank=3))
     merged, _ = run(updates, 4, init="spectral")
     assert mean_absolute_error(updates, merged) < mean_absolute_error(updates, start)
 
@@ -92,7 +92,7 @@ def test_groups_planted_clusters(distance):
         assert (groups[i] == groups[j]) == (planted[i] == planted[j])
     assert merged.A.isfinite().all() and merged.heads.isfinite().all()
     own = HydraOpt(distance=distance, init="random", steps=300)
-    route = assign_hydraopt([updates, updates], MergeOptions(heads=2, rank=6), own)
+    route = assign_hydraopt([updates, updates], MergeOptions(head_count=2, rank=6), own)
     assert [a == route[0] for a in route] == [a == planted[0] for a in planted]
 
 

@@ -17,7 +17,7 @@ from hydrapack.merging.elementwise import TASK_ARITHMETIC
 from hydrapack.merging.method import MergeOptions
 from hydrapack.merging.methods import METHODS
 from hydrapack.merging.modules import module_seed
-from hydrapack.merging.plan import merge_budget
+from hydrapack.merging.planned import merge_budget
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.merging.uniform import merge_adapters
@@ -62,7 +62,7 @@ def test_error_is_the_tail_of_the_singular_values(rank):
     updates = random_updates([2, 3, 2])
     stacked = torch.cat([dense(u) for u in updates])
     tail = torch.linalg.svd(stacked).S[rank:].square().sum()
-    merged = merge_spectral(updates, MergeOptions(heads=3, rank=rank))
+    merged = merge_spectral(updates, MergeOptions(head_count=3, rank=rank))
     assert squared_error(updates, merged) == pytest.approx(float(tail), rel=1e-5)
     torch.testing.assert_close(merged.A @ merged.A.T, torch.eye(rank), atol=1e-5, rtol=0)
 
@@ -92,19 +92,19 @@ def test_never_above_mean_a_with_least_squares_b():
             float((dense(u) - dense(u) @ torch.linalg.pinv(mean) @ mean).square().sum())
             for u in updates
         )
-        merged = merge_spectral(updates, MergeOptions(heads=4, rank=3))
+        merged = merge_spectral(updates, MergeOptions(head_count=4, rank=3))
         assert squared_error(updates, merged) <= mean_error * (1 + 1e-9)
 
 
 def test_falls_with_heads_and_rank():
     updates = random_updates([3] * 5)
     by_heads = [
-        squared_error(updates, merge_spectral(updates, MergeOptions(heads=m, rank=4)))
+        squared_error(updates, merge_spectral(updates, MergeOptions(head_count=m, rank=4)))
         for m in range(1, 6)
     ]
     assert by_heads == sorted(by_heads, reverse=True)
     by_rank = [
-        squared_error(updates, merge_spectral(updates, MergeOptions(heads=5, rank=r)))
+        squared_error(updates, merge_spectral(updates, MergeOptions(head_count=5, rank=r)))
         for r in range(1, 11)
     ]
     assert by_rank == sorted(by_rank, reverse=True)
@@ -126,7 +126,7 @@ def test_best_of_all_assignments_is_found():
 
     partitions = [[(i >> k) & 1 for k in range(4)] for i in range(1, 8)]
     best = min(error(p) for p in partitions if len(set(p)) == 2)
-    merged = merge_spectral(updates, MergeOptions(heads=2, rank=3))
+    merged = merge_spectral(updates, MergeOptions(head_count=2, rank=3))
     assert squared_error(updates, merged) == pytest.approx(best, rel=1e-5)
 
 
@@ -136,7 +136,7 @@ def test_planted_clusters_are_grouped():
     for k in (0, 1, 0, 2, 1, 2, 0):
         noise = 0.01 * torch.randn(12, 3, generator=torch.Generator().manual_seed(k))
         updates.append(LoraModule(centres[k].A, centres[k].B + noise, centres[k].scaling))
-    merged = merge_spectral(updates, MergeOptions(heads=3, rank=9))
+    merged = merge_spectral(updates, MergeOptions(head_count=3, rank=9))
     assert merged.assignment == (0, 1, 0, 2, 1, 2, 0)
 
 
@@ -272,7 +272,7 @@ def test_weights_favour_a_task(adapters):
     assert same.relative_errors == pytest.approx(plain.relative_errors)
     # One head alone: the weighted mean of the updates.
     updates = random_updates([2, 2])
-    merged = merge_spectral(updates, MergeOptions(heads=1, rank=10, weights=(3.0, 1.0)))
+    merged = merge_spectral(updates, MergeOptions(head_count=1, rank=10, weights=(3.0, 1.0)))
     mean = (3 * dense(updates[0]) + dense(updates[1])) / 4
     torch.testing.assert_close(merged.heads[0] @ merged.A, mean.float(), atol=1e-5, rtol=1e-5)
 
@@ -317,7 +317,7 @@ def test_s_percent(tmp_path):
 )
 def test_permuting_and_scaling(ranks, rank, seed, scale):
     updates = random_updates(ranks, seed=seed)
-    options = MergeOptions(heads=len(ranks), rank=rank)
+    options = MergeOptions(head_count=len(ranks), rank=rank)
     merged = merge_spectral(updates, options)
     assert torch.isfinite(merged.A).all() and torch.isfinite(merged.heads).all()
     backwards = merge_spectral(updates[::-1], options)
@@ -363,7 +363,9 @@ def test_half_precision_in_no_nan_out(ranks, heads, rank, dtype, exponent, metho
 
 def test_task_arithmetic_direct():
     updates = random_updates([2, 2])
-    merged = TASK_ARITHMETIC.merge(updates, MergeOptions(heads=1, rank=2), TASK_ARITHMETIC.own({}))
+    merged = TASK_ARITHMETIC.merge(
+        updates, MergeOptions(head_count=1, rank=2), TASK_ARITHMETIC.own({})
+    )
     expected = sum(math.sqrt(u.scaling / 2) * u.A for u in updates)
     torch.testing.assert_close(merged.A, expected)
 

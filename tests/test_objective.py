@@ -9,7 +9,7 @@ from hydrapack.adapters.collect import read_adapters
 from hydrapack.analysis.tradeoff import trade_off
 from hydrapack.bundle.format import Bundle
 from hydrapack.merging.objective import reweigh, task_sizes
-from hydrapack.merging.plan import merge_budget
+from hydrapack.merging.planned import merge_budget
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.support.errors import HydrapackError
 
@@ -150,10 +150,11 @@ def test_reweigh_keeps_the_best_round():
     rounds = iter([[0.9, 0.5], [0.7, 0.6], [0.8, 0.6], [0.9, 0.1]])
     seen = []
 
-    def solve(weights):
+    def solve(weights, done):
+        assert done == len(seen) / 4
         seen.append(weights)
         errors = next(rounds)
-        return errors, errors
+        return errors, (weights, errors)
 
     weights, kept = reweigh(solve, [1.0, 1.0], 4)
     assert kept == [0.7, 0.6] and weights == seen[1] and len(seen) == 4

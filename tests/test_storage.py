@@ -21,9 +21,9 @@ from hydrapack.footprint import render
 from hydrapack.footprint.budgets import PRESETS, judge, read_budgets
 from hydrapack.footprint.report import planned, storage
 from hydrapack.merging.uniform import merge_adapters
+from hydrapack.packing.adapter_program import Shared
 from hydrapack.packing.banks import Head
 from hydrapack.packing.package import pack
-from hydrapack.packing.program import Shared
 from hydrapack.program.layout import layout_of
 from hydrapack.program.quantized import SCALE_BYTES, Precision
 from hydrapack.support.errors import HydrapackError

@@ -25,7 +25,7 @@ from hydrapack.analysis.similarity import analyze
 from hydrapack.bundle.format import Bundle
 from hydrapack.merging.add import add
 from hydrapack.merging.uniform import merge_adapters
-from hydrapack.merging.plan import merge_budget
+from hydrapack.merging.planned import merge_budget
 from hydrapack.analysis.tradeoff import trade_off
 from hydrapack.packing.package import pack
 from hydrapack.program.quantized import Precision

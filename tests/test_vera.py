@@ -16,7 +16,7 @@ from hydrapack.bundle.unpack import unpack
 from hydrapack.footprint.report import storage
 from hydrapack.merging.add import add
 from hydrapack.merging.method import MergeOptions
-from hydrapack.merging.plan import merge_budget
+from hydrapack.merging.planned import merge_budget
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.merging.vera import merge_vera
 from hydrapack.packing.package import pack
@@ -165,7 +165,7 @@ def test_what_vera_cannot(vera, tmp_path):
     for match, call in [
         ("not for VeRA; choose", lambda: merge_adapters(adapters, "two-sided")),
         ("`rank` 8: VeRA", lambda: merge_adapters(adapters, rank=8)),
-        ("`budget`: plans LoRA", lambda: merge_budget(adapters, 10_000)),
+        ("`budget` and `target_error` plan LoRA", lambda: merge_budget(adapters, 10_000)),
         ("trade-off is of LoRA", lambda: trade_off(adapters)),
         ("VeRA bundle cannot be packed", lambda: pack(tmp_path / "b", "p").manifest),
     ]:

@@ -28,7 +28,7 @@ from hydrapack.packing.package import pack
 from hydrapack.packing.signature import SIGNATURE, read_private_key, read_public_key
 from hydrapack.support.errors import HydrapackError
 from hydrapack.support.junit import Check, junit_xml
-from hydrapack.verification.package import verify
+from hydrapack.verification.checks import verify
 
 ROOT = Path(__file__).parents[1]
 

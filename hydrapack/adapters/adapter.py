@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hydrapack.adapters.task_card import TaskCard
+from hydrapack.adapters.task_settings import TaskSettings
 from hydrapack.adapters.update import Update
 from hydrapack.support.errors import Invalid
 
@@ -30,7 +30,7 @@ class Adapter:
     modules: dict[str, Update]
     kind: str = "LORA"
     """``LORA`` or ``VERA``."""
-    card: TaskCard = field(default_factory=TaskCard)
+    settings: TaskSettings = field(default_factory=TaskSettings)
     task_type: str | None = None
     """PEFT's, as CAUSAL_LM; None for a bare model's adapter."""
     revision: str = ""

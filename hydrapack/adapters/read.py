@@ -9,14 +9,14 @@ from hydrapack.adapters.files import WEIGHTS, check_folder, read_weights
 from hydrapack.adapters.lora import read_lora
 from hydrapack.adapters.peft_config import CONFIG, read_config
 from hydrapack.adapters.prompt import check_template
-from hydrapack.adapters.task_card import TaskCard
+from hydrapack.adapters.task_settings import TaskSettings
 from hydrapack.adapters.vera import read_vera
 from hydrapack.support.errors import HydrapackError, Invalid
 from hydrapack.support.schema import read_model
 
-__all__ = ["CARD", "CONFIG", "WEIGHTS", "read_adapter"]
+__all__ = ["CONFIG", "TASK_FILE", "WEIGHTS", "read_adapter"]
 
-CARD = "task.json"
+TASK_FILE = "task.json"
 READERS = {"LORA": read_lora, "VERA": read_vera}
 
 
@@ -43,22 +43,22 @@ def read_adapter(folder: Path, task: str) -> Adapter:
         alpha=float(config.get("lora_alpha", 8)) if kind == "LORA" else float(max(ranks)),
         digest=digest,
         modules=modules,
-        card=_read_card(folder),
+        settings=_read_settings(folder),
         task_type=config.get("task_type"),
         revision="" if revision == "main" else revision,
     )
 
 
-def _read_card(folder: Path) -> TaskCard:
-    path = folder / CARD
+def _read_settings(folder: Path) -> TaskSettings:
+    path = folder / TASK_FILE
     if not path.exists():
-        return TaskCard()
+        return TaskSettings()
     try:
-        card = read_model(path, TaskCard)
+        settings = read_model(path, TaskSettings)
     except HydrapackError as error:
         raise Invalid(
-            f"{error}; {CARD} beside an adapter is hydrapack's task card (prompt_template, stop, "
-            "language, ...): rename or remove another tool's"
+            f"{error}; {TASK_FILE} beside an adapter holds hydrapack's settings of the task "
+            "(prompt_template, stop, language, ...): rename or remove another tool's"
         ) from error
-    check_template(card.prompt_template, f"{path}: prompt_template")
-    return card
+    check_template(settings.prompt_template, f"{path}: prompt_template")
+    return settings

@@ -70,7 +70,7 @@ def _adapter(path: Path) -> dict[str, Any]:
         "ranks": sorted(ranks),
         "scalings": sorted({m.scaling for m in adapter.modules.values()}),
         "parameters": adapter.parameters,
-        "card": adapter.card.model_dump(),
+        "card": adapter.settings.model_dump(),
     }
 
 

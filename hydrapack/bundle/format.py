@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from hydrapack.adapters.adapter import Adapter
-from hydrapack.adapters.task_card import TaskCard
+from hydrapack.adapters.task_settings import TaskSettings
 from hydrapack.bundle.merged import LOST, Merged, MergedModule, MergedVera, Objective
 from hydrapack.program.quantized import BitWidth
 from hydrapack.support.atomic import new_directory
@@ -42,10 +42,13 @@ class BundleTask(Strict):
     Where a module has factors, an entry names one of them, and with it a head.
     """
 
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
+
     name: str
     route: list[Annotated[int, Field(ge=0)]]
     relative_error: float = Field(ge=0)
-    card: TaskCard
+    settings: TaskSettings = Field(validation_alias="card", serialization_alias="card")
+    """Of task.json."""
     source: SourceAdapter
     task_type: str | None = "CAUSAL_LM"
     """PEFT's, of the adapter; None for a bare model's."""

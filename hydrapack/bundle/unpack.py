@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from hydrapack.adapters.read import CARD, CONFIG, WEIGHTS
+from hydrapack.adapters.read import CONFIG, TASK_FILE, WEIGHTS
 from hydrapack.bundle.format import Bundle, BundleTask
 from hydrapack.bundle.merged import MergedVera
 from hydrapack.support.atomic import new_directory
@@ -93,7 +93,7 @@ def _adapter_files(bundle: Bundle, task: BundleTask, dtype: str) -> dict[str, by
     return {
         CONFIG: _json(config),
         WEIGHTS: save(tensors, metadata={"format": "pt"}),
-        CARD: _json(task.card.model_dump()),
+        TASK_FILE: _json(task.settings.model_dump()),
     }
 
 

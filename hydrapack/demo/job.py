@@ -16,7 +16,7 @@ from hydrapack.adapters.read import WEIGHTS
 from hydrapack.base import smollm2
 from hydrapack.base.export import export_base
 from hydrapack.device.session import Session
-from hydrapack.merging.plan import merge_budget
+from hydrapack.merging.planned import merge_budget
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import DEFAULT_BITS, pack
 from hydrapack.support.digest import bytes_sha256
@@ -141,7 +141,7 @@ def run_demo(
     session = Session(model, folder / "package")
     base_answers, head_answers, swaps, rates = {}, {}, [], []
     for adapter in adapters:
-        template = adapter.card.prompt_template
+        template = adapter.settings.prompt_template
         session.use(None)
         base_answers[adapter.task] = "".join(
             session.generate(inputs[adapter.task], MAX_NEW_TOKENS, prompt_template=template)
@@ -233,7 +233,7 @@ def _peft_answers(
         else:
             model = PeftModel.from_pretrained(model, str(adapter.folder), adapter_name=name)
         model.set_adapter(name)
-        ids = encode_prompt(session.tokenizer, adapter.card.prompt_template, inputs[name])
+        ids = encode_prompt(session.tokenizer, adapter.settings.prompt_template, inputs[name])
         prompt = torch.tensor([ids])
         with torch.no_grad():
             new = model.generate(

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from hydrapack.adapters.prompt import check_template
-from hydrapack.adapters.task_card import MaxNewTokens, Stop, Temperature, Text, TopK, TopP
+from hydrapack.adapters.task_settings import MaxNewTokens, Stop, Temperature, Text, TopK, TopP
 from hydrapack.packing.manifest import ADAPTERS, MANIFEST, check_version
 from hydrapack.support.errors import Invalid, Mismatch, NotFound
 from hydrapack.support.schema import Digest, misfit, parse_json, read_bytes, utf8_at_most

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from hydrapack.adapters.task_card import Generation as Defaults
-from hydrapack.adapters.task_card import Stop
+from hydrapack.adapters.task_settings import Generation as Defaults
+from hydrapack.adapters.task_settings import Stop
 from hydrapack.device.manifest import Generation, Task
 from hydrapack.support.errors import Invalid
 

@@ -27,7 +27,7 @@ from hydrapack.evaluate.backends import Pairs, TorchBackend, executorch_answers
 from hydrapack.evaluate.cases import Case, Result, cases
 from hydrapack.evaluate.memory import PeakMemory
 from hydrapack.evaluate.spec import EvalConfig, Row, TaskConfig, read_rows
-from hydrapack.merging.plan import merge_budget
+from hydrapack.merging.planned import merge_budget
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import pack
 from hydrapack.program.layout import parse_targets
@@ -190,8 +190,8 @@ class Evaluation:
                 "inputs": [row.input for row in rows],
                 "max_new_tokens": task.max_new_tokens,
                 "pairs": _tensors_digest(pairs),
-                "stop": adapter.card.stop,
-                "template": adapter.card.prompt_template,
+                "stop": adapter.settings.stop,
+                "template": adapter.settings.prompt_template,
                 "weights": self.weights,
             }
         )
@@ -229,9 +229,9 @@ class Evaluation:
         if self._backend is None:
             dtype = getattr(torch, self.config.dtype)
             self._backend = TorchBackend(self.model_folder, self.config.batch_size, dtype)
-        card = self.adapters[task.name].card
+        settings = self.adapters[task.name].settings
         return self._backend.answers(
-            inputs, card.prompt_template, card.stop, task.max_new_tokens, pairs, progress
+            inputs, settings.prompt_template, settings.stop, task.max_new_tokens, pairs, progress
         )
 
     @one_thread()
@@ -306,9 +306,9 @@ class Evaluation:
 def _with_template(adapter: Adapter, task: TaskConfig) -> Adapter:
     """The adapter with the task's own prompt, which its package then has too."""
     if task.prompt_template is not None:
-        card = adapter.card.model_copy(update={"prompt_template": task.prompt_template})
-        adapter = replace(adapter, card=card)
-    check_template(adapter.card.prompt_template, f"task {task.name!r}: prompt_template")
+        settings = adapter.settings.model_copy(update={"prompt_template": task.prompt_template})
+        adapter = replace(adapter, settings=settings)
+    check_template(adapter.settings.prompt_template, f"task {task.name!r}: prompt_template")
     return adapter
 
 

@@ -81,7 +81,7 @@ def add(
         name=adapter.task,
         route=[module.choices for module in bundle.modules.values()],
         relative_error=error.relative,
-        card=adapter.card,
+        settings=adapter.settings,
         source=describe_source(adapter),
         task_type=adapter.task_type,
     )

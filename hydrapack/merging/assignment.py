@@ -71,23 +71,23 @@ def assign(problems: Sequence[Joint], options: MergeOptions) -> tuple[int, ...]:
     the best few are refined with A refitted in every round.
     """
     count = int(problems[0].owner.max()) + 1
-    if options.heads in (1, count):
-        return tuple(range(count)) if options.heads == count else (0,) * count
+    if options.head_count in (1, count):
+        return tuple(range(count)) if options.head_count == count else (0,) * count
     whole = sum((p.products() for p in problems), torch.zeros(1, dtype=torch.float64))
     weights = weight_vector(options, count)
     generator = torch.Generator().manual_seed(options.seed)
     found: dict[tuple[int, ...], float] = {}
     permutations = [torch.randperm(count, generator=generator) for _ in range(STARTS)]
-    starts = {tuple(sorted(p[: options.heads].tolist())) for p in permutations}
+    starts = {tuple(sorted(p[: options.head_count].tolist())) for p in permutations}
     for centres in sorted(starts):
         start = _nearest(whole, torch.eye(count, dtype=torch.float64)[:, list(centres)])
         assignment = start
         for _ in range(MAX_ROUNDS):
-            moved = _move(whole, assignment, weights, options.heads)
+            moved = _move(whole, assignment, weights, options.head_count)
             if moved == assignment:
                 break
             assignment = moved
-        found[assignment] = _kept(whole, assignment, weights, options.heads)
+        found[assignment] = _kept(whole, assignment, weights, options.head_count)
     best, most = min(found), float("-inf")
     for start in sorted(found, key=lambda a: (-found[a], a))[:REFINED]:
         assignment, kept = _refine(problems, start, weights, options)
@@ -102,7 +102,7 @@ def _refine(
     """Lloyd's rounds with A refitted; the assignment and the squared norm it keeps."""
     best, most, assignment = start, float("-inf"), start
     for _ in range(MAX_ROUNDS):
-        own = shares(assignment, weights, options.heads)
+        own = shares(assignment, weights, options.head_count)
         kept, products = 0.0, torch.zeros(1, dtype=torch.float64)
         for problem in problems:
             gram = problem.gram(own)
@@ -112,7 +112,7 @@ def _refine(
         if kept <= most:
             break
         best, most = assignment, kept
-        assignment = _move(products, assignment, weights, options.heads)
+        assignment = _move(products, assignment, weights, options.head_count)
     return best, most
 
 
@@ -129,27 +129,27 @@ def weight_vector(options: MergeOptions, count: int) -> torch.Tensor:
     return torch.tensor([options.weight(k) for k in range(count)], dtype=torch.float64)
 
 
-def members(assignment: tuple[int, ...], heads: int) -> torch.Tensor:
+def members(assignment: tuple[int, ...], head_count: int) -> torch.Tensor:
     """(N, M): 1 where a task has the head."""
-    return torch.nn.functional.one_hot(torch.tensor(assignment), heads).double()
+    return torch.nn.functional.one_hot(torch.tensor(assignment), head_count).double()
 
 
-def shares(assignment: tuple[int, ...], weights: torch.Tensor, heads: int) -> torch.Tensor:
+def shares(assignment: tuple[int, ...], weights: torch.Tensor, head_count: int) -> torch.Tensor:
     """(N, M): w_k / sqrt(weight of the head) where task k has the head, else 0."""
-    weighed = members(assignment, heads) * weights[:, None]
+    weighed = members(assignment, head_count) * weights[:, None]
     return weighed / weighed.sum(0).clamp(min=1e-300).sqrt()
 
 
-def _means(assignment: tuple[int, ...], weights: torch.Tensor, heads: int) -> torch.Tensor:
-    weighed = members(assignment, heads) * weights[:, None]
+def _means(assignment: tuple[int, ...], weights: torch.Tensor, head_count: int) -> torch.Tensor:
+    weighed = members(assignment, head_count) * weights[:, None]
     return weighed / weighed.sum(0).clamp(min=1e-300)
 
 
 def _kept(
-    products: torch.Tensor, assignment: tuple[int, ...], weights: torch.Tensor, heads: int
+    products: torch.Tensor, assignment: tuple[int, ...], weights: torch.Tensor, head_count: int
 ) -> float:
     """Squared norm of the heads, each counted with its tasks' weight."""
-    own = shares(assignment, weights, heads)
+    own = shares(assignment, weights, head_count)
     return float((own * (products @ own)).sum())
 
 
@@ -164,9 +164,9 @@ def _nearest(products: torch.Tensor, means: torch.Tensor) -> tuple[int, ...]:
 
 
 def _move(
-    products: torch.Tensor, assignment: tuple[int, ...], weights: torch.Tensor, heads: int
+    products: torch.Tensor, assignment: tuple[int, ...], weights: torch.Tensor, head_count: int
 ) -> tuple[int, ...]:
-    return _nearest(products, _means(assignment, weights, heads))
+    return _nearest(products, _means(assignment, weights, head_count))
 
 
 def _fill_empty(distances: torch.Tensor) -> list[int]:

@@ -36,7 +36,7 @@ class Choice:
     bytes: int
     error: float
     """Estimate of the squared error, all tasks together, each with its weight."""
-    heads: int
+    head_count: int
     rank: int
     output_rank: int
     bits: int
@@ -74,15 +74,15 @@ def candidates(
     """The ways to store one module, sorted by bytes.
 
     Args:
-        options: ``heads`` N, ``rank`` the largest R, ``seed``, ``weights``.
+        options: ``head_count`` N, ``rank`` the largest R, ``seed``, ``weights``.
         widths: bits a value.
     """
     problem = joint(updates)
     weights = torch.tensor([options.weight(k) for k in range(len(updates))], dtype=torch.float64)
     errors = _Errors(problem.products().diagonal(), weights)
     found = []
-    for heads in range(1, options.heads + 1):
-        now = replace(options, heads=heads)
+    for head_count in range(1, options.head_count + 1):
+        now = replace(options, head_count=head_count)
         assignment = assign([problem], now)
         A, B = fit(problem, updates, assignment, now)
         route = torch.tensor(assignment)
@@ -98,10 +98,10 @@ def candidates(
             noise = (noise_a + noise_by_columns(B, bits))[route]
             for rank in sorted({min(rank, len(A)) for rank in steps_to(options.rank)}):
                 size = stored_bytes(rank, A.shape[1], bits)
-                size += stored_bytes(heads * B.shape[1], rank, bits)
-                size += SCALE_BYTES * len(updates) * (heads < len(updates))
+                size += stored_bytes(head_count * B.shape[1], rank, bits)
+                size += SCALE_BYTES * len(updates) * (head_count < len(updates))
                 lost = (fitted + noise)[:, rank - 1]
-                found.append(errors.choice(size, lost, (heads, rank, 0, bits), assignment))
+                found.append(errors.choice(size, lost, (head_count, rank, 0, bits), assignment))
     return sorted(found + _two_sided(updates, options, widths, errors))
 
 
@@ -128,22 +128,3 @@ def _two_sided(
                 lost = errors.whole - held + noise
                 found.append(errors.choice(size, lost, (count, rank, width, bits), range(count)))
     return found
-
-
-def lower_hull(found: Iterable[Choice]) -> list[Choice]:
-    """Of choices sorted by bytes, those on the lower convex hull of (bytes, error)."""
-    hull: list[Choice] = []
-    for choice in found:
-        if hull and choice.error >= hull[-1].error:
-            continue
-        while len(hull) > 1 and gain(hull[-2], choice) >= gain(hull[-2], hull[-1]):
-            hull.pop()
-        if hull and choice.bytes == hull[-1].bytes:
-            hull.pop()
-        hull.append(choice)
-    return hull
-
-
-def gain(old: Choice, new: Choice) -> float:
-    """Squared error saved a byte."""
-    return (old.error - new.error) / max(new.bytes - old.bytes, 1)

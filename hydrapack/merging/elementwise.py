@@ -37,7 +37,7 @@ class Elementwise(Knobs):
         if self.refit_b and not self.only_a:
             raise Invalid("`refit_b`: goes with `only_a`")
 
-    def heads(self, tasks: int) -> tuple[int, str]:
+    def default_heads(self, tasks: int) -> tuple[int, str]:
         """One, or each task's own."""
         if self.only_a:
             return tasks, f"{tasks} heads with `only_a`, one for each task"

@@ -173,7 +173,7 @@ def assign_hydraopt(
 def _train(
     modules: Sequence[Sequence[Update]], options: MergeOptions, own: HydraOpt
 ) -> tuple[list[_Module], tuple[int, ...]]:
-    count, heads = len(modules[0]), options.heads
+    count, heads = len(modules[0]), options.head_count
     trained = [_Module(updates, options, own) for updates in modules]
     whole = sum(module.whole for module in trained) or 1.0
     generator = torch.Generator().manual_seed(options.seed)
@@ -261,7 +261,7 @@ def _start(
     )
     first, head = present[0]
     shape_a = (options.rank, *first.shape[1:])
-    shape_b = (options.heads, head.shape[0], *([options.rank] if head.dim() == 2 else []))
+    shape_b = (options.head_count, head.shape[0], *([options.rank] if head.dim() == 2 else []))
     A = size_a * torch.randn(shape_a, generator=generator, dtype=torch.float64)
     heads = 0.1 * size_b * torch.randn(shape_b, generator=generator, dtype=torch.float64)
     if own.init == "adapters":

@@ -15,7 +15,7 @@ from hydrapack.base.source import resolve_model
 from hydrapack.bundle.format import Bundle
 from hydrapack.merging.calibrated import merge_calibrated, spans
 from hydrapack.merging.modules import absent_modules
-from hydrapack.merging.plan import merge_budget, merge_target
+from hydrapack.merging.planned import merge_budget, merge_target
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.support.errors import Invalid
 from hydrapack.support.progress import Progress, quietly

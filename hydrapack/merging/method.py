@@ -54,7 +54,7 @@ def with_sizes(merged: Merged, updates: Sequence[Update], sizes: Sequence[float]
 class MergeOptions:
     """What every method is told of one module."""
 
-    heads: int
+    head_count: int
     """M."""
     rank: int
     """R of the shared A."""
@@ -75,7 +75,7 @@ class MergeOptions:
 class Knobs:
     """A method's own options, with their defaults; a method that has some derives from it."""
 
-    def heads(self, tasks: int) -> tuple[int, str]:
+    def default_heads(self, tasks: int) -> tuple[int, str]:
         """How many heads the method makes of so many tasks by itself, and that in words."""
         return tasks, f"{tasks} heads, one for each task"
 
@@ -163,13 +163,13 @@ class Method:
                 raise first["ctx"]["error"] from None
             raise Invalid(f"`{first['loc'][0]}` {first['input']}: {first['msg']}") from error
 
-    def heads(self, asked: int | None, tasks: int, own: Knobs) -> int:
+    def head_count(self, asked: int | None, tasks: int, own: Knobs) -> int:
         """M: what is asked for, or what the method makes by itself.
 
         Raises:
             Invalid: out of range, or not what the method makes.
         """
-        made, words = own.heads(tasks)
+        made, words = own.default_heads(tasks)
         if asked is None:
             return made
         if not self.shares and asked != made:

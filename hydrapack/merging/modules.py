@@ -56,7 +56,7 @@ def merge_modules(
             name=adapter.task,
             route=[module.assignment[k] for module in modules.values()],
             relative_error=sums[k].relative,
-            card=adapter.card,
+            settings=adapter.settings,
             source=describe_source(adapter),
             task_type=adapter.task_type,
         )

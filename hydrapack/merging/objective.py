@@ -3,7 +3,7 @@
 HydraOpt minimises sum_k d(dW_k, merged_k): the task whose update is smallest is given up first.
 Here that objective is ``absolute``. ``relative`` divides each term by d(dW_k, 0), taken over all
 modules, so that every task counts alike whatever its scale: the updates are merged as if each were
-of size one, and the heads are scaled back (``module.with_sizes``). ``minimax`` asks for the
+of size one, and the heads are scaled back (``method.with_sizes``). ``minimax`` asks for the
 smallest error of the worst task: it starts from ``relative`` and gives more weight to what came out
 worst, round by round (multiplicative weights, https://theoryofcomputing.org/articles/v008a006/).
 """
@@ -52,30 +52,30 @@ def _distance(A: torch.Tensor, B: torch.Tensor, distance: str) -> float:
 
 
 def reweigh(
-    solve: Callable[[tuple[float, ...]], tuple[Sequence[float], Made]],
+    solve: Callable[[tuple[float, ...], float], tuple[Sequence[float], Made]],
     weights: Sequence[float],
     rounds: int = ROUNDS,
-) -> tuple[tuple[float, ...], Made]:
-    """The weights, and what ``solve`` makes of them, with the smallest worst relative error found.
+) -> Made:
+    """What ``solve`` makes with the smallest worst relative error, of some rounds of weights.
 
     Args:
-        solve: from weights to the tasks' relative errors and a merge.
+        solve: from weights, and the share of the rounds that are done, to the tasks' relative
+            errors and a merge.
         weights: a task's error counts this much, as a factor of its square. They are the first
             round's; no later round is kept unless it is better.
     """
     now, step = tuple(weights), 1.0
-    best = made = None
-    worst = float("inf")
-    for _ in range(rounds):
-        errors, candidate = solve(now)
+    best, worst = None, float("inf")
+    for done in range(rounds):
+        errors, candidate = solve(now, done / rounds)
         squares = [w * e**2 for w, e in zip(weights, errors, strict=True)]
-        if max(squares) < worst:
-            best, made, worst = now, candidate, max(squares)
+        if best is None or max(squares) < worst:
+            best, worst = candidate, max(squares)
         else:
             step /= 2
         mean = sum(squares) / len(squares)
         if not mean or max(squares) < mean * (1 + 1e-3):
             break
         now = tuple(w * max(s / mean, 1e-3) ** step for w, s in zip(now, squares, strict=True))
-    assert best is not None and made is not None
-    return best, made
+    assert best is not None
+    return best

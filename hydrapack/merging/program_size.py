@@ -40,7 +40,7 @@ class Stored(Protocol):
     """How one module is stored."""
 
     @property
-    def heads(self) -> int:
+    def head_count(self) -> int:
         """M."""
 
     @property
@@ -85,16 +85,16 @@ def adapters_bytes(
         # An index of rows, unless all have the same rank and width.
         total += SHARED_BANK + _matrix(rows, d_in, bits) + _aligned(4 * rank * len(names))
     for bits, names in whole.items():
-        sizes = [(plan[n].heads, shapes[n][0], plan[n].rank) for n in names]
+        sizes = [(plan[n].head_count, shapes[n][0], plan[n].rank) for n in names]
         groups = -(-rank // group_columns(rank, bits, GROUP_SIZE))
         total += WHOLE_BANK + WHOLE_GROUP * (groups - 1)
         total += _row_bank(sizes, rank, block, bits, groups)
-        if any(plan[n].heads < tasks for n in names):
+        if any(plan[n].head_count < tasks for n in names):
             total += SCALED_BANK + (SCALE_BYTES * tasks + 8) * len(names) + 3 * ALIGNMENT
     for (d_out, bits), names in basis.items():
         widths = [plan[n].output_rank for n in names]
         total += BASIS_BANK + _matrix(sum(widths), d_out, bits)
-        cores = [(plan[n].heads, plan[n].rank, plan[n].output_rank) for n in names]
+        cores = [(plan[n].head_count, plan[n].rank, plan[n].output_rank) for n in names]
         pieces = math.gcd(rank, *(plan[n].rank for n in names))
         total += _row_bank(cores, max(widths), pieces, core_bits(bits), 1, pad_to=rank)
         total += _aligned(4 * rank * len(names)) + _aligned(4 * max(widths) * len(names))

@@ -38,7 +38,7 @@ def merge_spectral(updates: Sequence[Update], options: MergeOptions) -> MergedMo
 
     Args:
         updates: the tasks' updates, in task order; rank 0 for a task without this module.
-        options: ``heads`` M from 1 to N, ``rank`` R of A (cut to the updates' joint rank),
+        options: ``head_count`` M from 1 to N, ``rank`` R of A (cut to the updates' joint rank),
             ``seed`` of the starts when M < N, ``weights``, ``assignment``.
     """
     problem = joint(updates)
@@ -56,16 +56,15 @@ def fit(
     """The best A (rank, d_in) and heads (M, d_out, rank) for an assignment, float64.
 
     ``problem`` is ``joint(updates)``; the rank is ``options.rank``, cut to the heads' joint rank.
-    A smaller rank's best A and heads are the first rows and
-    columns of these.
+    The best A and heads of a smaller rank are the first rows and columns of these.
     """
     weights = weight_vector(options, len(updates))
-    gram = problem.gram(shares(assignment, weights, options.heads))
+    gram = problem.gram(shares(assignment, weights, options.head_count))
     vectors = top_eigenvectors(gram, options.rank)
     vectors = vectors[:, : _spanned(gram, vectors)]
     A = (problem.basis @ vectors).T
-    heads = A.new_zeros(options.heads, updates[0].shape[0], A.shape[0])
-    totals = members(assignment, options.heads).T @ weights
+    heads = A.new_zeros(options.head_count, updates[0].shape[0], A.shape[0])
+    totals = members(assignment, options.head_count).T @ weights
     for k, update in enumerate(updates):
         head = assignment[k]
         own_a, own_b = update.factors()

@@ -34,7 +34,7 @@ class TwoSided(Knobs):
         if self.output_rank is not None and self.output_rank < 1:
             raise Invalid(f"`output_rank` {self.output_rank}: must be 1 or more")
 
-    def heads(self, tasks: int) -> tuple[int, str]:
+    def default_heads(self, tasks: int) -> tuple[int, str]:
         """One small head for each task."""
         return tasks, "a small head for each task"
 

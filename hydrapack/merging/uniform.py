@@ -23,7 +23,7 @@ from hydrapack.merging.modules import (
 )
 from hydrapack.merging.objective import ROUNDS, reweigh, task_sizes
 from hydrapack.support.errors import Invalid
-from hydrapack.support.progress import Progress, quietly
+from hydrapack.support.progress import Progress, part, quietly
 from hydrapack.support.threads import one_thread
 
 
@@ -62,7 +62,7 @@ def merge_adapters(
     asked, rank = rank, rank if rank is not None else max(a.rank for a in adapters)
     if rank < 1:
         raise Invalid(f"`rank` {rank}: must be 1 or more")
-    count = chosen.heads(heads, len(adapters), own)
+    count = chosen.head_count(heads, len(adapters), own)
     minimised = chosen.objective(objective)
     own_weights = task_weights(adapters, weights or {})
     shared = MergeOptions(count, rank, seed, own_weights)
@@ -70,21 +70,14 @@ def merge_adapters(
     if minimised in ("relative", "minimax"):
         sizes = task_sizes(adapters, own.measure)
     job = _Job(adapters, chosen, own, minimised, sizes, asked)
-    if minimised != "minimax":
-        return job.merge(shared, progress)
-    round_number = 0
+    rounds = ROUNDS if minimised == "minimax" else 1
 
-    def solve(weights: tuple[float, ...]) -> tuple[list[float], Bundle]:
-        nonlocal round_number
-        before, round_number = round_number / ROUNDS, round_number + 1
-
-        def report(done: float, total: int, note: str) -> None:
-            progress(before * total + done / ROUNDS, total, note)
-
+    def solve(weights: tuple[float, ...], done: float) -> tuple[Sequence[float], Bundle]:
+        report = part(progress, done, 1 / rounds)
         made = job.merge(replace(shared, weights=weights), report)
         return list(made.relative_errors.values()), made
 
-    return reweigh(solve, own_weights, ROUNDS)[1]
+    return reweigh(solve, own_weights, rounds)
 
 
 @dataclass(frozen=True)
@@ -102,7 +95,7 @@ class _Job:
     def merge(self, shared: MergeOptions, progress: Progress) -> Bundle:
         """One pass over the modules."""
         names, seed = module_names(self.adapters), shared.seed
-        if self.own.one_route and shared.heads < len(self.adapters):
+        if self.own.one_route and shared.head_count < len(self.adapters):
             shared = replace(shared, assignment=self._route(names, shared, progress))
         vera = self.adapters[0].kind == "VERA"
         run, done = (self.method.vera if vera else self.method.merge), 0

@@ -29,7 +29,7 @@ def merge_vera(updates: Sequence[VeraModule], options: MergeOptions) -> MergedVe
 
     Args:
         updates: the tasks' updates, in task order.
-        options: ``heads`` M, ``rank`` (VeRA's own), ``seed``, ``weights``, ``assignment``.
+        options: ``head_count`` M, ``rank`` (VeRA's own), ``seed``, ``weights``, ``assignment``.
 
     Raises:
         HydrapackError: a rank that is not the adapters' own.
@@ -41,7 +41,7 @@ def merge_vera(updates: Sequence[VeraModule], options: MergeOptions) -> MergedVe
     weights = [options.weight(k) for k in range(len(updates))]
     present = [k for k, u in enumerate(updates) if u.rank]
     d = torch.stack([updates[k].d.double() for k in present]).mean(0)
-    merged = _with_heads(updates, d, assignment, weights, options.heads)
+    merged = _with_heads(updates, d, assignment, weights, options.head_count)
     best = _squared(updates, merged, weights)
     K, B = first.A.double() @ first.A.double().T, first.B.double()
     for _ in range(ROUNDS):
@@ -52,7 +52,7 @@ def merge_vera(updates: Sequence[VeraModule], options: MergeOptions) -> MergedVe
             cross = (B.T @ ((own * update.b.double())[:, None] * B)) * K
             right += weight * (cross @ update.d.double())
         d = torch.linalg.lstsq(left, right[:, None], driver="gelsd").solution[:, 0]
-        new = _with_heads(updates, d, assignment, weights, options.heads)
+        new = _with_heads(updates, d, assignment, weights, options.head_count)
         error = _squared(updates, new, weights)
         if error >= best * (1 - PLATEAU):
             break

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError
 
 from hydrapack.adapters.prompt import check_template
-from hydrapack.adapters.task_card import (
+from hydrapack.adapters.task_settings import (
     Generation,
     MaxNewTokens,
     Stop,

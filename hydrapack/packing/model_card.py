@@ -6,7 +6,7 @@ import json
 
 from hydrapack.packing.manifest import ManifestContent
 
-CARD = "README.md"
+MODEL_CARD = "README.md"
 
 
 def card_text(manifest: ManifestContent) -> str:

@@ -15,6 +15,7 @@ from hydrapack.adapters.update import LoraModule, difference_norm
 from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask
 from hydrapack.bundle.merged import LOST, MergedModule
 from hydrapack.bundle.stored import StoredModule, store
+from hydrapack.packing.adapter_program import Lowered, lower_adapters
 from hydrapack.packing.manifest import (
     ADAPTERS,
     MANIFEST,
@@ -32,8 +33,7 @@ from hydrapack.packing.manifest import (
     read_package,
     sealed,
 )
-from hydrapack.packing.model_card import CARD, card_text
-from hydrapack.packing.program import Lowered, lower_adapters
+from hydrapack.packing.model_card import MODEL_CARD, card_text
 from hydrapack.packing.sbom import SBOM, ml_bom
 from hydrapack.packing.signature import read_private_key, sign_manifest
 from hydrapack.program.layout import Layout, layout_of
@@ -162,7 +162,7 @@ def pack(
             raise misfit(target / MANIFEST, error) from error
         documents = {}
         if model_card:
-            documents[CARD] = card_text(manifest)
+            documents[MODEL_CARD] = card_text(manifest)
         if sbom:
             documents[SBOM] = ml_bom(manifest)
         for name, text in documents.items():
@@ -296,7 +296,7 @@ def _manifest(
         sources=[
             SourceInfo(
                 task=task.name,
-                license=task.card.license,
+                license=task.settings.license,
                 base_model=info.base_model,
                 **task.source.model_dump(),
             )
@@ -334,10 +334,10 @@ def _task(bundle: Bundle, layout: Layout, task: BundleTask, lowered: Lowered) ->
     rounding = _rounding_error(bundle, layout, task, lowered)
     return ManifestTask(
         name=task.name,
-        prompt_template=task.card.prompt_template,
-        stop=task.card.stop,
-        generation=TaskGeneration(**task.card.generation.model_dump()),
-        language=task.card.language,
+        prompt_template=task.settings.prompt_template,
+        stop=task.settings.stop,
+        generation=TaskGeneration(**task.settings.generation.model_dump()),
+        language=task.settings.language,
         route=route_tensor(bundle.info, task, layout).tolist(),
         merge_relative_error=task.relative_error,
         packed_relative_error=math.hypot(task.relative_error, rounding),

@@ -1,4 +1,4 @@
-"""How long work tells how far it is."""
+"""How long work reports its progress."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ Stage = Callable[[str], None]
 
 def quietly(done: float, total: int, note: str) -> None:
     """Tell nobody of progress."""
+
+
+def part(progress: Progress, start: float, size: float) -> Progress:
+    """The progress of a part of the work.
+
+    Args:
+        progress: of the whole.
+        start: where the part begins, and ``size``, how much of the whole it is; 0 to 1.
+    """
+    return lambda done, total, note: progress(start * total + size * done, total, note)
 
 
 def silently(name: str) -> None:

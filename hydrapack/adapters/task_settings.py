@@ -32,7 +32,7 @@ class Generation(Strict):
     """Least probability mass of the tokens to choose among."""
 
 
-class TaskCard(Strict):
+class TaskSettings(Strict):
     """How a task is prompted, and where its adapter comes from."""
 
     prompt_template: Text = PLACEHOLDER
