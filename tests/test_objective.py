@@ -6,7 +6,7 @@ import pytest
 from conftest import edit_tensors, hydrapack, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.analysis.tradeoff import trade_off
+from hydrapack.analysis.tradeoff import tradeoff
 from hydrapack.bundle.format import Bundle
 from hydrapack.merging.objective import reweigh, task_sizes
 from hydrapack.merging.planned import merge_budget
@@ -72,9 +72,9 @@ def test_a_plans_errors_do_not_depend_on_scale(uneven):
 
 
 def test_the_trade_off_does_not_depend_on_scale(uneven):
-    before = trade_off(read(uneven), [2, 4], [8])
+    before = tradeoff(read(uneven), [2, 4], [8]).points
     scaled(uneven[0], 10)
-    after = trade_off(read(uneven), [2, 4], [8])
+    after = tradeoff(read(uneven), [2, 4], [8]).points
     mine = [
         [(p.relative_error, p.worst_error) for p in points if p.method in ("spectral", "two-sided")]
         for points in (before, after)
@@ -243,4 +243,4 @@ def test_methods_without_an_objective_note_none(adapters):
     assert merge_adapters(read(adapters), "ties").info.objective is None
     assert merge_adapters(read(adapters), "hydraopt", steps=2).info.objective == "absolute"
     with pytest.raises(HydrapackError, match="choose relative or absolute"):
-        trade_off(read(adapters), objective="minimax")
+        tradeoff(read(adapters), objective="minimax")

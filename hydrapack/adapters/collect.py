@@ -43,7 +43,7 @@ def read_adapters(
             raise Invalid(f"{adapter.folder}: adapts no module")
         found.append(adapter)
     if not found:
-        raise Invalid("no adapters given")
+        raise Invalid("no adapters given: a merge takes one or more")
     _check_together(found, allow_base_mismatch)
     return found
 

@@ -27,12 +27,17 @@ _CONSTANTS = (
 )
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """The kind of ``path`` and its main facts.
+def describe(path: str | Path) -> dict[str, Any]:
+    """What an adapter folder, bundle, package or .pte is, and its main facts.
 
     Raises:
-        HydrapackError: nothing that hydrapack reads or writes, or a damaged one.
+        HydrapackError: none of these, or a damaged one.
+
+    >>> facts = hydrapack.describe("bundle")
+    >>> facts["kind"], facts["heads"]
+    ('bundle', 2)
     """
+    path = Path(path)
     if path.suffix == ".pte" and path.is_file():
         return _program(path)
     if (path / MANIFEST).exists():

@@ -30,7 +30,7 @@ from hydrapack.support.digest import bytes_sha256, file_sha256
 from hydrapack.support.errors import Invalid
 from hydrapack.support.extras import need
 from hydrapack.support.progress import Stage, silently
-from hydrapack.support.schema import json_text
+from hydrapack.support.schema import write_json
 from hydrapack.support.texts import read_texts
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def export_base(
         partial.write_bytes(tokenizer_json)
     described = {"bytes": size, "sha256": digest, **metadata, "get_quant_scheme": formats}
     with new_file(output.with_name(output.name + ".json")) as partial:
-        partial.write_text(json_text(described), encoding="utf-8", newline="\n")
+        write_json(partial, described)
     return ExportedBase(output, size, quant, why, formats, calibration, quality)
 
 

@@ -23,9 +23,9 @@ def inspect(
 
         hydrapack inspect package/adapters.pte --json
     """
-    from hydrapack.analysis.describe import describe
+    import hydrapack as hp
 
-    facts = describe(path)
+    facts = hp.describe(path)
     if as_json:
         print_json(facts)
         return

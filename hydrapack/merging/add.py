@@ -13,7 +13,6 @@ from hydrapack.adapters.update import ErrorSum, LoraModule, Update, VeraModule
 from hydrapack.bundle.format import Bundle, BundleTask, describe_source
 from hydrapack.bundle.merged import Merged, MergedVera, stored_values
 from hydrapack.merging.method import MergeOptions, fit_head
-from hydrapack.merging.modules import check_any
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.vera import merge_vera
 from hydrapack.support.errors import Invalid, Mismatch
@@ -61,9 +60,7 @@ def add(
     ('grammar', 'qa', 'again')
     """
     bundle = Bundle.of(bundle)
-    if not isinstance(adapter, Adapter):
-        (adapter,) = read_adapters([adapter])
-    check_any([adapter])
+    (adapter,) = read_adapters([adapter])
     _check(bundle, adapter, allow_base_mismatch)
     info = bundle.info
     modules: dict[str, Merged] = {}

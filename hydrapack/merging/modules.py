@@ -82,19 +82,6 @@ def merge_modules(
     return Bundle(info, modules).as_read()
 
 
-def check_any(adapters: Sequence[Adapter]) -> None:
-    """Refuse an empty merge.
-
-    Raises:
-        HydrapackError: no adapters, or one that adapts nothing.
-    """
-    if not adapters:
-        raise Invalid("no adapters given: a merge takes one or more")
-    for adapter in adapters:
-        if not adapter.modules:
-            raise Invalid(f"{adapter.folder}: adapts no module")
-
-
 def module_names(adapters: Sequence[Adapter]) -> list[str]:
     """Every module that some adapter has, sorted."""
     return sorted({name for adapter in adapters for name in adapter.modules})

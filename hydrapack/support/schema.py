@@ -152,6 +152,11 @@ def json_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write ``json_text(value)``."""
+    path.write_text(json_text(value), encoding="utf-8", newline="\n")
+
+
 def misfit(path: Path, error: ValidationError) -> Invalid:
     """The first of pydantic's complaints as one line that names the file and the key."""
     first = error.errors()[0]

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hydrapack.base.scheme import QUANTS
 from hydrapack.bundle.merged import Objective
-from hydrapack.evaluate.metrics import METRICS
+from hydrapack.evaluation.metrics import METRICS
 from hydrapack.merging.method import Knobs
 from hydrapack.merging.methods import find_method
 from hydrapack.program.quantized import BitWidth
