@@ -15,7 +15,7 @@ from hydrapack.adapters.prompt import encode_prompt
 from hydrapack.base import smollm2
 from hydrapack.base.export import export_base
 from hydrapack.bundle.format import Bundle
-from hydrapack.bundle.stored import round_module
+from hydrapack.bundle.stored import store
 from hydrapack.device import Session
 from hydrapack.merging.candidates import Choice
 from hydrapack.merging.plan import Plan, Request
@@ -272,7 +272,7 @@ def test_two_sided_and_planned_packages(tiny, tmp_path, bits):
         session = Session(tiny[0], tmp_path / f"p{number}")
         layout = layout_of(bundle.shapes, bundle.info.rank)
         rounded = {
-            name: round_module(module, Precision(width, width))
+            name: store(module, Precision(width, width)).dequantize()
             for name, module in bundle.modules.items()
             for width in [widths[name] if widths else bits]
         }

@@ -124,17 +124,8 @@ def _document(reports: list[Report], judged: list[Judged], growth: Growth | None
         document["s_percent"] = 100.0 * document["parameters"] / document["baseline_parameters"]
         document["reports"] = [report.as_json() for report in reports]
     if judged:
-        document["budgets"] = [
-            {
-                "limit": one.limit,
-                "measure": one.measure,
-                "name": one.name,
-                "passed": one.passed,
-                "size": one.size,
-                "warned": one.warned,
-            }
-            for one in judged
-        ]
+        own = ("limit", "measure", "name", "passed", "size", "warned")
+        document["budgets"] = [{key: getattr(one, key) for key in own} for one in judged]
     if growth:
         document["against"] = growth.as_json()
     return document

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from hydrapack.adapters.adapter import Adapter
-from hydrapack.adapters.collect import read_adapters
+from hydrapack.adapters.collect import check_base, check_kind, read_adapters
 from hydrapack.adapters.update import ErrorSum, LoraModule, Update, VeraModule
 from hydrapack.bundle.format import Bundle, BundleTask, describe_source
 from hydrapack.bundle.merged import Merged, MergedVera, stored_values
@@ -134,22 +134,9 @@ def _check(bundle: Bundle, adapter: Adapter, allow_base_mismatch: bool) -> None:
         raise Invalid(
             f"{adapter.folder}: the bundle has a task {adapter.task!r}; give another NAME=DIR"
         )
-    if adapter.base_model != bundle.info.base_model and not allow_base_mismatch:
-        raise Mismatch(
-            f"{adapter.folder}: is of base model {adapter.base_model!r}, the bundle of "
-            f"{bundle.info.base_model!r}; `allow_base_mismatch` adds it all the same"
-        )
-    if adapter.revision != bundle.info.base_revision and not allow_base_mismatch:
-        raise Mismatch(
-            f"{adapter.folder}: is of revision {adapter.revision or 'main'!r} of the base model, "
-            f"the bundle of {bundle.info.base_revision or 'main'!r}; `allow_base_mismatch` adds it "
-            "all the same"
-        )
-    if adapter.kind != bundle.info.adapter_type.upper():
-        raise Mismatch(
-            f"{adapter.folder}: peft_type is {adapter.kind}, the bundle's is "
-            f"{bundle.info.adapter_type.upper()}"
-        )
+    if not allow_base_mismatch:
+        check_base(adapter, bundle.info.base_model, bundle.info.base_revision, "the bundle")
+    check_kind(adapter, bundle.info.adapter_type.upper(), "the bundle")
     for name, module in adapter.modules.items():
         if name not in bundle.shapes:
             raise Mismatch(
