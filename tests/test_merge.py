@@ -292,7 +292,7 @@ def test_options_are_checked(tmp_path):
         ({"weights": {"t0": -1.0}}, "`weights` t0=-1"),
         ({"refit_b": True}, "`refit_b`"),
         ({"only_a": True}, "`only_a`: spectral has no such option; it has routing"),
-        ({"method": "ties", "refit_b": True}, "`refit_b`: goes with `only_a`"),
+        ({"method": "ties", "refit_b": True}, "`refit_b`: needs `only_a`"),
         ({"method": "ties", "density": "much"}, "`density` much: Input should be a valid number"),
         ({"method": "hydraopt", "steps": 0}, "`steps` 0: must be above 0"),
     ]:

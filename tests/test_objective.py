@@ -218,7 +218,7 @@ def test_a_lost_task_is_said_aloud(uneven, tmp_path):
     out = tmp_path / "gated"
     done = hydrapack(*lossy, "-o", out, "--max-task-error", "0.9")
     assert done.returncode == 1 and not out.exists()
-    assert "--max-task-error 0.9: above it are t3 0.9" in done.stderr
+    assert "--max-task-error 0.9: exceeded by t3 0.9" in done.stderr
     # None is lost by default, and nothing is said.
     done = hydrapack("merge", *uneven, "-o", out, "--heads", "2", "--max-task-error", "0.9")
     assert done.returncode == 0 and done.stderr == ""

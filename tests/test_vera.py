@@ -182,7 +182,7 @@ def test_malformed(vera, tmp_path):
             (lambda t: t.pop(next(k for k in t if k.endswith("lambda_d"))), "no vera_lambda_d"),
             (lambda t: t.update({"base_model.vera_A": torch.ones(3, 3)}), "do not fit"),
             (lambda t: t.update({"what": torch.ones(3)}), "no VeRA vector"),
-            (lambda t: [v.fill_(1e20) for v in t.values()], "passes single precision"),
+            (lambda t: [v.fill_(1e20) for v in t.values()], "exceeds single precision"),
         ]
     ):
         folder = tmp_path / f"bad{number}"

@@ -116,7 +116,7 @@ def export_base(
     if rank is not None and rank < 1:
         raise Invalid(f"`rank` {rank}: must be 1 or more")
     if text is not None and not report:
-        raise Invalid("`text`: goes with `report`")
+        raise Invalid("`text`: needs `report`")
     texts = None
     if report:
         texts = read_texts(Path(text)) if text else list(TEXTS)
@@ -195,7 +195,7 @@ def _tokenizer(content: bytes, model: str) -> Tokenizer:
         found: Tokenizer = tokenizers.Tokenizer.from_buffer(content)
         return found
     except Exception as error:  # the binding raises bare Exceptions
-        raise Invalid(f"{model}: its tokenizer.json is none: {error}") from error
+        raise Invalid(f"{model}: its tokenizer.json cannot be read: {error}") from error
 
 
 def _has_blocks(source: Source) -> bool:

@@ -22,7 +22,7 @@ def analyze(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print analysis.json.")] = False,
 ) -> None:
-    """How alike adapters are, A against B, and how well a shared A suits them.
+    """How similar adapters are, A against B, and how well a shared A suits them.
 
     Writes analysis.json, similarity.png (by layer and module) and, with scikit-learn installed,
     tsne.png.

@@ -16,7 +16,7 @@ def evaluate(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Tasks and methods.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="Directory for the results.")],
     cache: Annotated[
-        Path | None, typer.Option(help="Directory of answers already made; OUT/cache by default.")
+        Path | None, typer.Option(help="Directory of cached answers; OUT/cache by default.")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="20 rows a task; hydraopt of 50 steps.")
@@ -25,8 +25,8 @@ def evaluate(
 ) -> None:
     """Score tasks under every method: one table of storage against quality.
 
-    Writes results.json, results.md and results.png; answers are cached by the digest of what
-    made them, so that a stopped run goes on where it was.
+    Writes results.json, results.md and results.png. Answers are cached, so a stopped run continues
+    where it was.
 
     Examples:
 

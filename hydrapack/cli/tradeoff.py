@@ -20,11 +20,12 @@ def tradeoff(
     ],
     out: Annotated[Path, typer.Option("--output", "-o", help="Directory for tradeoff.json, .png.")],
     ranks: Annotated[
-        str | None, typer.Option(help="Ranks R, as 8,16; a quarter to twice the adapters' own.")
+        str | None,
+        typer.Option(help="Ranks, e.g. 8,16; 1/4 to 2 times the adapters' by default."),
     ] = None,
-    bits: Annotated[str, typer.Option(help="Bits a value, of 4,8,16,32.")] = "4,8,16",
+    bits: Annotated[str, typer.Option(help="Bits per value, of 4,8,16,32.")] = "4,8,16",
     objective: Annotated[
-        str, typer.Option(help="relative (every task counts alike) or absolute.")
+        str, typer.Option(help="relative (every task counts the same) or absolute.")
     ] = "relative",
     seed: Annotated[int, typer.Option(help="Seed of the starts when heads are shared.")] = 0,
     allow_base_mismatch: Annotated[
@@ -32,10 +33,10 @@ def tradeoff(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the points as JSON.")] = False,
 ) -> None:
-    """Bytes, error and decode cost of every M, rank and bit width, with the baselines beside them.
+    """Bytes, error and decode cost of every M, rank and bit width, next to the baselines.
 
-    100 % are the bytes of the adapters apart in half precision (PEFT's files); S % counts values,
-    whatever their bits. What a token reads is A and B at the base program's rank, in float32.
+    100 % is the size of the separate adapters in half precision (PEFT's files). S % counts values,
+    whatever their bits. Each token reads A and B at the base program's rank, in float32.
 
     Examples:
 

@@ -64,7 +64,7 @@ def check_prompt(count: int, taken: int, context: int) -> None:
         ContextFull: too many.
     """
     if count == 0:
-        raise Invalid("the prompt is empty: there is nothing to go on from")
+        raise Invalid("the prompt is empty: there is nothing to continue")
     if count > context - taken:
         raise ContextFull(f"{count} tokens do not fit: {taken} of {context} are taken")
 

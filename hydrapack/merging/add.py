@@ -27,7 +27,7 @@ class Extension:
     relative_error: float
     """The new task's, all modules together."""
     remerge_relative_error: float
-    """The new task's error, were A fitted to it and to the bundle's heads anew."""
+    """The new task's error if A were fitted again, to it and to the bundle's heads."""
 
     @property
     def advice(self) -> str | None:
@@ -35,8 +35,9 @@ class Extension:
         if self.relative_error < 0.05 or self.remerge_relative_error > 0.7 * self.relative_error:
             return None
         return (
-            f"the bundle's A suits this task badly: error {self.relative_error:.2f}, about "
-            f"{self.remerge_relative_error:.2f} with A fitted anew; merge all adapters again"
+            f"the bundle's A does not suit this task: its error is {self.relative_error:.2f}, and "
+            f"about {self.remerge_relative_error:.2f} if A is fitted again; merge all adapters "
+            "again"
         )
 
 

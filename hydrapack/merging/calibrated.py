@@ -62,7 +62,7 @@ def spans(adapters: Sequence[Adapter], method: str = "spectral") -> dict[str, to
     """
     takes = [one.name for one in METHODS if one.calibrates]
     if method not in takes:
-        raise Invalid(f"`calibrate`: goes with `method` {' or '.join(takes)}, not {method}")
+        raise Invalid(f"`calibrate`: works with `method` {' or '.join(takes)}, not {method}")
     if adapters[0].kind != "LORA":
         raise Invalid("`calibrate`: takes LoRA adapters; VeRA's A is frozen")
     return {

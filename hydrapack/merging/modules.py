@@ -44,7 +44,7 @@ def merge_modules(
         updates = module_updates(adapters, name)
         modules[name] = merged = merge(name, updates)
         if not all(bool(torch.isfinite(t).all()) for t in merged.tensors.values()):
-            raise Invalid(f"{name}: the merged values pass single precision; is an alpha wrong?")
+            raise Invalid(f"{name}: the merged values exceed single precision; is an alpha wrong?")
         shared, heads = merged.shared(), [merged.head(head) for head in merged.assignment]
         module_errors[name] = [
             error.add(update, shared, head)

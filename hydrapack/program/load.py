@@ -131,7 +131,7 @@ def check_forward(program: LoadedProgram) -> None:
         return
     raise Invalid(
         f"{program.path}: its forward takes other inputs than this version of hydrapack "
-        f"gives: export it anew with hydrapack export-base"
+        "gives; export it again with hydrapack export-base"
     )
 
 
