@@ -25,8 +25,8 @@ from hydrapack.adapters.update import inner_product
 from hydrapack.base.moments import input_moments
 from hydrapack.base.source import resolve_model
 from hydrapack.bundle.format import Bundle
-from hydrapack.evaluate.backends import TorchBackend
-from hydrapack.evaluate.spec import read_rows
+from hydrapack.evaluation.backends import TorchBackend
+from hydrapack.evaluation.spec import read_rows
 from hydrapack.merging.calibrated import merge_calibrated, spans
 from hydrapack.merging.method import MergeOptions, divided, with_sizes
 from hydrapack.merging.modules import merge_modules, module_seed

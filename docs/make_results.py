@@ -11,8 +11,8 @@ import json
 import re
 from pathlib import Path
 
-from hydrapack.evaluate.cases import Result
-from hydrapack.evaluate.tables import by_group, markdown
+from hydrapack.evaluation.cases import Result
+from hydrapack.evaluation.tables import by_group, markdown
 
 HERE = Path(__file__).parent
 BASELINES = ("task-arithmetic", "ties", "dare", "dare-ties")

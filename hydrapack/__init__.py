@@ -11,10 +11,14 @@ from hydrapack.support.version import __version__
 
 if TYPE_CHECKING:
     from hydrapack.adapters.adapter import Adapter
+    from hydrapack.analysis.describe import describe
+    from hydrapack.analysis.similarity import analyze
+    from hydrapack.analysis.tradeoff import tradeoff
     from hydrapack.base.export import export_base
     from hydrapack.bundle.format import Bundle
     from hydrapack.bundle.unpack import unpack
     from hydrapack.device.session import Session
+    from hydrapack.evaluation.run import evaluate
     from hydrapack.footprint.report import storage
     from hydrapack.merging.add import add
     from hydrapack.merging.merge import merge
@@ -46,10 +50,14 @@ __all__ = [
     "Session",
     "__version__",
     "add",
+    "analyze",
+    "describe",
+    "evaluate",
     "export_base",
     "merge",
     "pack",
     "storage",
+    "tradeoff",
     "unpack",
     "verify",
 ]
@@ -60,10 +68,14 @@ _MODULES = {
     "Package": "packing.package",
     "Session": "device.session",
     "add": "merging.add",
+    "analyze": "analysis.similarity",
+    "describe": "analysis.describe",
+    "evaluate": "evaluation.run",
     "export_base": "base.export",
     "merge": "merging.merge",
     "pack": "packing.package",
     "storage": "footprint.report",
+    "tradeoff": "analysis.tradeoff",
     "unpack": "bundle.unpack",
     "verify": "verification.checks",
 }

@@ -188,10 +188,10 @@ def test_types_that_are_not_read(tmp_path):
 
 def test_products_that_overflow(tmp_path):
     folder = edit_config(write_adapter(tmp_path / "a"), lora_alpha=1e39)
-    refused(folder, "passes single precision; is lora_alpha right")
+    refused(folder, "exceeds single precision; is lora_alpha right")
     edit_config(folder, lora_alpha=8)
     edit_tensors(folder, lambda t: [v.fill_(1e25) for v in t.values()])
-    refused(folder, "passes single precision")
+    refused(folder, "exceeds single precision")
     zero = edit_config(write_adapter(tmp_path / "zero"), lora_alpha=1e300)
     edit_tensors(zero, lambda t: [v.zero_() for k, v in t.items() if "lora_B" in k])
     assert read_adapter(zero, "t").modules
@@ -414,7 +414,7 @@ def test_revisions_are_compared_and_kept(tmp_path):
         with pytest.raises(HydrapackError, match="different revisions of 'tiny/llama'"):
             read_adapters([str(folders[one]), str(folders[other])])
     bundle = merged([folders["v2"]], tmp_path / "bundle")
-    with pytest.raises(HydrapackError, match="is of revision 'v3' of the base model"):
+    with pytest.raises(HydrapackError, match=r"different revisions: .* has 'v3'"):
         add(bundle, read_adapter(folders["v3"], "x"))
     unpack(bundle, tmp_path / "all")
     assert read_adapter(tmp_path / "all" / "r-v2", "x").revision == "v2"

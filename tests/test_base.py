@@ -461,10 +461,10 @@ def test_texts(tmp_path):
     ("options", "words"),
     [
         (("--quant", "int3"), "--quant int3: choose one of 8da4w"),
-        (("--quant", "fp32", "--lm-head", "int8"), "--lm-head: goes with a quantized base"),
+        (("--quant", "fp32", "--lm-head", "int8"), "--lm-head: needs a quantized base"),
         (("--lm-head", "int2"), "--lm-head int2: choose int8 or int4"),
         (("--quant", "8da8w", "--calibrate", "self"), "fits int4 values, and --quant 8da8w"),
-        (("--text", "x.txt"), "--text: goes with --report"),
+        (("--text", "x.txt"), "--text: needs --report"),
         (("--report", "--text", "none.txt"), "none.txt: cannot be read"),
         (("--quant", "8da4w", "--calibrate", "none.txt"), "none.txt: cannot be read"),
     ],
@@ -482,7 +482,7 @@ def test_a_base_for_a_bundle(tiny_model, adapters, tmp_path):
     assert done.returncode == 0, done.stderr
     run = ("export-base", tiny_model, "-o", model, "--max-context", "64", "--quant", "fp32")
     for arguments, words in [
-        ((), "--rank: give it, or --bundle"),
+        ((), "give --rank, or --bundle"),
         (("--bundle", bundle, "--rank", "4"), "--bundle: gives the rank"),
         (("--bundle", tmp_path), "bundle.json: cannot be read"),
     ]:

@@ -214,7 +214,7 @@ def test_budget_options(uneven, tmp_path):
     for arguments, words in [
         (("--budget", "much"), "--budget much: give a size"),
         (("--budget", "6MB", "--heads", "2"), "--budget: chooses heads"),
-        (("--bits", "4"), "--bits: goes with --budget"),
+        (("--bits", "4"), "--bits: needs --budget"),
         (("--budget", "1MB", "--target-error", "0.5"), "--budget and --target-error: give one"),
         (("--target-error", "1.5"), "--target-error 1.5: must lie between 0 and 1"),
         (("--target-error", "0.5", "--weight", "t0=2"), "--weight: not with --target-error"),

@@ -132,10 +132,10 @@ def test_command(tiny_model, tmp_path):
     empty.write_text("\n")
     for arguments, words in [
         (("--calibrate", text, "--budget", "1MB"), "--calibrate: not with --budget"),
-        (("--calibrate", text, "--method", "ties"), "--calibrate: goes with --method spectral"),
+        (("--calibrate", text, "--method", "ties"), "--calibrate: works with --method spectral"),
         (("--calibrate", empty), "has no text"),
         (("--calibrate", tmp_path / "none"), "cannot be read"),
-        ((), "--base-model: goes with --calibrate"),
+        ((), "--base-model: needs --calibrate"),
     ]:
         done = hydrapack(*run, "-o", tmp_path / "x", *arguments)
         assert done.returncode == 2 and words in done.stderr, done.stderr

@@ -15,7 +15,7 @@ from hydrapack.adapters.prompt import encode_prompt
 from hydrapack.base import smollm2
 from hydrapack.base.export import export_base
 from hydrapack.bundle.format import Bundle
-from hydrapack.bundle.stored import round_module
+from hydrapack.bundle.stored import store
 from hydrapack.device import Session
 from hydrapack.merging.candidates import Choice
 from hydrapack.merging.plan import Plan, Request
@@ -272,7 +272,7 @@ def test_two_sided_and_planned_packages(tiny, tmp_path, bits):
         session = Session(tiny[0], tmp_path / f"p{number}")
         layout = layout_of(bundle.shapes, bundle.info.rank)
         rounded = {
-            name: round_module(module, Precision(width, width))
+            name: store(module, Precision(width, width)).dequantize()
             for name, module in bundle.modules.items()
             for width in [widths[name] if widths else bits]
         }
@@ -357,10 +357,10 @@ def test_mismatches_are_refused(tiny, tiny_model, tmp_path, monkeypatch):
     older = tiny[0].read_bytes().replace(b"get_forward_version", b"get_forward_nothing")
     assert len(older) == tiny[0].stat().st_size
     (tmp_path / "older.pte").write_bytes(older)
-    with pytest.raises(Invalid, match=r"older.pte: its forward takes other inputs.*export it anew"):
+    with pytest.raises(Invalid, match=r"older.pte: its forward takes other inputs.*export it"):
         Session(tmp_path / "older.pte", tiny[1], check_digests=False)
     monkeypatch.setattr("hydrapack.program.load.FORWARD_VERSION", 2)
-    with pytest.raises(Invalid, match=r"export it anew with hydrapack export-base"):
+    with pytest.raises(Invalid, match=r"export it again with hydrapack export-base"):
         Session(tiny[0], tiny[1])
     monkeypatch.undo()
     with pytest.raises(

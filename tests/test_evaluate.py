@@ -15,13 +15,13 @@ from conftest import TEMPLATE, hydrapack, write_adapter
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.analysis.similarity import analyze
 from hydrapack.bundle.stored import store
-from hydrapack.evaluate import metrics
-from hydrapack.evaluate.backends import TorchBackend
-from hydrapack.evaluate.memory import PeakMemory
-from hydrapack.evaluate.metrics import edit_counts, score, squad_f1, weighted_rouge, words
-from hydrapack.evaluate.run import Evaluation
-from hydrapack.evaluate.spec import EvalConfig, quick_config, read_config, read_rows
-from hydrapack.evaluate.tables import markdown, plot
+from hydrapack.evaluation import metrics
+from hydrapack.evaluation.backends import TorchBackend
+from hydrapack.evaluation.memory import PeakMemory
+from hydrapack.evaluation.metrics import edit_counts, score, squad_f1, weighted_rouge, words
+from hydrapack.evaluation.run import Evaluation
+from hydrapack.evaluation.spec import EvalConfig, quick_config, read_config, read_rows
+from hydrapack.evaluation.tables import markdown, plot
 from hydrapack.merging.planned import merge_budget
 from hydrapack.packing.manifest import read_package
 from hydrapack.program.quantized import Precision

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import LoraModule, difference_norm
 from hydrapack.analysis.similarity import analyze
-from hydrapack.analysis.tradeoff import trade_off
+from hydrapack.analysis.tradeoff import tradeoff
 from hydrapack.bundle.merged import MergedModule
 from hydrapack.merging.add import add
 from hydrapack.merging.elementwise import TASK_ARITHMETIC
+from hydrapack.merging.merge import merge
 from hydrapack.merging.method import MergeOptions
 from hydrapack.merging.methods import METHODS
 from hydrapack.merging.modules import module_seed
-from hydrapack.merging.planned import merge_budget
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.merging.uniform import merge_adapters
@@ -292,7 +292,7 @@ def test_options_are_checked(tmp_path):
         ({"weights": {"t0": -1.0}}, "`weights` t0=-1"),
         ({"refit_b": True}, "`refit_b`"),
         ({"only_a": True}, "`only_a`: spectral has no such option; it has routing"),
-        ({"method": "ties", "refit_b": True}, "`refit_b`: goes with `only_a`"),
+        ({"method": "ties", "refit_b": True}, "`refit_b`: needs `only_a`"),
         ({"method": "ties", "density": "much"}, "`density` much: Input should be a valid number"),
         ({"method": "hydraopt", "steps": 0}, "`steps` 0: must be above 0"),
     ]:
@@ -371,11 +371,12 @@ def test_task_arithmetic_direct():
 
 
 NOTHING = {
-    **{method.name: lambda a, m=method.name: merge_adapters(a, m) for method in METHODS},
-    "only-a": lambda a: merge_adapters(a, "ties", only_a=True),
-    "global": lambda a: merge_adapters(a, heads=1, routing="global"),
-    "budget": lambda a: merge_budget(a, 100_000),
-    "trade-off": trade_off,
+    **{method.name: lambda a, m=method.name: merge(a, method=m) for method in METHODS},
+    "only-a": lambda a: merge(a, method="ties", only_a=True),
+    "global": lambda a: merge(a, heads=1, routing="global"),
+    "budget": lambda a: merge(a, budget=100_000),
+    "target": lambda a: merge(a, target_error=0.5),
+    "tradeoff": tradeoff,
 }
 
 
@@ -397,12 +398,11 @@ def test_nothing_to_analyze_to_add_and_to_write(tmp_path):
             analyze(adapters)
     with pytest.raises(HydrapackError, match="adapts no module"):
         analyze([one, empty])
-    merge = merge_adapters([one])
-    merge.save(tmp_path / "bundle")
+    merge_adapters([one]).save(tmp_path / "bundle")
     with pytest.raises(HydrapackError, match="adapts no module"):
         add(tmp_path / "bundle", empty)
     with pytest.raises(HydrapackError, match="no bit widths"):
-        trade_off([one], bits=())
+        tradeoff([one], bits=())
 
 
 @pytest.mark.parametrize("method", [method.name for method in METHODS])

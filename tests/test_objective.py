@@ -6,7 +6,7 @@ import pytest
 from conftest import edit_tensors, hydrapack, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.analysis.tradeoff import trade_off
+from hydrapack.analysis.tradeoff import tradeoff
 from hydrapack.bundle.format import Bundle
 from hydrapack.merging.objective import reweigh, task_sizes
 from hydrapack.merging.planned import merge_budget
@@ -72,9 +72,9 @@ def test_a_plans_errors_do_not_depend_on_scale(uneven):
 
 
 def test_the_trade_off_does_not_depend_on_scale(uneven):
-    before = trade_off(read(uneven), [2, 4], [8])
+    before = tradeoff(read(uneven), [2, 4], [8]).points
     scaled(uneven[0], 10)
-    after = trade_off(read(uneven), [2, 4], [8])
+    after = tradeoff(read(uneven), [2, 4], [8]).points
     mine = [
         [(p.relative_error, p.worst_error) for p in points if p.method in ("spectral", "two-sided")]
         for points in (before, after)
@@ -218,7 +218,7 @@ def test_a_lost_task_is_said_aloud(uneven, tmp_path):
     out = tmp_path / "gated"
     done = hydrapack(*lossy, "-o", out, "--max-task-error", "0.9")
     assert done.returncode == 1 and not out.exists()
-    assert "--max-task-error 0.9: above it are t3 0.9" in done.stderr
+    assert "--max-task-error 0.9: exceeded by t3 0.9" in done.stderr
     # None is lost by default, and nothing is said.
     done = hydrapack("merge", *uneven, "-o", out, "--heads", "2", "--max-task-error", "0.9")
     assert done.returncode == 0 and done.stderr == ""
@@ -243,4 +243,4 @@ def test_methods_without_an_objective_note_none(adapters):
     assert merge_adapters(read(adapters), "ties").info.objective is None
     assert merge_adapters(read(adapters), "hydraopt", steps=2).info.objective == "absolute"
     with pytest.raises(HydrapackError, match="choose relative or absolute"):
-        trade_off(read(adapters), objective="minimax")
+        tradeoff(read(adapters), objective="minimax")

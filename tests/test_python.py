@@ -10,12 +10,29 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, TEMPLATE, write_adapter
 
 import hydrapack
 
 PAGE = ROOT / "docs" / "python.md"
 HUB = "meta-llama/Llama-3.2-1B-Instruct"
+
+
+EVALUATION = {
+    "base_model": "tiny-llama",
+    "tasks": [
+        {
+            "name": task,
+            "adapter": f"adapters/{task}",
+            "data": f"{task}.jsonl",
+            "metric": "rouge-l",
+            "max_new_tokens": 2,
+        }
+        for task in ("grammar", "qa")
+    ],
+    "methods": [{"method": "own"}, {"method": "spectral", "heads": [1]}],
+}
 
 
 def blocks():
@@ -30,7 +47,10 @@ def workplace(tiny_model, tmp_path_factory):
     for k, task in enumerate(("grammar", "qa")):
         adapter = write_adapter(folder / "adapters" / task, seed=k + 1, shared_seed=99)
         (adapter / "task.json").write_text(json.dumps({"prompt_template": TEMPLATE}))
+        rows = [{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]
+        (folder / f"{task}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     shutil.copytree(tiny_model, folder / "tiny-llama")
+    (folder / "eval.yaml").write_text(yaml.safe_dump(EVALUATION))
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -60,6 +80,10 @@ def test_the_other_blocks_run(workplace, monkeypatch, capsys):
         exec(block, found)
     assert all(check.passed for check in found["checks"]), found["checks"]
     assert found["near"].info.method == "budget"
+    assert {p.method for p in found["made"].points} > {"spectral", "two-sided", "adapters apart"}
+    assert found["facts"]["kind"] == "adapter program"
+    for name in ("tradeoff/tradeoff.png", "analysis/analysis.json", "results/results.md"):
+        assert (folder / name).stat().st_size > 100
     assert "`heads` 3: must be from 1 to the number of adapters, 2" in capsys.readouterr().out
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import difference_norm
-from hydrapack.bundle.stored import round_module, store
+from hydrapack.bundle.stored import store
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.banks import MatrixBank, RowBank, pack_nibbles, unpack_nibbles
 from hydrapack.program.quantized import Precision, noise_by_columns, quantize, stored_bytes
@@ -70,7 +70,7 @@ def test_refitted_heads_are_no_worse(tmp_path):
             added = {}
             for refit in (True, False):
                 stored = {
-                    name: round_module(module, Precision(bits, bits), refit)
+                    name: store(module, Precision(bits, bits), refit).dequantize()
                     for name, module in merged.modules.items()
                 }
                 added[refit] = error_of(adapters, stored) - exact

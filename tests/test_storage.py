@@ -278,7 +278,7 @@ def test_formats(tiny, tmp_path):
         (("--layout", "llama-3.2-1b", "--heads", "9"), "--heads 9"),
         (("--layout", "llama-3.2-1b", "--bits", "3"), "--bits 3"),
         (("--layout", "llama-3.2-1b", "--adapter-type", "ia3"), "--adapter-type ia3"),
-        ((tiny[1], "--junit", tmp_path / "x"), "--junit: goes with --budgets"),
+        ((tiny[1], "--junit", tmp_path / "x"), "--junit: needs --budgets"),
     ]:
         done = hydrapack("storage", *arguments)
         assert done.returncode == 2 and words in done.stderr

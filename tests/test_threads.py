@@ -26,7 +26,7 @@ from hydrapack.bundle.format import Bundle
 from hydrapack.merging.add import add
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.merging.planned import merge_budget
-from hydrapack.analysis.tradeoff import trade_off
+from hydrapack.analysis.tradeoff import tradeoff
 from hydrapack.packing.package import pack
 from hydrapack.program.quantized import Precision
 from hydrapack.bundle.stored import store
@@ -82,8 +82,8 @@ unpack(out / "two-sided", out / "unpacked")
 files("unpacked", out / "unpacked")
 unpack(out / "two-sided", out / "one", read[0].task)
 files("one", out / "one")
-note("trade-off", *(asdict(p) for p in trade_off(read, [8, 16], [4])))
-note("analysis", analyze(read))
+note("trade-off", *(asdict(p) for p in tradeoff(read, [8, 16], [4]).points))
+note("analysis", analyze(read).as_json())
 modules = Bundle.load(out / "two-sided").modules.values()
 stored = [store(m, Precision(4, 4)) for m in modules]
 note("rounded", *(b for m in stored for b in tensors(m.dequantize())))

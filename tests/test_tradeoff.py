@@ -5,7 +5,7 @@ import pytest
 from conftest import hydrapack
 
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.analysis.tradeoff import trade_off
+from hydrapack.analysis.tradeoff import tradeoff
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import pack
 from hydrapack.support.errors import HydrapackError
@@ -19,7 +19,9 @@ def errors(merged):
 
 def test_points_are_what_merging_gives(adapters, tmp_path):
     read = read_adapters([str(a) for a in adapters])
-    points = {(p.method, p.heads, p.rank, p.bits): p for p in trade_off(read, [2, 4, 6], [8, 32])}
+    points = {
+        (p.method, p.heads, p.rank, p.bits): p for p in tradeoff(read, [2, 4, 6], [8, 32]).points
+    }
     for heads, rank in [(1, 4), (2, 4), (3, 2), (3, 4), (3, 6)]:
         merged = merge_adapters(read, heads=heads, rank=rank)
         point = points["spectral", heads, rank, 32]
@@ -40,7 +42,7 @@ def test_points_are_what_merging_gives(adapters, tmp_path):
     )
     packed = [t.packed_relative_error for t in manifest.tasks]
     assert min(packed) <= point.relative_error <= max(packed)
-    two_sided = [p for p in trade_off(read, [4], [8]) if p.method == "two-sided"]
+    two_sided = [p for p in tradeoff(read, [4], [8]).points if p.method == "two-sided"]
     assert [p.output_rank for p in two_sided] == [4, 8, 12]
     for point in two_sided:
         merged = merge_adapters(read, "two-sided", output_rank=point.output_rank)
@@ -54,7 +56,7 @@ def test_points_are_what_merging_gives(adapters, tmp_path):
 
 def test_falls_along_each_axis(adapters):
     read = read_adapters([str(a) for a in adapters])
-    points = [p for p in trade_off(read, [2, 4, 6], [8, 16, 32]) if p.method == "spectral"]
+    points = [p for p in tradeoff(read, [2, 4, 6], [8, 16, 32]).points if p.method == "spectral"]
     for axis in ("heads", "rank", "bits"):
         others = [a for a in ("heads", "rank", "bits") if a != axis]
         lines = {}
@@ -72,9 +74,9 @@ def test_falls_along_each_axis(adapters):
 def test_options(adapters):
     read = read_adapters([str(a) for a in adapters])
     with pytest.raises(HydrapackError, match="`ranks` 0"):
-        trade_off(read, [0, 4])
+        tradeoff(read, [0, 4])
     with pytest.raises(HydrapackError, match="`bits` 5"):
-        trade_off(read, bits=[5])
+        tradeoff(read, bits=[5])
 
 
 def test_command(adapters, tmp_path):

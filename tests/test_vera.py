@@ -10,7 +10,7 @@ from test_merge import dense
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.read import read_adapter
 from hydrapack.adapters.update import VeraModule
-from hydrapack.analysis.tradeoff import trade_off
+from hydrapack.analysis.tradeoff import tradeoff
 from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.unpack import unpack
 from hydrapack.footprint.report import storage
@@ -166,7 +166,7 @@ def test_what_vera_cannot(vera, tmp_path):
         ("not for VeRA; choose", lambda: merge_adapters(adapters, "two-sided")),
         ("`rank` 8: VeRA", lambda: merge_adapters(adapters, rank=8)),
         ("`budget` and `target_error` plan LoRA", lambda: merge_budget(adapters, 10_000)),
-        ("trade-off is of LoRA", lambda: trade_off(adapters)),
+        ("trade-off is of LoRA", lambda: tradeoff(adapters)),
         ("VeRA bundle cannot be packed", lambda: pack(tmp_path / "b", "p").manifest),
     ]:
         with pytest.raises(HydrapackError, match=match):
@@ -182,7 +182,7 @@ def test_malformed(vera, tmp_path):
             (lambda t: t.pop(next(k for k in t if k.endswith("lambda_d"))), "no vera_lambda_d"),
             (lambda t: t.update({"base_model.vera_A": torch.ones(3, 3)}), "do not fit"),
             (lambda t: t.update({"what": torch.ones(3)}), "no VeRA vector"),
-            (lambda t: [v.fill_(1e20) for v in t.values()], "passes single precision"),
+            (lambda t: [v.fill_(1e20) for v in t.values()], "exceeds single precision"),
         ]
     ):
         folder = tmp_path / f"bad{number}"

@@ -43,7 +43,7 @@ def read_adapters(
             raise Invalid(f"{adapter.folder}: adapts no module")
         found.append(adapter)
     if not found:
-        raise Invalid("no adapters given")
+        raise Invalid("no adapters given: a merge takes one or more")
     _check_together(found, allow_base_mismatch)
     return found
 
@@ -64,23 +64,9 @@ def _check_together(adapters: list[Adapter], allow_base_mismatch: bool) -> None:
     first = adapters[0]
     shapes: dict[str, tuple[tuple[int, int], str]] = {}
     for adapter in adapters:
-        if adapter.base_model != first.base_model and not allow_base_mismatch:
-            raise Mismatch(
-                f"adapters of different base models: {first.folder} of {first.base_model!r}, "
-                f"{adapter.folder} of {adapter.base_model!r} (base_model_name_or_path in "
-                "adapter_config.json); `allow_base_mismatch` merges them all the same"
-            )
-        if adapter.revision != first.revision and not allow_base_mismatch:
-            raise Mismatch(
-                f"adapters of different revisions of {first.base_model!r}: {first.folder} of "
-                f"{first.revision or 'main'!r}, {adapter.folder} of {adapter.revision or 'main'!r} "
-                "(revision in adapter_config.json); `allow_base_mismatch` merges them all the same"
-            )
-        if adapter.kind != first.kind:
-            raise Mismatch(
-                f"{adapter.folder}: peft_type is {adapter.kind}, {first.folder} is {first.kind}: "
-                "LoRA and VeRA adapters do not merge with each other"
-            )
+        if not allow_base_mismatch:
+            check_base(adapter, first.base_model, first.revision, str(first.folder))
+        check_kind(adapter, first.kind, str(first.folder))
         _check_projections(first, adapter)
         for name, module in adapter.modules.items():
             shape, task = shapes.setdefault(name, (module.shape, adapter.task))
@@ -90,6 +76,36 @@ def _check_together(adapters: list[Adapter], allow_base_mismatch: bool) -> None:
                     f"{task!r} it is {shape[0]} x {shape[1]}: adapters of different models"
                 )
     _check_names(adapters)
+
+
+def check_base(adapter: Adapter, base_model: str, revision: str, whose: str) -> None:
+    """Refuse an adapter of another base model or revision than what it is merged with.
+
+    Raises:
+        Mismatch: naming ``whose`` they are.
+    """
+    for what, key, own, other in (
+        ("base model", "base_model_name_or_path", adapter.base_model, base_model),
+        ("revision", "revision", adapter.revision or "main", revision or "main"),
+    ):
+        if own != other:
+            raise Mismatch(
+                f"different {what}s: {whose} has {other!r}, {adapter.folder} has {own!r} ({key} in "
+                "adapter_config.json); `allow_base_mismatch` takes both"
+            )
+
+
+def check_kind(adapter: Adapter, kind: str, whose: str) -> None:
+    """Refuse VeRA beside LoRA.
+
+    Raises:
+        Mismatch: naming ``whose`` kind it is.
+    """
+    if adapter.kind != kind:
+        raise Mismatch(
+            f"{adapter.folder}: peft_type is {adapter.kind}, that of {whose} is {kind}: LoRA and "
+            "VeRA adapters do not merge with each other"
+        )
 
 
 def _check_names(adapters: list[Adapter]) -> None:

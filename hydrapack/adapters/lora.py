@@ -177,5 +177,5 @@ def _check_size(name: str, module: LoraModule, path: Path) -> None:
     if not bound < torch.finfo(torch.float32).max:
         raise Invalid(
             f"{path}: {name}: its update, {module.scaling:g} * B @ A with values up to "
-            f"{largest[1]:.3g} and {largest[0]:.3g}, passes single precision; is lora_alpha right?"
+            f"{largest[1]:.3g} and {largest[0]:.3g}, exceeds single precision; is lora_alpha right?"
         )

@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydrapack.adapters.adapter import Adapter
-from hydrapack.adapters.files import WEIGHTS, check_folder, read_weights
+from hydrapack.adapters.files import check_folder, read_weights
 from hydrapack.adapters.lora import read_lora
-from hydrapack.adapters.peft_config import CONFIG, read_config
+from hydrapack.adapters.peft_config import read_config
 from hydrapack.adapters.prompt import check_template
-from hydrapack.adapters.task_settings import TaskSettings
+from hydrapack.adapters.task_settings import TASK_FILE, TaskSettings
 from hydrapack.adapters.vera import read_vera
 from hydrapack.support.errors import HydrapackError, Invalid
 from hydrapack.support.schema import read_model
 
-__all__ = ["CONFIG", "TASK_FILE", "WEIGHTS", "read_adapter"]
-
-TASK_FILE = "task.json"
 READERS = {"LORA": read_lora, "VERA": read_vera}
 
 

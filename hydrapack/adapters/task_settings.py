@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from hydrapack.adapters.prompt import PLACEHOLDER
 from hydrapack.support.schema import Strict, utf8_at_most
 
+TASK_FILE = "task.json"
 MAX_TEXT = 1 << 20
 """Bytes of UTF-8 of a template, a stop string or a language."""
 

@@ -57,7 +57,7 @@ def read_vera(
         for tensor in (d, b, A, B):
             bound *= max(float(tensor.abs().max().double()), 1.0) if tensor.numel() else 1.0
         if not bound * len(d) * len(b) < torch.finfo(torch.float32).max:
-            raise Invalid(f"{path}: {name}: its update passes single precision; retrain it")
+            raise Invalid(f"{path}: {name}: its update exceeds single precision; retrain it")
         modules[name] = VeraModule(d, b, A, B[: len(b)])
     if A.shape[0] != config.get("r", 256):
         raise Invalid(

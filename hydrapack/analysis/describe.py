@@ -5,34 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hydrapack.adapters.read import CONFIG, read_adapter
+from hydrapack.adapters.peft_config import CONFIG
+from hydrapack.adapters.read import read_adapter
 from hydrapack.bundle.format import DESCRIPTION, Bundle, read_description
 from hydrapack.packing.manifest import MANIFEST, read_package
 from hydrapack.program.load import load_program
 from hydrapack.support.errors import Invalid
 
-_CONSTANTS = (
-    "get_adapter_layout",
-    "get_adapter_rank",
-    "get_base_model",
-    "get_quant",
-    "get_quant_scheme",
-    "get_weights_sha256",
-    "get_tokenizer_sha256",
-    "get_heads",
-    "get_vocab_size",
-    "get_max_context_len",
-    "get_bos_id",
-    "get_eos_ids",
-)
 
-
-def describe(path: Path) -> dict[str, Any]:
-    """The kind of ``path`` and its main facts.
+def describe(path: str | Path) -> dict[str, Any]:
+    """What an adapter folder, bundle, package or .pte is, and its main facts.
 
     Raises:
-        HydrapackError: nothing that hydrapack reads or writes, or a damaged one.
+        HydrapackError: none of these, or a damaged one.
+
+    >>> facts = hydrapack.describe("bundle")
+    >>> facts["kind"], facts["heads"]
+    ('bundle', 2)
     """
+    path = Path(path)
     if path.suffix == ".pte" and path.is_file():
         return _program(path)
     if (path / MANIFEST).exists():
@@ -79,7 +70,7 @@ def _program(path: Path) -> dict[str, Any]:
     names = sorted(program.method_names)
     facts: dict[str, Any] = {}
     for name in names:
-        if name in _CONSTANTS:
+        if name.startswith("get_"):
             values = program.constants(name)
             facts[name] = values[0] if len(values) == 1 else values
     kind = "adapter program" if "head" in names else "base program"

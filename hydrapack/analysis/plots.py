@@ -1,4 +1,4 @@
-"""PNG plots; matplotlib comes with the extra ``report``."""
+"""The plots of a trade-off and of an analysis, as PNG."""
 
 from __future__ import annotations
 
@@ -7,22 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydrapack.adapters.adapter import Adapter
-from hydrapack.analysis.similarity import Analysis
-from hydrapack.analysis.tradeoff import Point
+from hydrapack.analysis.findings import Point, Similarity
+from hydrapack.support.plots import pyplot, save_png
 
 
-def plot_trade_off(points: Sequence[Point], rank: int, bits: int, target: Path) -> None:
+def plot_tradeoff(points: Sequence[Point], rank: int, bits: int, target: Path) -> None:
     """Bytes against error: a line for each M over the ranks at ``bits``, the baselines as marks.
 
     Args:
         rank: the adapters' own, marked on each line.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
+    figure, axes = pyplot().subplots(figsize=(8, 5), dpi=120)
     curves = [p for p in points if p.method == "spectral" and p.bits == bits]
     for heads in sorted({p.heads for p in curves}):
         line = sorted((p for p in curves if p.heads == heads), key=lambda p: p.rank)
@@ -57,24 +52,17 @@ def plot_trade_off(points: Sequence[Point], rank: int, bits: int, target: Path) 
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     figure.tight_layout()
-    # Without the version that matplotlib would note, the same points give the same bytes.
-    figure.savefig(target, metadata={"Software": None})
-    pyplot.close(figure)
+    save_png(figure, target)
 
 
-def plot_similarity(analysis: Analysis, target: Path) -> None:
+def plot_similarity(modules: Sequence[Similarity], target: Path) -> None:
     """A and B by layer, a line for each target: mean absolute error and CCA's R^2."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, grid = pyplot.subplots(2, 2, figsize=(10, 7), dpi=120, sharex=True)
+    figure, grid = pyplot().subplots(2, 2, figsize=(10, 7), dpi=120, sharex=True)
     for row, (kind, label) in enumerate((("mae", "relative MAE"), ("cca", "CCA R²"))):
         for column, part in enumerate("ab"):
             axes = grid[row][column]
             lines: dict[str, list[tuple[int, float]]] = {}
-            for index, module in enumerate(analysis.modules):
+            for index, module in enumerate(modules):
                 numbers = [int(n) for n in module.module.split(".") if n.isdigit()]
                 layer = numbers[0] if numbers else index
                 short = module.module.rsplit(".", 1)[-1]
@@ -88,8 +76,7 @@ def plot_similarity(analysis: Analysis, target: Path) -> None:
             axes.set_xlabel("layer")
     grid[0][0].legend(fontsize="small")
     figure.tight_layout()
-    figure.savefig(target, metadata={"Software": None})
-    pyplot.close(figure)
+    save_png(figure, target)
 
 
 def plot_tsne(adapters: Sequence[Adapter], target: Path) -> None:
@@ -101,11 +88,7 @@ def plot_tsne(adapters: Sequence[Adapter], target: Path) -> None:
         from sklearn.manifold import TSNE
     except ImportError:
         return
-    import matplotlib
-
-    matplotlib.use("Agg")
     import numpy
-    from matplotlib import pyplot
 
     shapes = Counter(
         (name.rsplit(".", 1)[-1], m.shape, m.rank)
@@ -113,7 +96,7 @@ def plot_tsne(adapters: Sequence[Adapter], target: Path) -> None:
         for name, m in a.modules.items()
     )
     chosen = max(sorted(shapes), key=lambda key: shapes[key])
-    figure, grid = pyplot.subplots(1, 2, figsize=(11, 5), dpi=120)
+    figure, grid = pyplot().subplots(1, 2, figsize=(11, 5), dpi=120)
     for part, axes in enumerate(grid):
         points, owners = [], []
         for number, adapter in enumerate(adapters):
@@ -137,5 +120,4 @@ def plot_tsne(adapters: Sequence[Adapter], target: Path) -> None:
         axes.set_title(f"{'AB'[part]} of {chosen[0]}")
     grid[0].legend(fontsize="small")
     figure.tight_layout()
-    figure.savefig(target, metadata={"Software": None})
-    pyplot.close(figure)
+    save_png(figure, target)

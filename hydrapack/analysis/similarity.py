@@ -10,17 +10,24 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import ErrorSum
+from hydrapack.analysis.findings import Similarity
+from hydrapack.analysis.plots import plot_similarity, plot_tsne
 from hydrapack.merging.method import MergeOptions
-from hydrapack.merging.modules import check_any, module_names, module_updates
+from hydrapack.merging.modules import module_names, module_updates
 from hydrapack.merging.spectral import merge_spectral
+from hydrapack.support.atomic import new_directory
 from hydrapack.support.errors import Invalid
 from hydrapack.support.progress import Progress, quietly
+from hydrapack.support.schema import write_json
 from hydrapack.support.threads import one_thread
 
 SHARED_START = 0.5
@@ -28,28 +35,18 @@ SHARED_START = 0.5
 
 
 @dataclass(frozen=True)
-class Similarity:
-    """Of one module, means over all pairs of adapters; 1 is the same."""
-
-    module: str
-    a_mae: float
-    """Mean absolute error between two A's over their mean absolute value."""
-    b_mae: float
-    a_cca: float
-    """R^2 of canonical correlation: how much of one A's row space lies in the other's."""
-    b_cca: float
-    shared_error: float
-    """Relative error of all tasks together with one A and a head each."""
-
-
-@dataclass(frozen=True)
 class Analysis:
     """The set of adapters as a whole."""
 
-    tasks: tuple[str, ...]
+    adapters: list[Adapter]
     modules: list[Similarity]
     relative_errors: dict[str, float]
     """By task: spectral, M = N, at the adapters' rank."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the adapters' tasks."""
+        return tuple(adapter.task for adapter in self.adapters)
 
     def mean(self, key: str) -> float:
         """Mean of one of ``Similarity``'s figures over the modules."""
@@ -71,20 +68,54 @@ class Analysis:
             f"{error:.2f}. Train all adapters from one seed, or give A a larger rank"
         )
 
+    def as_json(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "advice": self.advice,
+            "mean": {k: self.mean(k) for k in ("a_mae", "b_mae", "a_cca", "b_cca")},
+            "modules": [asdict(module) for module in self.modules],
+            "relative_errors": self.relative_errors,
+            "tasks": list(self.tasks),
+        }
+
+    def save(self, target: str | Path) -> None:
+        """Write the directory, whole or not at all: analysis.json, similarity.png.
+
+        With scikit-learn installed tsne.png too.
+
+        Raises:
+            HydrapackError: matplotlib is not installed, or the target cannot be written.
+        """
+        with new_directory(Path(target)) as partial:
+            write_json(partial / "analysis.json", self.as_json())
+            plot_similarity(self.modules, partial / "similarity.png")
+            plot_tsne(self.adapters, partial / "tsne.png")
+
 
 @one_thread()
 def analyze(
-    adapters: Sequence[Adapter],
+    adapters: Sequence[Adapter | str | Path],
+    *,
+    allow_base_mismatch: bool = False,
     progress: Progress = quietly,
 ) -> Analysis:
-    """Compare every pair of adapters in every module.
+    """How alike adapters are, every pair in every module, and how well a shared A suits them.
+
+    Args:
+        adapters: two or more PEFT folders, as ``DIR`` or ``NAME=DIR``, or adapters that were read.
+        allow_base_mismatch: take adapters of different base models.
+        progress: called with modules done, modules in all, and a note.
 
     Raises:
-        HydrapackError: fewer than two adapters, an untrained one, or VeRA's.
+        HydrapackError: unreadable adapters, fewer than two, an untrained one, or VeRA's.
+
+    >>> found = hydrapack.analyze(["adapters/grammar", "adapters/qa"])
+    >>> f"A: R² {found.mean('a_cca'):.1f}, B: {found.mean('b_cca'):.1f}"
+    'A: R² 1.0, B: 0.1'
     """
     if len(adapters) < 2:
         raise Invalid("give two adapters or more: they are compared with each other")
-    check_any(adapters)
+    adapters = read_adapters(adapters, allow_base_mismatch)
     if adapters[0].kind != "LORA":
         raise Invalid("VeRA adapters share their A and B as they are: there is nothing to compare")
     for adapter in adapters:
@@ -119,7 +150,7 @@ def analyze(
         )
     progress(len(names), len(names), "")
     errors = {a.task: error.relative for a, error in zip(adapters, sums, strict=True)}
-    return Analysis(tuple(a.task for a in adapters), found, errors)
+    return Analysis(adapters, found, errors)
 
 
 def _mean(values: list[float]) -> float:

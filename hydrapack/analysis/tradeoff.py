@@ -9,22 +9,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from hydrapack.adapters.adapter import Adapter
+from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import Update, difference_norm
+from hydrapack.analysis.findings import Point
+from hydrapack.analysis.plots import plot_tradeoff
 from hydrapack.bundle.merged import Merged, MergedModule, stored_values
 from hydrapack.bundle.stored import store
 from hydrapack.merging.assignment import assign, joint
 from hydrapack.merging.method import MergeOptions, divided, with_sizes
-from hydrapack.merging.modules import check_any, module_names, module_seed, module_updates
+from hydrapack.merging.modules import module_names, module_seed, module_updates
 from hydrapack.merging.objective import task_sizes
 from hydrapack.merging.spectral import fit
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.program.quantized import Precision, check_bits
+from hydrapack.support.atomic import new_directory
 from hydrapack.support.errors import Invalid
 from hydrapack.support.progress import Progress, quietly
+from hydrapack.support.schema import write_json
 from hydrapack.support.threads import one_thread
 
 BASELINES: tuple[tuple[str, bool], ...] = (
@@ -37,29 +44,6 @@ BASELINES: tuple[tuple[str, bool], ...] = (
 
 OUTPUT_RANKS = (1, 2, 3, 4)
 """two-sided's Q, in adapters' ranks; below the adapters' own R the first two only."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One way of storing all tasks."""
-
-    method: str
-    heads: int
-    rank: int
-    output_rank: int
-    """two-sided's Q; 0 for whole heads."""
-    bits: int
-    parameters: int
-    bytes: int
-    s_percent: float
-    percent_of_fp16: float
-    """Bytes over those of the adapters apart at 16 bits, as PEFT's files hold them."""
-    relative_error: float
-    """Root mean square of the tasks' relative errors, all modules together."""
-    worst_error: float
-    """The largest of them."""
-    decode_bytes: int
-    """A and B at this rank in float32, which the base program reads for each token."""
 
 
 @dataclass
@@ -81,28 +65,65 @@ class _Apart:
     """Sum of d_in + d_out over the modules."""
 
 
+@dataclass(frozen=True)
+class Tradeoff:
+    """Ways of storing some adapters' tasks."""
+
+    tasks: tuple[str, ...]
+    rank: int
+    """The adapters' own, the largest of them."""
+    points: list[Point]
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"adapters": list(self.tasks), "points": [asdict(p) for p in self.points]}
+
+    def save(self, target: str | Path) -> None:
+        """Write the directory, whole or not at all: tradeoff.json and a plot, tradeoff.png.
+
+        Raises:
+            HydrapackError: matplotlib is not installed, or the target cannot be written.
+        """
+        bits = min(p.bits for p in self.points if p.method == "spectral")
+        with new_directory(Path(target)) as partial:
+            write_json(partial / "tradeoff.json", self.as_json())
+            plot_tradeoff(self.points, self.rank, bits, partial / "tradeoff.png")
+
+
 @one_thread()
-def trade_off(
-    adapters: Sequence[Adapter],
+def tradeoff(
+    adapters: Sequence[Adapter | str | Path],
     ranks: Sequence[int] | None = None,
     bits: Sequence[int] = (4, 8, 16),
-    seed: int = 0,
-    progress: Progress = quietly,
+    *,
     objective: str = "relative",
-) -> list[Point]:
-    """Points of the spectral merge for M = 1..N, every rank and bit width, and the baselines'.
+    seed: int = 0,
+    allow_base_mismatch: bool = False,
+    progress: Progress = quietly,
+) -> Tradeoff:
+    """Bytes and error of the spectral merge for M = 1..N, every rank and bit width.
+
+    Beside them: two-sided merges, the baselines, and the adapters apart.
 
     Args:
+        adapters: PEFT folders, as ``DIR`` or ``NAME=DIR``, or adapters that were read.
         ranks: R; from a quarter to twice the adapters' own by default. With M < N the tasks are
             assigned to heads once, at the adapters' rank.
         bits: 4, 8, 16 or 32 a value.
         objective: relative or absolute.
+        seed: of the starts where heads are shared.
+        allow_base_mismatch: take adapters of different base models.
+        progress: called with modules done, modules in all, and a note.
 
     Raises:
-        HydrapackError: no adapters, VeRA's, a rank or a bit width out of range, or another
-            objective.
+        HydrapackError: unreadable adapters or VeRA's, a rank or a bit width out of range, or
+            another objective.
+
+    >>> made = hydrapack.tradeoff(["adapters/grammar", "adapters/qa"], ranks=[4], bits=[8])
+    >>> [(p.heads, p.bits) for p in made.points if p.method == "spectral"]
+    [(1, 8), (2, 8)]
     """
-    check_any(adapters)
+    adapters = read_adapters(adapters, allow_base_mismatch)
     if not bits:
         raise Invalid("no bit widths given: choose of 4, 8, 16 and 32")
     own = max(a.rank for a in adapters)
@@ -126,14 +147,14 @@ def trade_off(
         values += sum(updates[0].shape)
         sized = divided(updates, sizes)
         problem = joint(sized)
-        for heads in range(1, count + 1):
-            options = MergeOptions(heads, own, module_seed(seed, name))
+        for head_count in range(1, count + 1):
+            options = MergeOptions(head_count, own, module_seed(seed, name))
             assignment = assign([problem], options)
             A, found = fit(problem, sized, assignment, replace(options, rank=max(ranks)))
             for rank in ranks:
                 part = MergedModule(A[:rank].float(), found[:, :, :rank].float(), assignment)
                 stored = with_sizes(part, updates, sizes)
-                _add_points(sums, "spectral", (heads, rank, 0), updates, stored, bits)
+                _add_points(sums, "spectral", (head_count, rank, 0), updates, stored, bits)
         for rank in sorted({own, *(r for r in ranks if r < own)}):
             factors = OUTPUT_RANKS if rank == own else OUTPUT_RANKS[:2]
             for width in sorted({min(f, count) * rank for f in factors}):
@@ -144,11 +165,9 @@ def trade_off(
     whole = _Apart([norm**2 for norm in norms], sum(a.parameters for a in adapters), values)
     points = [_point(method, key, total, whole) for (method, *key), total in sorted(sums.items())]
     apart = _Sum(whole.parameters, 2 * whole.parameters, [0.0] * count)
-    return [
-        *points,
-        *_baselines(adapters, seed, own, whole),
-        _point("adapters apart", (count, own, 0, 16), apart, whole),
-    ]
+    points += _baselines(adapters, seed, own, whole)
+    points.append(_point("adapters apart", (count, own, 0, 16), apart, whole))
+    return Tradeoff(tuple(a.task for a in adapters), own, points)
 
 
 def _errors(updates: Sequence[Update], merged: Merged) -> list[float]:

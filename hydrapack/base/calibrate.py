@@ -44,13 +44,13 @@ def split_rows(rows: Sequence[list[int]]) -> tuple[list[list[int]], list[list[in
 
 @one_thread()
 @torch.no_grad()
-def generate_rows(decoder: Decoder, seed: int = 0) -> list[list[int]]:
+def generate_rows(decoder: Decoder) -> list[list[int]]:
     """Text that the model itself writes, sampled at temperature 1, to calibrate without data.
 
     The first token of each row is drawn from all of the vocabulary, as in data-free distillation
     (LLM-QAT, https://arxiv.org/abs/2305.17888), then the model goes on.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     first = torch.randint(decoder.config.vocab_size, (SELF_ROWS,), generator=generator)
     length = min(SELF_TOKENS, decoder.context)
     only, rows = torch.tensor([0]), []

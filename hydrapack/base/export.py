@@ -30,7 +30,7 @@ from hydrapack.support.digest import bytes_sha256, file_sha256
 from hydrapack.support.errors import Invalid
 from hydrapack.support.extras import need
 from hydrapack.support.progress import Stage, silently
-from hydrapack.support.schema import json_text
+from hydrapack.support.schema import write_json
 from hydrapack.support.texts import read_texts
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def export_base(
     if rank is not None and rank < 1:
         raise Invalid(f"`rank` {rank}: must be 1 or more")
     if text is not None and not report:
-        raise Invalid("`text`: goes with `report`")
+        raise Invalid("`text`: needs `report`")
     texts = None
     if report:
         texts = read_texts(Path(text)) if text else list(TEXTS)
@@ -185,7 +185,7 @@ def export_base(
         partial.write_bytes(tokenizer_json)
     described = {"bytes": size, "sha256": digest, **metadata, "get_quant_scheme": formats}
     with new_file(output.with_name(output.name + ".json")) as partial:
-        partial.write_text(json_text(described), encoding="utf-8", newline="\n")
+        write_json(partial, described)
     return ExportedBase(output, size, quant, why, formats, calibration, quality)
 
 
@@ -195,7 +195,7 @@ def _tokenizer(content: bytes, model: str) -> Tokenizer:
         found: Tokenizer = tokenizers.Tokenizer.from_buffer(content)
         return found
     except Exception as error:  # the binding raises bare Exceptions
-        raise Invalid(f"{model}: its tokenizer.json is none: {error}") from error
+        raise Invalid(f"{model}: its tokenizer.json cannot be read: {error}") from error
 
 
 def _has_blocks(source: Source) -> bool:

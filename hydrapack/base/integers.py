@@ -19,6 +19,7 @@ from hydrapack.base.gguf import BLOCK, Blocks
 from hydrapack.base.gptq import gptq
 from hydrapack.base.scheme import BLOCKS, FP32, INT8
 from hydrapack.base.source import Source
+from hydrapack.program.quantized import nearest_integers
 from hydrapack.support.errors import Invalid
 
 GROUP_SIZE = 32
@@ -138,20 +139,9 @@ def to_int4(weight: torch.Tensor) -> Integers:
 def _searched(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 values of (rows, groups, columns) and the scales (rows, groups) of least error."""
     largest = groups.abs().amax(-1, keepdim=True)
-    best = rounded = error = None
-    for shrink in _SHRINKS:
-        scales = bf16_scales(largest * shrink / 7)
-        values = (groups / scales).round().clamp(-8, 7)
-        now = (values * scales - groups).square().sum(-1, keepdim=True)
-        if best is None or rounded is None or error is None:
-            best, rounded, error = scales, values, now
-            continue
-        better = now < error
-        best = torch.where(better, scales, best)
-        rounded = torch.where(better, values, rounded)
-        error = torch.where(better, now, error)
-    assert best is not None and rounded is not None
-    return rounded.to(torch.int8), best[..., 0]
+    tried = (bf16_scales(largest * shrink / 7) for shrink in _SHRINKS)
+    values, scales = nearest_integers(groups, tried, -8, 7)
+    return values.to(torch.int8), scales[..., 0]
 
 
 def bf16_scales(scales: torch.Tensor) -> torch.Tensor:

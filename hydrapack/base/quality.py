@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,9 +78,7 @@ def decoder_logits(decoder: Decoder, rows: Sequence[Sequence[int]]) -> list[torc
         decoder.forget()
 
 
-def program_logits(
-    model: Path, rows: Sequence[Sequence[int]], progress: Callable[[int], None] = lambda done: None
-) -> list[torch.Tensor]:
+def program_logits(model: Path, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """The same of an exported program, token by token as a device decodes."""
     from hydrapack.program.load import forward_inputs, load_program, matrix_shapes
 
@@ -93,7 +91,6 @@ def program_logits(
             for at, token in enumerate(row)
         ]
         found.append(torch.stack(steps).log_softmax(-1))
-        progress(len(found))
     return found
 
 

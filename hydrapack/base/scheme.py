@@ -33,7 +33,7 @@ def scheme_of(quant: str, lm_head: str | None = None) -> dict[str, str]:
         raise Invalid(f"`quant` {quant}: choose one of {', '.join(QUANTS)}")
     if quant == "fp32":
         if lm_head is not None:
-            raise Invalid("`lm_head`: goes with a quantized base, not with `quant` fp32")
+            raise Invalid("`lm_head`: needs a quantized base, not `quant` fp32")
         return dict.fromkeys(KINDS, FP32)
     linear = {"8da4w": INT4, "8da8w": INT8, "mixed": INT4, "gguf": BLOCKS}[quant]
     scheme = dict.fromkeys(KINDS, linear) | {"lm_head": INT8, "embed": INT8}

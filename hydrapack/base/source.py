@@ -13,7 +13,7 @@ from hydrapack.base import smollm2
 from hydrapack.base.config import DecoderConfig, parse_config, read_config
 from hydrapack.base.gguf import Blocks, GgufModel
 from hydrapack.support.digest import bytes_sha256, file_sha256
-from hydrapack.support.errors import HydrapackError, Invalid, unreadable
+from hydrapack.support.errors import HydrapackError, Invalid, reading
 from hydrapack.support.extras import need
 
 
@@ -75,10 +75,8 @@ class Source:
         tokenizer = self.path / "tokenizer.json"
         if not tokenizer.exists():
             raise Invalid(f"{tokenizer}: missing; save it with AutoTokenizer(...).save_pretrained")
-        try:
+        with reading(tokenizer):
             return tokenizer.read_bytes()
-        except OSError as error:
-            raise unreadable(tokenizer, error) from error
 
 
 class _Safetensors:

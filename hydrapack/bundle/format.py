@@ -20,7 +20,7 @@ from hydrapack.bundle.merged import LOST, Merged, MergedModule, MergedVera, Obje
 from hydrapack.program.quantized import BitWidth
 from hydrapack.support.atomic import new_directory
 from hydrapack.support.digest import bytes_sha256
-from hydrapack.support.errors import Invalid, Mismatch, NotFound, unreadable
+from hydrapack.support.errors import Invalid, Mismatch, NotFound, reading
 from hydrapack.support.schema import Digest, Strict, read_model
 
 TENSORS, DESCRIPTION = "bundle.safetensors", "bundle.json"
@@ -259,17 +259,16 @@ def _tensors(modules: dict[str, Merged]) -> dict[str, torch.Tensor]:
 
 def _read_tensors(folder: Path, sha256: str) -> dict[str, torch.Tensor]:
     path = folder / TENSORS
-    try:
+    with reading(path):
         data = path.read_bytes()
-        digest = bytes_sha256(data)
-        if digest != sha256:
-            raise Mismatch(
-                f"{path}: SHA-256 {digest[:16]}… is not the {sha256[:16]}… "
-                f"that {DESCRIPTION} names: the file was changed or cut; merge again"
-            )
+    digest = bytes_sha256(data)
+    if digest != sha256:
+        raise Mismatch(
+            f"{path}: SHA-256 {digest[:16]}… is not the {sha256[:16]}… "
+            f"that {DESCRIPTION} names: the file was changed or cut; merge again"
+        )
+    try:
         return _as_in_file(data)
-    except OSError as error:
-        raise unreadable(path, error) from error
     except SafetensorError as error:
         raise Invalid(f"{path}: cannot be read: {error}") from error
 

@@ -17,8 +17,27 @@ LOST = 0.9
 """Relative error above which a task counts as lost: 1 is that of leaving its adapter out."""
 
 
+class _WithHeads:
+    """What both kinds have: heads, and perhaps a factor for each task that shares one."""
+
+    heads: torch.Tensor
+    scales: torch.Tensor | None
+    of: tuple[int, ...]
+
+    @property
+    def choices(self) -> int:
+        """How many heads, scaled ones apart, a route may name."""
+        return len(self.of) or len(self.heads)
+
+    def scaled_head(self, index: int) -> torch.Tensor:
+        """The head that a route's entry names, times its factor."""
+        if self.scales is None:
+            return self.heads[index]
+        return self.scales[index] * self.heads[self.of[index]]
+
+
 @dataclass(frozen=True)
-class MergedModule:
+class MergedModule(_WithHeads):
     """A shared A (rank, d_in), heads B (M, d_out, rank), and each task's head.
 
     The scaling is folded into the heads: task k's update is ``head(assignment[k]) @ A``. With a
@@ -58,23 +77,18 @@ class MergedModule:
         own["s"] = self.scales
         return {name: tensor for name, tensor in own.items() if tensor is not None}
 
-    @property
-    def choices(self) -> int:
-        """How many heads, scaled ones apart, a route may name."""
-        return len(self.of) or len(self.heads)
-
     def shared(self) -> torch.Tensor:
         """A (rank, d_in) as a plain LoRA has it."""
         return self.A
 
     def head(self, index: int) -> torch.Tensor:
         """B (d_out, rank) as a plain LoRA has it."""
-        own = _scaled_head(self, index)
+        own = self.scaled_head(index)
         return own if self.U is None else self.U @ own
 
 
 @dataclass(frozen=True)
-class MergedVera:
+class MergedVera(_WithHeads):
     """A shared d (rank,) and heads b (M, d_out) over VeRA's common frozen A and B.
 
     ``scales`` and ``of`` are as ``MergedModule``'s.
@@ -104,31 +118,16 @@ class MergedVera:
         own = {"d": self.d, "b": self.heads, "s": self.scales}
         return {name: tensor for name, tensor in own.items() if tensor is not None}
 
-    @property
-    def choices(self) -> int:
-        """How many heads, scaled ones apart, a route may name."""
-        return len(self.of) or len(self.heads)
-
     def shared(self) -> torch.Tensor:
         """A (rank, d_in) as a plain LoRA has it."""
         return self.d[:, None] * self.A.to(self.d)
 
     def head(self, index: int) -> torch.Tensor:
         """B (d_out, rank) as a plain LoRA has it."""
-        return self.vector(index)[:, None] * self.B.to(self.heads)
-
-    def vector(self, index: int) -> torch.Tensor:
-        """b (d_out,) as a plain VeRA has it."""
-        return _scaled_head(self, index)
+        return self.scaled_head(index)[:, None] * self.B.to(self.heads)
 
 
 Merged = MergedModule | MergedVera
-
-
-def _scaled_head(merged: Merged, index: int) -> torch.Tensor:
-    if merged.scales is None:
-        return merged.heads[index]
-    return merged.scales[index] * merged.heads[merged.of[index]]
 
 
 def stored_values(modules: Iterable[Merged]) -> int:

@@ -77,8 +77,3 @@ def _solution(basis: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Least-squares X of basis @ X = target, by the small Gram matrix of the basis' columns."""
     gram = torch.linalg.pinv(basis.T @ basis, hermitian=True)
     return gram @ (basis.T @ target)
-
-
-def round_module(merged: MergedModule, rounding: Precision, refit: bool = True) -> MergedModule:
-    """The module as the device will see it; see ``store``."""
-    return store(merged, rounding, refit).dequantize()

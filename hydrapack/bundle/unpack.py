@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from hydrapack.adapters.read import CONFIG, TASK_FILE, WEIGHTS
+from hydrapack.adapters.files import WEIGHTS
+from hydrapack.adapters.peft_config import CONFIG
+from hydrapack.adapters.task_settings import TASK_FILE
 from hydrapack.bundle.format import Bundle, BundleTask
 from hydrapack.bundle.merged import MergedVera
 from hydrapack.support.atomic import new_directory
@@ -133,7 +135,7 @@ def _vera_tensors(bundle: Bundle, task: BundleTask) -> dict[str, torch.Tensor]:
         if not isinstance(module, MergedVera):
             continue
         key = f"base_model.model.{name}.vera_lambda_"
-        tensors[f"{key}d"], tensors[f"{key}b"] = module.d, module.vector(head)
+        tensors[f"{key}d"], tensors[f"{key}b"] = module.d, module.scaled_head(head)
         widest = tensors.get("base_model.vera_B", module.B)
         tensors["base_model.vera_A"] = module.A
         tensors["base_model.vera_B"] = module.B if len(module.B) > len(widest) else widest

@@ -21,7 +21,7 @@ def add(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Add a task to a bundle; A and all old heads stay as they are, to the bit.
+    """Add a task to a bundle; A and all existing heads stay the same, to the bit.
 
     Examples:
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json, progress_bar
-from hydrapack.support.schema import json_text
+from hydrapack.support.extras import need
 
 
 def analyze(
@@ -23,7 +22,7 @@ def analyze(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print analysis.json.")] = False,
 ) -> None:
-    """How alike adapters are, A against B, and how well a shared A suits them.
+    """How similar adapters are, A against B, and how well a shared A suits them.
 
     Writes analysis.json, similarity.png (by layer and module) and, with scikit-learn installed,
     tsne.png.
@@ -32,29 +31,14 @@ def analyze(
 
         hydrapack analyze adapters/* -o analysis
     """
-    from hydrapack.adapters.collect import read_adapters
-    from hydrapack.analysis import plots
-    from hydrapack.analysis.similarity import analyze as compare
-    from hydrapack.support.atomic import new_directory
-    from hydrapack.support.extras import need
+    import hydrapack as hp
 
     need("matplotlib")
-    read = read_adapters(adapters, allow_base_mismatch)
     with progress_bar("comparing modules") as progress:
-        found = compare(read, progress)
-    document = {
-        "advice": found.advice,
-        "mean": {k: found.mean(k) for k in ("a_mae", "b_mae", "a_cca", "b_cca")},
-        "modules": [asdict(module) for module in found.modules],
-        "relative_errors": found.relative_errors,
-        "tasks": list(found.tasks),
-    }
-    with new_directory(out) as partial:
-        (partial / "analysis.json").write_text(json_text(document), encoding="utf-8", newline="\n")
-        plots.plot_similarity(found, partial / "similarity.png")
-        plots.plot_tsne(read, partial / "tsne.png")
+        found = hp.analyze(adapters, allow_base_mismatch=allow_base_mismatch, progress=progress)
+    found.save(out)
     if as_json:
-        print_json(document)
+        print_json(found.as_json())
         return
     table = Table("", "MAE", "CCA R²")
     for part in "AB":

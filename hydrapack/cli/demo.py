@@ -15,16 +15,16 @@ from hydrapack.support.sizes import megabytes, parse_size
 
 def demo(
     budget: Annotated[
-        str, typer.Option(metavar="SIZE", help="Plan a package of so many bytes.")
+        str, typer.Option(metavar="SIZE", help="Size of the package to plan.")
     ] = "400KB",
     heads: Annotated[
-        int | None, typer.Option(help="No plan: whole heads, so many; 5 with --bits alone.")
+        int | None, typer.Option(help="Whole heads in place of a plan; 5 with --bits alone.")
     ] = None,
     bits: Annotated[
         int | None,
-        typer.Option(help="No plan: bits a value, 4, 8, 16 or 32; 8 with --heads alone."),
+        typer.Option(help="Bits per value in place of a plan; 8 with --heads alone."),
     ] = None,
-    row: Annotated[int, typer.Option(min=0, help="Which held-out row to run.")] = 0,
+    row: Annotated[int, typer.Option(min=0, help="Which held-out row to answer.")] = 0,
     out: Annotated[
         Path | None, typer.Option("--output", "-o", help="Keep bundle and package here.")
     ] = None,

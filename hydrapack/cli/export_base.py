@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 def export_base(
     model: Annotated[str, typer.Argument(help="A Hugging Face folder, a GGUF file, or a hub id.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="The .pte to write.")],
-    rank: Annotated[int | None, typer.Option(help="Rank of the adapters it will take.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapters that it will run.")] = None,
     target_modules: Annotated[
         str | None,
         typer.Option(help="Adapted linears, of q,k,v,o,gate,up,down; q,k,v,o by default."),
     ] = None,
     bundle: Annotated[
         Path | None,
-        typer.Option(help="Take the rank and the adapted linears of what merge wrote there."),
+        typer.Option(help="Take rank and adapted linears from this bundle."),
     ] = None,
     quant: Annotated[
         str | None,
-        typer.Option(help="8da4w, 8da8w, mixed, gguf or fp32; what suits the model by default."),
+        typer.Option(help="8da4w, 8da8w, mixed, gguf or fp32; by default what suits the model."),
     ] = None,
     lm_head: Annotated[
         str | None, typer.Option(help="int8 or int4 for the vocabulary matrix alone.")
@@ -53,12 +53,12 @@ def export_base(
 ) -> None:
     """Export a base model once; every package of the same layout runs on it.
 
-    Writes the program and, beside it, tokenizer.json and the program's size, SHA-256 and
-    constants (model.pte.json).
+    Next to the program it writes tokenizer.json and model.pte.json: the program's size, SHA-256
+    and constants.
 
     --quant: 8da4w has int4 linears (a scale for 32 columns) and an int8 vocabulary matrix; mixed
-    has int8 for v, o and down too; 8da8w is int8 throughout; gguf takes over a GGUF file's own
-    4-bit blocks (Q4_0, Q4_1, Q4_K) and makes the rest int8. Activations are int8. By default a
+    has int8 for v, o and down too; 8da8w is int8 throughout; gguf keeps a GGUF file's own 4-bit
+    blocks (Q4_0, Q4_1, Q4_K) and makes the rest int8. Activations are int8. By default a
     GGUF file with such blocks gets gguf, a model below 0.5 G parameters 8da8w, others 8da4w.
 
     Examples:
@@ -76,7 +76,7 @@ def export_base(
     import hydrapack as hp
 
     if rank is None and bundle is None:
-        raise Invalid("--rank: give it, or --bundle with what merge wrote")
+        raise Invalid("give --rank, or --bundle with the directory that merge wrote")
     started = time.monotonic()
     with stages("exporting") as stage:
         made = hp.export_base(

@@ -15,7 +15,7 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="Adapter folder, bundle, package or .pte.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Say what an artifact is and holds.
+    """Show what an artifact is and what it holds.
 
     Examples:
 
@@ -23,9 +23,9 @@ def inspect(
 
         hydrapack inspect package/adapters.pte --json
     """
-    from hydrapack.analysis.describe import describe
+    import hydrapack as hp
 
-    facts = describe(path)
+    facts = hp.describe(path)
     if as_json:
         print_json(facts)
         return

@@ -24,44 +24,44 @@ def merge(
         list[str], typer.Argument(metavar="ADAPTER_DIR...", help="PEFT folders, or NAME=DIR.")
     ],
     out: Annotated[Path, typer.Option("--output", "-o", help="The bundle directory to write.")],
-    heads: Annotated[int | None, typer.Option(help="M, heads to keep; N by default.")] = None,
+    heads: Annotated[int | None, typer.Option(help="M, heads; one per task by default.")] = None,
     rank: Annotated[
-        int | None, typer.Option(help="The most R of A; the adapters' own by default.")
+        int | None, typer.Option(help="Largest rank of A; the adapters' own by default.")
     ] = None,
     method: Annotated[
-        str, typer.Option(show_default=False, help="As above; spectral by default.")
+        str, typer.Option(show_default=False, help="One of those above; spectral by default.")
     ] = "spectral",
     knobs: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="An option of the method, or seed."),
+        typer.Option("--set", metavar="NAME=VALUE", help="An option of the method, or the seed."),
     ] = None,
     objective: Annotated[
-        str | None, typer.Option(help="relative, absolute, or minimax: the worst task.")
+        str | None, typer.Option(help="relative, absolute, or minimax (the worst task).")
     ] = None,
     weight: Annotated[
         list[str] | None,
-        typer.Option(metavar="TASK=WEIGHT", help="Weight of a task's error; 1 by default."),
+        typer.Option(metavar="TASK=WEIGHT", help="How much a task's error counts; 1 by default."),
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Plan the least error in so many bytes, as 800KB."),
+        typer.Option(metavar="SIZE", help="Plan the least error in this size, e.g. 800KB."),
     ] = None,
     target_error: Annotated[
         float | None,
-        typer.Option(metavar="E", help="Plan the fewest bytes for an error, as 0.5."),
+        typer.Option(metavar="E", help="Plan the fewest bytes for this error, e.g. 0.5."),
     ] = None,
     bits: Annotated[
-        int | None, typer.Option(help="Of a plan: one width for all, 4, 8 or 16.")
+        int | None, typer.Option(help="With a plan: 4, 8 or 16 for every module.")
     ] = None,
     calibrate: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Text to minimise the error of outputs on."),
+        typer.Option(metavar="FILE", help="Minimise the error of outputs on this text."),
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option(help="To calibrate with; the adapters' own by default.")
+        str | None, typer.Option(help="Model to calibrate with; the adapters' by default.")
     ] = None,
     max_task_error: Annotated[
-        float | None, typer.Option(metavar="E", help="Exit code 1 if a task's error is above it.")
+        float | None, typer.Option(metavar="E", help="Exit code 1 if a task's error is above this.")
     ] = None,
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Merge adapters of different bases.")
@@ -70,8 +70,8 @@ def merge(
 ) -> None:
     """Merge LoRA adapters into one shared A and task heads. No data, no base model.
 
-    --budget and --target-error plan heads, rank and bits of every module; else one method merges
-    all modules alike: METHODS.
+    --budget and --target-error plan heads, rank and bits of every module. Without them one method
+    merges all modules alike: METHODS.
 
     Examples:
 
@@ -129,8 +129,8 @@ def merge(
         console.print(_plan_line(merged, merged.planned_bytes), soft_wrap=True)
     for task_name, names in merged.absent.items():
         console.print(
-            f"{task_name}: leaves {len(names)} modules alone that others adapt ({names[0]}, …): "
-            "zero updates there",
+            f"{task_name}: does not adapt {len(names)} modules that others adapt ({names[0]}, …); "
+            "its updates there are zero",
             soft_wrap=True,
         )
     console.print(f"bundle written to {out}", soft_wrap=True)
@@ -154,14 +154,14 @@ def _check_errors(merged: Bundle, limit: float | None) -> None:
     for task in merged.lost:
         print(
             f"hydrapack: warning: task {task!r} is lost: its relative error is {errors[task]:.2f}, "
-            "and 1 is that of no adapter; give more --heads, --rank or --budget, or --objective "
-            "minimax",
+            "where 1 means no adapter at all; give more --heads, --rank or --budget, or try "
+            "--objective minimax",
             file=sys.stderr,
         )
     above = [task for task, error in errors.items() if limit is not None and error > limit]
     if above:
         found = ", ".join(f"{task} {errors[task]:.4f}" for task in above)
-        print(f"hydrapack: --max-task-error {limit:g}: above it are {found}", file=sys.stderr)
+        print(f"hydrapack: --max-task-error {limit:g}: exceeded by {found}", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -16,17 +16,18 @@ def pack(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE_DIR", help="What merge wrote.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="The package directory to write.")],
     bits: Annotated[
-        int | None, typer.Option(help="Bits a value: 4, 8, 16 or 32; 8, or as planned by merge.")
+        int | None,
+        typer.Option(help="Bits per value: 4, 8, 16 or 32; as planned, else 8, by default."),
     ] = None,
-    bits_a: Annotated[int | None, typer.Option(help="Bits a value of A.")] = None,
-    bits_b: Annotated[int | None, typer.Option(help="Bits a value of B.")] = None,
+    bits_a: Annotated[int | None, typer.Option(help="Bits per value of A.")] = None,
+    bits_b: Annotated[int | None, typer.Option(help="Bits per value of B.")] = None,
     group_size: Annotated[int, typer.Option(help="Columns that share a scale at 4 bits.")] = 32,
     fallback: Annotated[
         str, typer.Option(help="What an unknown task gets: error, base, or a task's name.")
     ] = "error",
     model: Annotated[
         Path | None,
-        typer.Option(help="The model.pte it will run on: check it, note its base's digests."),
+        typer.Option(help="The model.pte it will run on: check it, bind the package to it."),
     ] = None,
     card: Annotated[bool, typer.Option("--card", help="Write a model card, README.md.")] = False,
     sbom: Annotated[

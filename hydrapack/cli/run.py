@@ -17,38 +17,39 @@ def run(
     text: Annotated[str, typer.Argument(help="The task's input; - reads standard input.")],
     model: Annotated[Path, typer.Option(help="What export-base wrote.")],
     task: Annotated[
-        str | None, typer.Option(help="A task of the package; the bare base model without it.")
+        str | None, typer.Option(help="A task of the package; without it, the bare base model.")
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.json; the one beside the model by default.")
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Answer at most so many; the task's own by default.")
+        int | None,
+        typer.Option(min=1, help="Most tokens of an answer; the task's own by default."),
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="0 is greedy; the task's own by default.")
     ] = None,
     top_k: Annotated[
         int | None,
-        typer.Option(min=0, help="Draw among so many, 0 for all; the task's own by default."),
+        typer.Option(min=0, help="Sample from this many tokens, 0 for all; the task's by default."),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help="Draw among this share of the weight; the task's own by default."),
+        typer.Option(help="Sample from this share of the probability; the task's by default."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     lookup: Annotated[
         bool,
         typer.Option(
             "--lookup",
-            help="Guess tokens from the text so far, several a call: faster where it repeats.",
+            help="Guess several tokens at once from the text so far; faster where it repeats.",
         ),
     ] = False,
     engine: Annotated[
         str, typer.Option(help="python, or native: the C++ runtime, hydrapack-run.")
     ] = "python",
     no_digests: Annotated[
-        bool, typer.Option("--no-digests", help="Do not compare files with their SHA-256.")
+        bool, typer.Option("--no-digests", help="Do not check the files' SHA-256.")
     ] = False,
     public_key: Annotated[
         Path | None,

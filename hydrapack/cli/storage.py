@@ -25,17 +25,17 @@ def storage(
     layout: Annotated[
         str | None,
         typer.Option(
-            help="Reckon from shapes: llama-3.2-1b, llama-3.2-3b, gemma-2-2b, phi-3.5-mini, "
+            help="Compute from shapes: llama-3.2-1b, llama-3.2-3b, gemma-2-2b, phi-3.5-mini, "
             "smollm2-135m, or a Hugging Face config.json."
         ),
     ] = None,
     rank: Annotated[int, typer.Option(help="With --layout: the adapters' rank.")] = 32,
     tasks: Annotated[int, typer.Option(help="With --layout: N, the adapters.")] = 5,
     heads: Annotated[
-        int | None, typer.Option(help="With --layout: M, heads; N if left out.")
+        int | None, typer.Option(help="With --layout: M, heads; N by default.")
     ] = None,
     adapter_type: Annotated[str, typer.Option(help="With --layout: lora or vera.")] = "lora",
-    bits: Annotated[int, typer.Option(help="With --layout: bits a value.")] = 16,
+    bits: Annotated[int, typer.Option(help="With --layout: bits per value.")] = 16,
     target_modules: Annotated[
         str | None, typer.Option(help="With --layout: as q,v; else the paper's for the model.")
     ] = None,
@@ -56,7 +56,7 @@ def storage(
     junit: Annotated[Path | None, typer.Option(help="Write the budgets as JUnit XML.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Parameters, bytes and S % of packages and bundles, or of a plan, against adapters apart.
+    """Parameters, bytes and S % of packages, bundles or a plan, compared with separate adapters.
 
     Exit code 0, 1 if a budget is exceeded, 2 for unusable input.
 
@@ -80,7 +80,7 @@ def storage(
         raise Invalid("give packages or bundles, or --layout (--help has examples)")
     limits = read_budgets(budgets) if budgets else []
     if junit is not None and not limits:
-        raise Invalid("--junit: goes with --budgets")
+        raise Invalid("--junit: needs --budgets")
     if layout is not None:
         count = tasks if heads is None else heads
         reports = [planned(layout, rank, tasks, count, adapter_type, bits, target_modules)]
@@ -124,17 +124,8 @@ def _document(reports: list[Report], judged: list[Judged], growth: Growth | None
         document["s_percent"] = 100.0 * document["parameters"] / document["baseline_parameters"]
         document["reports"] = [report.as_json() for report in reports]
     if judged:
-        document["budgets"] = [
-            {
-                "limit": one.limit,
-                "measure": one.measure,
-                "name": one.name,
-                "passed": one.passed,
-                "size": one.size,
-                "warned": one.warned,
-            }
-            for one in judged
-        ]
+        own = ("limit", "measure", "name", "passed", "size", "warned")
+        document["budgets"] = [{key: getattr(one, key) for key in own} for one in judged]
     if growth:
         document["against"] = growth.as_json()
     return document

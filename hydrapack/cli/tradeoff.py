@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json, progress_bar
 from hydrapack.support.errors import Invalid
-from hydrapack.support.schema import json_text
+from hydrapack.support.extras import need
 from hydrapack.support.sizes import megabytes
 
 
@@ -21,11 +20,12 @@ def tradeoff(
     ],
     out: Annotated[Path, typer.Option("--output", "-o", help="Directory for tradeoff.json, .png.")],
     ranks: Annotated[
-        str | None, typer.Option(help="Ranks R, as 8,16; a quarter to twice the adapters' own.")
+        str | None,
+        typer.Option(help="Ranks, e.g. 8,16; 1/4 to 2 times the adapters' by default."),
     ] = None,
-    bits: Annotated[str, typer.Option(help="Bits a value, of 4,8,16,32.")] = "4,8,16",
+    bits: Annotated[str, typer.Option(help="Bits per value, of 4,8,16,32.")] = "4,8,16",
     objective: Annotated[
-        str, typer.Option(help="relative (every task counts alike) or absolute.")
+        str, typer.Option(help="relative (every task counts the same) or absolute.")
     ] = "relative",
     seed: Annotated[int, typer.Option(help="Seed of the starts when heads are shared.")] = 0,
     allow_base_mismatch: Annotated[
@@ -33,10 +33,10 @@ def tradeoff(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the points as JSON.")] = False,
 ) -> None:
-    """Bytes, error and decode cost of every M, rank and bit width, with the baselines beside them.
+    """Bytes, error and decode cost of every M, rank and bit width, next to the baselines.
 
-    100 % are the bytes of the adapters apart in half precision (PEFT's files); S % counts values,
-    whatever their bits. What a token reads is A and B at the base program's rank, in float32.
+    100 % is the size of the separate adapters in half precision (PEFT's files). S % counts values,
+    whatever their bits. Each token reads A and B at the base program's rank, in float32.
 
     Examples:
 
@@ -44,30 +44,27 @@ def tradeoff(
 
         hydrapack tradeoff adapters/* -o tradeoff --ranks 8,16,24,32 --bits 8
     """
-    from hydrapack.adapters.collect import read_adapters
-    from hydrapack.analysis.plots import plot_trade_off
-    from hydrapack.analysis.tradeoff import trade_off
-    from hydrapack.support.atomic import new_directory
-    from hydrapack.support.extras import need
+    import hydrapack as hp
 
     need("matplotlib")
-    widths = _numbers("--bits", bits)
-    read = read_adapters(adapters, allow_base_mismatch)
     with progress_bar("factorizing modules") as progress:
-        chosen = _numbers("--ranks", ranks) if ranks else None
-        points = trade_off(read, chosen, widths, seed, progress, objective)
-    own = max(a.rank for a in read)
-    document = {"adapters": [a.task for a in read], "points": [asdict(p) for p in points]}
-    with new_directory(out) as partial:
-        (partial / "tradeoff.json").write_text(json_text(document), encoding="utf-8", newline="\n")
-        plot_trade_off(points, own, min(widths), partial / "tradeoff.png")
+        made = hp.tradeoff(
+            adapters,
+            _numbers("--ranks", ranks) if ranks else None,
+            _numbers("--bits", bits),
+            objective=objective,
+            seed=seed,
+            allow_base_mismatch=allow_base_mismatch,
+            progress=progress,
+        )
+    made.save(out)
     if as_json:
-        print_json(document)
+        print_json(made.as_json())
         return
     table = Table("method", "M", "rank", "Q", "bits", "bytes", "% of fp16", "S %", "error", "worst")
     table.add_column("read a token")
-    for p in points:
-        if p.method != "spectral" or p.rank == own or ranks:
+    for p in made.points:
+        if p.method != "spectral" or p.rank == made.rank or ranks:
             table.add_row(
                 p.method,
                 str(p.heads),
@@ -83,7 +80,7 @@ def tradeoff(
             )
     console = output()
     console.print(table)
-    console.print(f"{len(points)} points: {out}/tradeoff.json, tradeoff.png", soft_wrap=True)
+    console.print(f"{len(made.points)} points: {out}/tradeoff.json, tradeoff.png", soft_wrap=True)
 
 
 def _numbers(flag: str, text: str) -> list[int]:

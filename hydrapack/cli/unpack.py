@@ -15,7 +15,7 @@ def unpack(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE_DIR", help="What merge wrote.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="The directory to write.")],
     task: Annotated[str | None, typer.Option(help="The task to write.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every task, in DIR/TASK.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Write every task, to DIR/TASK.")] = False,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the folders as JSON.")] = False,
 ) -> None:

@@ -16,17 +16,17 @@ def verify(
     package: Annotated[Path, typer.Argument(metavar="PACKAGE", help="What pack wrote.")],
     more: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ADAPTER_DIR]...", help="Adapters, as of --adapters."),
+        typer.Argument(metavar="[ADAPTER_DIR]...", help="Adapters, as for --adapters."),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="The model.pte it is to run on: run every head there.")
+        Path | None, typer.Option(help="The model.pte it will run on: run every head there.")
     ] = None,
     bundle: Annotated[
         Path | None, typer.Option(help="The bundle it was packed from: compare the heads.")
     ] = None,
     adapters: Annotated[
         list[str] | None,
-        typer.Option(help="What it was merged from, as DIR or TASK=DIR; one or more."),
+        typer.Option(help="The adapters it was merged from, as DIR or TASK=DIR."),
     ] = None,
     public_key: Annotated[
         Path | None, typer.Option(help="Ed25519 public key (PEM) that must have signed it.")
@@ -34,18 +34,18 @@ def verify(
     max_drift: Annotated[
         float | None,
         typer.Option(
-            help="With --model and --adapters: nats a token that a head's output may be from its "
-            "adapter's."
+            help="With --model and --adapters: how far a head's output may be from its adapter's, "
+            "in nats per token."
         ),
     ] = None,
     max_task_error: Annotated[
         float | None,
-        typer.Option(help="Relative error, as packed, that no task may be above, as 0.7."),
+        typer.Option(help="Largest relative error, as packed, that a task may have, e.g. 0.7."),
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the checks as JUnit XML.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
 ) -> None:
-    """Check a package: digests, schema, signature, that it runs and every head does something.
+    """Check a package: digests, schema, signature, that it runs and that every head has an effect.
 
     Exit code 0 if all checks pass, 1 if one fails, 2 for unusable input.
 

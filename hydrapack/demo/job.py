@@ -11,8 +11,8 @@ from typing import Any
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import read_adapters
+from hydrapack.adapters.files import WEIGHTS
 from hydrapack.adapters.prompt import encode_prompt
-from hydrapack.adapters.read import WEIGHTS
 from hydrapack.base import smollm2
 from hydrapack.base.export import export_base
 from hydrapack.device.session import Session

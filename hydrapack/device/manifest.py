@@ -11,13 +11,17 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from hydrapack.adapters.prompt import check_template
 from hydrapack.adapters.task_settings import MaxNewTokens, Stop, Temperature, Text, TopK, TopP
-from hydrapack.packing.manifest import ADAPTERS, MANIFEST, check_version
+from hydrapack.packing.manifest import (
+    ADAPTERS,
+    MANIFEST,
+    check_tasks_and_files,
+    check_version,
+)
 from hydrapack.support.errors import Invalid, Mismatch, NotFound
-from hydrapack.support.schema import Digest, misfit, parse_json, read_bytes, utf8_at_most
+from hydrapack.support.schema import Digest, fitting, parse_json, read_bytes, utf8_at_most
 
 _STATED_DIGEST = re.compile(rb'\n  "package_digest": "([0-9a-f]{64})')
 
@@ -126,38 +130,15 @@ def parse_manifest(data: bytes, where: Path, check_digest: bool = True) -> Devic
     """
     content = parse_json(data, where)
     check_version(content, where)
-    try:
+    with fitting(where):
         manifest = DeviceManifest.model_validate(content)
-    except ValidationError as error:
-        raise misfit(where, error) from error
-    _check(manifest, where)
+    heads = max(module.heads for module in manifest.modules)
+    if heads > manifest.heads:
+        raise Invalid(f"{where}: modules: one has more heads than the {manifest.heads} of the file")
+    check_tasks_and_files(manifest, where)
     if check_digest:
         _check_digest(data, manifest.package_digest, where)
     return manifest
-
-
-def _check(manifest: DeviceManifest, where: Path) -> None:
-    """What lies between the keys."""
-    heads = [module.heads for module in manifest.modules]
-    if max(heads) > manifest.heads:
-        raise Invalid(f"{where}: modules: one has more heads than the {manifest.heads} of the file")
-    for task in manifest.tasks:
-        check_template(task.prompt_template, f"{where}: task {task.name!r}")
-        if len(task.route) != len(heads):
-            raise Invalid(
-                f"{where}: task {task.name!r}: route has {len(task.route)} entries, there are "
-                f"{len(heads)} modules"
-            )
-        if any(head >= count for head, count in zip(task.route, heads, strict=True)):
-            raise Invalid(f"{where}: task {task.name!r}: route names a head that is not there")
-    names = [task.name for task in manifest.tasks]
-    if len(set(names)) != len(names):
-        raise Invalid(f"{where}: tasks: a name twice")
-    if manifest.fallback not in ("error", "base", *names):
-        raise Invalid(f"{where}: fallback: is neither error, base nor a task")
-    files = [file.name for file in manifest.files]
-    if ADAPTERS not in files or MANIFEST in files or len(set(files)) != len(files):
-        raise Invalid(f"{where}: files: must name {ADAPTERS}, and each file once")
 
 
 def _check_digest(data: bytes, stated: str, where: Path) -> None:

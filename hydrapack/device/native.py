@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from hydrapack.device.answer import Answer, Stats, Turns
-from hydrapack.device.manifest import Task, read_device_manifest
-from hydrapack.device.options import resolve
-from hydrapack.device.text import Pieces, check_prompt, load_tokenizer, prompt_ids, stop_ids
+from hydrapack.device.asking import Asking
+from hydrapack.device.manifest import read_device_manifest
+from hydrapack.device.options import Options
+from hydrapack.device.text import Pieces, load_tokenizer, stop_ids
 from hydrapack.support.errors import HydrapackError, Invalid, Io, NotFound, RuntimeFailure, of_kind
 from hydrapack.support.schema import parse_json, read_bytes
 
@@ -43,7 +44,7 @@ def find_program() -> str:
     return found
 
 
-class NativeSession:
+class NativeSession(Asking):
     """A running hydrapack-run; ``use`` and ``generate`` as of ``Session``.
 
     The program ends when the session is closed, leaves its ``with`` block, or is dropped.
@@ -67,11 +68,10 @@ class NativeSession:
         """
         model = Path(model)
         self.manifest, _ = read_device_manifest(Path(package), check_digests)
-        self._context, digest = _stated(model, check_digests)
+        self.max_context, digest = _stated(model, check_digests)
         self.tokenizer = load_tokenizer(Path(tokenizer or model.parent / "tokenizer.json"), digest)
         self.stats = Stats()
         self._turns = Turns(self.stats)
-        self._task: Task | None = None
         self._requests = 0
         self._running: int | None = None
         options = [] if check_digests else ["--no-digests"]
@@ -99,74 +99,22 @@ class NativeSession:
         self._listener.start()
         self._end_program = weakref.finalize(self, _end_program, self._process, self._listener)
 
-    def __enter__(self) -> NativeSession:
-        return self
+    def _swap(self, task: str | None) -> None:
+        self._turns.end()
+        self._task = None
+        self._task = None if task is None else self.manifest.find(task)
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    @property
-    def tasks(self) -> list[str]:
-        """Names of the package's tasks."""
-        return [task.name for task in self.manifest.tasks]
-
-    @property
-    def task(self) -> str | None:
-        """The task in use; None for the bare base model."""
-        return self._task.name if self._task else None
-
-    def use(self, task: str | None) -> NativeSession:
-        """The task of what follows, or the bare base model; see ``Session.use``.
-
-        Raises:
-            NotFound: the package has no such task.
-        """
-        with self._turns.hold():
-            self._turns.end()
-            self._task = None
-            self._task = None if task is None else self.manifest.find(task)
-        return self
-
-    def generate(
-        self,
-        text: str,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        seed: int = 0,
-        prompt_template: str | None = None,
-        *,
-        task: str | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        stop: Sequence[str] | None = None,
-        lookup: bool = False,
-    ) -> Answer:
-        """Answer ``text`` piece by piece, from a fresh position; see ``Session.generate``.
-
-        Raises:
-            Invalid: an option out of range, an empty prompt, or a closed session.
-            ContextFull: the prompt does not fit the context.
-        """
-        with self._turns.hold():
-            if not self._end_program.alive:
-                raise Invalid("the session is closed")
-            if task is not None and task != self.task:
-                self._turns.end()
-                self._task = None
-                self._task = self.manifest.find(task)
-            used = self._task
-            options = resolve(used, max_new_tokens, temperature, top_k, top_p, stop, seed)
-            ids = prompt_ids(self.tokenizer, used, text, prompt_template)
-            check_prompt(len(ids), 0, self._context or len(ids))
-            request = options.model_dump(exclude={"stop"}) | {
-                "ids": ids,
-                "lookup": lookup,
-                "stop_ids": sorted(stop_ids(self.tokenizer, options.stop)),
-                "task": used.name if used else None,
-            }
-            return self._turns.begin(
-                self._tokens(request), Pieces(self.tokenizer, options.stop), self._settle
-            )
+    def _begin(self, ids: Sequence[int], options: Options, lookup: bool) -> Answer:
+        if not self._end_program.alive:
+            raise Invalid("the session is closed")
+        request = options.model_dump(exclude={"stop"}) | {
+            "ids": ids,
+            "lookup": lookup,
+            "stop_ids": sorted(stop_ids(self.tokenizer, options.stop)),
+            "task": self.task,
+        }
+        pieces = Pieces(self.tokenizer, options.stop)
+        return self._turns.begin(self._tokens(request), pieces, self._settle)
 
     def close(self) -> None:
         """End the program, and the answer it is making. More than once is fine."""

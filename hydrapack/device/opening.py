@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from tokenizers import Tokenizer
 
 from hydrapack.device.manifest import DeviceManifest, Read, read_device_manifest
@@ -17,9 +17,9 @@ from hydrapack.device.text import load_tokenizer
 from hydrapack.packing.manifest import ADAPTERS, MANIFEST
 from hydrapack.packing.signature import verify_signature
 from hydrapack.program.load import LoadedProgram, check_forward, load_program
-from hydrapack.support.digest import file_sha256
-from hydrapack.support.errors import Mismatch, NotFound, unreadable
-from hydrapack.support.schema import Digest, misfit, parse_json, read_bytes
+from hydrapack.support.digest import is_file
+from hydrapack.support.errors import Mismatch, NotFound
+from hydrapack.support.schema import Digest, fitting, parse_json, read_bytes
 
 
 class Description(Read):
@@ -82,21 +82,13 @@ def check_model_file(model: Path, check_digests: bool) -> None:
     if not check_digests and not path.exists():
         return
     data = read_bytes(path, "; export-base writes it beside the model")
-    try:
+    with fitting(path):
         stated = Description.model_validate(parse_json(data, path))
-    except ValidationError as error:
-        raise misfit(path, error) from error
     _check_file(model, stated.bytes, stated.sha256, check_digests, path.name)
 
 
 def _check_file(path: Path, size: int, sha256: str, check_digests: bool, source: str) -> None:
-    try:
-        # The size first: nothing of an absurd file is read.
-        same = path.stat().st_size == size
-        same = same and (not check_digests or file_sha256(path) == sha256)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    if not same:
+    if not is_file(path, size, sha256 if check_digests else None):
         raise Mismatch(f"{path}: is not the file that {source} describes")
 
 

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 
 from hydrapack.device.answer import Answer, Stats, Turns
+from hydrapack.device.asking import Asking
 from hydrapack.device.lookup import Lookup
-from hydrapack.device.manifest import Task
 from hydrapack.device.opening import open_files
-from hydrapack.device.options import Options, resolve
+from hydrapack.device.options import Options
 from hydrapack.device.programs import Programs
 from hydrapack.device.sampler import Sampler
 from hydrapack.device.text import Pieces, check_prompt, prompt_ids, stop_ids
 
 
-class Session:
+class Session(Asking):
     """One base program and one package; the position, the cache and the head are its state.
 
     A second thread that calls it meanwhile gets ``Busy``.
@@ -66,17 +66,10 @@ class Session:
         self.manifest, self.tokenizer = opened.manifest, opened.tokenizer
         self._model = opened.model
         self._programs = Programs(opened.model, opened.adapters, len(self.manifest.modules))
-        self.max_context = self._programs.max_context
+        self.max_context: int = self._programs.max_context
         self.stats = Stats(load_ms=_ms_since(started))
         self.position = 0
-        self._task: Task | None = None
         self._turns = Turns(self.stats)
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the answer being made and let go of the programs. More than once is fine.
@@ -88,32 +81,6 @@ class Session:
             with self._turns.hold():
                 self._turns.close()
                 del self._programs, self._model
-
-    @property
-    def tasks(self) -> list[str]:
-        """Names of the package's tasks."""
-        return [task.name for task in self.manifest.tasks]
-
-    @property
-    def task(self) -> str | None:
-        """The task in use; None for the bare base model."""
-        return self._task.name if self._task else None
-
-    def use(self, task: str | None) -> Session:
-        """Swap to the head of ``task``, or to the bare base model; resets the position.
-
-        A name the package does not have gets what its manifest's ``fallback`` says. A swap that
-        fails leaves the bare base model.
-
-        A cache filled under another head would be wrong, so the next prompt starts at 0.
-
-        Raises:
-            NotFound: the package has no such task.
-            RuntimeFailure: the head does not run.
-        """
-        with self._turns.hold():
-            self._swap(task)
-        return self
 
     def _swap(self, task: str | None) -> None:
         self._start_over()
@@ -170,54 +137,10 @@ class Session:
             self._turns.end()
             return self._append(ids)
 
-    def generate(
-        self,
-        text: str,
-        max_new_tokens: int | None = None,
-        temperature: float | None = None,
-        seed: int = 0,
-        prompt_template: str | None = None,
-        *,
-        task: str | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        stop: Sequence[str] | None = None,
-        lookup: bool = False,
-    ) -> Answer:
-        """Answer ``text`` piece by piece, from a fresh position; None is the task's own.
-
-        What can be refused is refused here; the model runs as the pieces are asked for.
-
-        Args:
-            text: the task's input.
-            max_new_tokens: at most so many; also ends at a stop string, an end token, or when
-                the context is full.
-            temperature: 0 for greedy.
-            seed: of the draws at a temperature above 0, from 0 to 2^64 - 1.
-            prompt_template: in place of the task's own.
-            task: swap to its head first, as ``use`` does; by default the one in use answers.
-            top_k: tokens to draw among; 0 for all.
-            top_p: least share of the weight of those to draw among.
-            stop: strings that end the answer, in place of the task's own.
-            lookup: guess tokens from the text so far and check several a call (``Lookup``).
-
-        Raises:
-            NotFound: the package has no such task.
-            Invalid: an option out of range, or an empty prompt.
-            ContextFull: the prompt does not fit the context.
-        """
-        with self._turns.hold():
-            if task is not None and task != self.task:
-                self._swap(task)
-            used = self._task
-            options = resolve(used, max_new_tokens, temperature, top_k, top_p, stop, seed)
-            ids = prompt_ids(self.tokenizer, used, text, prompt_template)
-            check_prompt(len(ids), 0, self.max_context)
-            self._start_over()
-            guesses = Lookup(ids) if lookup else None
-            return self._turns.begin(
-                self._tokens(ids, options, guesses), Pieces(self.tokenizer, options.stop)
-            )
+    def _begin(self, ids: Sequence[int], options: Options, lookup: bool) -> Answer:
+        self._start_over()
+        tokens = self._tokens(ids, options, Lookup(ids) if lookup else None)
+        return self._turns.begin(tokens, Pieces(self.tokenizer, options.stop))
 
     def _start_over(self) -> None:
         self._turns.end()

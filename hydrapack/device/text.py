@@ -11,7 +11,7 @@ from tokenizers.decoders import DecodeStream
 from hydrapack.adapters.prompt import PLACEHOLDER, check_template, encode_prompt
 from hydrapack.device.manifest import Task
 from hydrapack.support.digest import bytes_sha256
-from hydrapack.support.errors import ContextFull, Invalid, Mismatch, NotFound, unreadable
+from hydrapack.support.errors import ContextFull, Invalid, Mismatch, NotFound, reading
 
 
 def load_tokenizer(path: Path, sha256: str | None = None) -> Tokenizer:
@@ -28,10 +28,8 @@ def load_tokenizer(path: Path, sha256: str | None = None) -> Tokenizer:
     """
     if not path.is_file():
         raise NotFound(f"{path}: no such file; give the tokenizer.json of the base model")
-    try:
+    with reading(path):
         data = path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from error
     if sha256 is not None and bytes_sha256(data) != sha256:
         raise Mismatch(f"{path}: is not the tokenizer that the model was exported with (SHA-256)")
     try:
@@ -66,7 +64,7 @@ def check_prompt(count: int, taken: int, context: int) -> None:
         ContextFull: too many.
     """
     if count == 0:
-        raise Invalid("the prompt is empty: there is nothing to go on from")
+        raise Invalid("the prompt is empty: there is nothing to continue")
     if count > context - taken:
         raise ContextFull(f"{count} tokens do not fit: {taken} of {context} are taken")
 

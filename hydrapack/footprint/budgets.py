@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from hydrapack.footprint.report import Report
-from hydrapack.support.errors import HydrapackError, Invalid, unreadable
+from hydrapack.support.errors import HydrapackError, Invalid
 from hydrapack.support.junit import Check
-from hydrapack.support.schema import Strict, misfit
+from hydrapack.support.schema import Strict, fitting
 from hydrapack.support.sizes import parse_size
+from hydrapack.support.texts import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -93,14 +94,11 @@ def read_budgets(path: Path) -> list[Budget]:
         HydrapackError: unreadable, no TOML, unknown keys, or a budget without limit or with two.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-        budgets = Budgets.model_validate(content).budget
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
         raise Invalid(f"{path}: not TOML: {error}") from error
-    except ValidationError as error:
-        raise misfit(path, error) from error
+    with fitting(path):
+        budgets = Budgets.model_validate(content).budget
     for budget in budgets:
         if (budget.limit is None) == (budget.preset is None):
             raise Invalid(f"{path}: budget {budget.name!r}: give limit or preset")

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydrapack.footprint.budgets import Judged
 from hydrapack.footprint.report import Report
-from hydrapack.support.extras import need
+from hydrapack.support.plots import pyplot
 
 
 def growth_by_tasks(report: Report) -> str:
@@ -55,24 +55,15 @@ def budget_bars(judged: Sequence[Judged]) -> str:
 
 
 def _figure(height: float = 4.0) -> tuple[Any, Any]:
-    need("matplotlib")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot.subplots(figsize=(7.5, height))
+    return pyplot().subplots(figsize=(7.5, height))
 
 
 def _svg(figure: Any) -> str:
-    import matplotlib
-    from matplotlib import pyplot
-
     out = io.StringIO()
     # Without a date and with fixed ids, the same figure gives the same text.
-    with matplotlib.rc_context({"svg.hashsalt": "hydrapack", "svg.fonttype": "none"}):
+    with pyplot().rc_context({"svg.hashsalt": "hydrapack", "svg.fonttype": "none"}):
         figure.tight_layout()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    pyplot.close(figure)
+    pyplot().close(figure)
     text = out.getvalue()
     return text[text.index("<svg") :]

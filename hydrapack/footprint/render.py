@@ -12,19 +12,25 @@ from hydrapack.footprint.report import Report
 from hydrapack.support.extras import need
 from hydrapack.support.sizes import megabytes
 
-COLUMNS: tuple[str, ...] = (
-    "name",
-    "kind",
-    "tasks",
-    "heads",
-    "rank",
-    "bits",
-    "parameters",
-    "S %",
-    "bytes",
-    "% of fp16",
+_FIGURES = (
+    ("name", "name", ""),
+    ("kind", "kind", ""),
+    ("tasks", "tasks", ""),
+    ("heads", "heads", ""),
+    ("rank", "rank", ""),
+    ("bits", "bits", ""),
+    ("parameters", "parameters", ","),
+    ("s_percent", "S %", ".1f"),
+    ("bytes", "bytes", ","),
+    ("percent_of_fp16", "% of fp16", ".1f"),
+    ("bytes_per_task", "bytes a task", ",.0f"),
+    ("head_bytes", "one head more", ","),
+    ("baseline_parameters", "", ""),
+    ("baseline_bytes", "PEFT fp16 bytes", ","),
 )
-COLUMNS = (*COLUMNS, "bytes a task", "one head more", "PEFT fp16 bytes")
+"""Of a report: attribute and column of the CSV, heading of the tables (none: left out), format."""
+_SHOWN = [figure for figure in _FIGURES if figure[1]]
+COLUMNS = tuple(heading for _, heading, _ in _SHOWN)
 
 
 @dataclass(frozen=True)
@@ -64,24 +70,7 @@ class Growth:
 
 def rows(reports: Sequence[Report]) -> list[list[str]]:
     """A row of ``COLUMNS`` for each report."""
-    return [
-        [
-            report.name,
-            report.kind,
-            str(report.tasks),
-            str(report.heads),
-            str(report.rank),
-            report.bits,
-            f"{report.parameters:,}",
-            f"{report.s_percent:.1f}",
-            f"{report.bytes:,}",
-            f"{report.percent_of_fp16:.1f}",
-            f"{report.bytes_per_task:,.0f}",
-            f"{report.head_bytes:,}",
-            f"{report.baseline_bytes:,}",
-        ]
-        for report in reports
-    ]
+    return [[format(getattr(one, name), how) for name, _, how in _SHOWN] for one in reports]
 
 
 def warnings(reports: Sequence[Report]) -> list[str]:
@@ -143,25 +132,7 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def comma_separated(reports: Sequence[Report]) -> str:
     """CSV with raw numbers, a line a report."""
     out = io.StringIO()
-    names: tuple[str, ...] = (
-        "name",
-        "kind",
-        "tasks",
-        "heads",
-        "rank",
-        "bits",
-        "parameters",
-        "s_percent",
-        "bytes",
-    )
-    names = (
-        *names,
-        "percent_of_fp16",
-        "bytes_per_task",
-        "head_bytes",
-        "baseline_parameters",
-        "baseline_bytes",
-    )
+    names = [name for name, _, _ in _FIGURES]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(names)
     for report in reports:

@@ -120,18 +120,13 @@ def planned(
     modules: dict[str, int] = {}
     for target in chosen:
         d_out, d_in = shapes.linears.linear(target)
-        own_shared, own_head = (
-            (rank * d_in, rank * d_out) if adapter_type == "lora" else (rank, d_out)
-        )
-        shared, head = (
-            shared + layers * own_shared,
-            head + layers * own_head,
-        )
-        a, b = (
-            part_bytes((d_out, d_in), rank, 0, Precision(bits, bits))
-            if adapter_type == "lora"
-            else _vera_bytes(rank, d_out, bits)
-        )
+        if adapter_type == "lora":
+            own_shared, own_head = rank * d_in, rank * d_out
+            a, b = part_bytes((d_out, d_in), rank, 0, Precision(bits, bits))
+        else:
+            own_shared, own_head = rank, d_out
+            a, b = _vera_bytes(rank, d_out, bits)
+        shared, head = shared + layers * own_shared, head + layers * own_head
         if heads < tasks:
             a, b = _with_factors(a, b, tasks, heads)
         a, b = layers * a, layers * b
@@ -151,7 +146,7 @@ def planned(
         shared_bytes=shared_bytes,
         head_bytes=head_bytes,
         modules=modules,
-        baselines=_baselines(tasks, shared, head, None),
+        baselines=_baselines(tasks, shared + head, None),
     )
 
 
@@ -222,7 +217,7 @@ def _of_package(path: Path, model_bytes: int | None) -> Report:
         task_errors={task.name: task.packed_relative_error for task in manifest.tasks},
         modules=modules,
         files=files,
-        baselines=_baselines(len(manifest.tasks), whole, 0, model_bytes),
+        baselines=_baselines(len(manifest.tasks), whole, model_bytes),
         model_bytes=model_bytes,
         zip_bytes=zipped,
         zstd_bytes=zstd,
@@ -265,7 +260,7 @@ def _of_bundle(bundle: Bundle, name: str, model_bytes: int | None) -> Report:
         task_names=tuple(task.name for task in info.tasks),
         task_errors={task.name: task.relative_error for task in info.tasks},
         modules=modules,
-        baselines=_baselines(len(info.tasks), whole, 0, model_bytes),
+        baselines=_baselines(len(info.tasks), whole, model_bytes),
         model_bytes=model_bytes,
     )
 
@@ -285,9 +280,8 @@ def _target(name: str) -> str:
     return short if short in ORDER else name
 
 
-def _baselines(tasks: int, shared: int, head: int, model_bytes: int | None) -> tuple[Baseline, ...]:
-    """``shared`` + ``head`` are the values of one adapter."""
-    one = shared + head
+def _baselines(tasks: int, one: int, model_bytes: int | None) -> tuple[Baseline, ...]:
+    """``one``: the values of one adapter."""
     found = [
         Baseline(f"{tasks} PEFT files, fp16", tasks * one, 2 * tasks * one),
         Baseline("merged to one adapter (TA), fp16", one, 2 * one),

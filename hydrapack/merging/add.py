@@ -8,12 +8,11 @@ from pathlib import Path
 import torch
 
 from hydrapack.adapters.adapter import Adapter
-from hydrapack.adapters.collect import read_adapters
+from hydrapack.adapters.collect import check_base, check_kind, read_adapters
 from hydrapack.adapters.update import ErrorSum, LoraModule, Update, VeraModule
 from hydrapack.bundle.format import Bundle, BundleTask, describe_source
 from hydrapack.bundle.merged import Merged, MergedVera, stored_values
 from hydrapack.merging.method import MergeOptions, fit_head
-from hydrapack.merging.modules import check_any
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.vera import merge_vera
 from hydrapack.support.errors import Invalid, Mismatch
@@ -28,7 +27,7 @@ class Extension:
     relative_error: float
     """The new task's, all modules together."""
     remerge_relative_error: float
-    """The new task's error, were A fitted to it and to the bundle's heads anew."""
+    """The new task's error if A were fitted again, to it and to the bundle's heads."""
 
     @property
     def advice(self) -> str | None:
@@ -36,8 +35,9 @@ class Extension:
         if self.relative_error < 0.05 or self.remerge_relative_error > 0.7 * self.relative_error:
             return None
         return (
-            f"the bundle's A suits this task badly: error {self.relative_error:.2f}, about "
-            f"{self.remerge_relative_error:.2f} with A fitted anew; merge all adapters again"
+            f"the bundle's A does not suit this task: its error is {self.relative_error:.2f}, and "
+            f"about {self.remerge_relative_error:.2f} if A is fitted again; merge all adapters "
+            "again"
         )
 
 
@@ -61,9 +61,7 @@ def add(
     ('grammar', 'qa', 'again')
     """
     bundle = Bundle.of(bundle)
-    if not isinstance(adapter, Adapter):
-        (adapter,) = read_adapters([adapter])
-    check_any([adapter])
+    (adapter,) = read_adapters([adapter])
     _check(bundle, adapter, allow_base_mismatch)
     info = bundle.info
     modules: dict[str, Merged] = {}
@@ -137,22 +135,9 @@ def _check(bundle: Bundle, adapter: Adapter, allow_base_mismatch: bool) -> None:
         raise Invalid(
             f"{adapter.folder}: the bundle has a task {adapter.task!r}; give another NAME=DIR"
         )
-    if adapter.base_model != bundle.info.base_model and not allow_base_mismatch:
-        raise Mismatch(
-            f"{adapter.folder}: is of base model {adapter.base_model!r}, the bundle of "
-            f"{bundle.info.base_model!r}; `allow_base_mismatch` adds it all the same"
-        )
-    if adapter.revision != bundle.info.base_revision and not allow_base_mismatch:
-        raise Mismatch(
-            f"{adapter.folder}: is of revision {adapter.revision or 'main'!r} of the base model, "
-            f"the bundle of {bundle.info.base_revision or 'main'!r}; `allow_base_mismatch` adds it "
-            "all the same"
-        )
-    if adapter.kind != bundle.info.adapter_type.upper():
-        raise Mismatch(
-            f"{adapter.folder}: peft_type is {adapter.kind}, the bundle's is "
-            f"{bundle.info.adapter_type.upper()}"
-        )
+    if not allow_base_mismatch:
+        check_base(adapter, bundle.info.base_model, bundle.info.base_revision, "the bundle")
+    check_kind(adapter, bundle.info.adapter_type.upper(), "the bundle")
     for name, module in adapter.modules.items():
         if name not in bundle.shapes:
             raise Mismatch(

@@ -20,7 +20,7 @@ from hydrapack.adapters.update import LoraModule, Update
 from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.merged import Merged
 from hydrapack.merging.methods import METHODS
-from hydrapack.merging.modules import check_any, merge_modules, module_names, module_updates
+from hydrapack.merging.modules import merge_modules, module_names, module_updates
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.support.errors import Invalid
 from hydrapack.support.progress import Progress, quietly
@@ -58,12 +58,11 @@ def spans(adapters: Sequence[Adapter], method: str = "spectral") -> dict[str, to
         method: the one to merge by; refused here, before anyone reads a text for it.
 
     Raises:
-        HydrapackError: another method than spectral or two-sided, no adapters, or VeRA's.
+        HydrapackError: another method than spectral or two-sided, or VeRA adapters.
     """
     takes = [one.name for one in METHODS if one.calibrates]
     if method not in takes:
-        raise Invalid(f"`calibrate`: goes with `method` {' or '.join(takes)}, not {method}")
-    check_any(adapters)
+        raise Invalid(f"`calibrate`: works with `method` {' or '.join(takes)}, not {method}")
     if adapters[0].kind != "LORA":
         raise Invalid("`calibrate`: takes LoRA adapters; VeRA's A is frozen")
     return {

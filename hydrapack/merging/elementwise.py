@@ -35,7 +35,7 @@ class Elementwise(Knobs):
 
     def __post_init__(self) -> None:
         if self.refit_b and not self.only_a:
-            raise Invalid("`refit_b`: goes with `only_a`")
+            raise Invalid("`refit_b`: needs `only_a`")
 
     def default_heads(self, tasks: int) -> tuple[int, str]:
         """One, or each task's own."""

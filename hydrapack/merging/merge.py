@@ -80,7 +80,7 @@ def merge(
     if calibrate is not None and planned:
         raise Invalid("`calibrate`: not with `budget` or `target_error`; give `rank` and `heads`")
     if base_model is not None and calibrate is None:
-        raise Invalid("`base_model`: goes with `calibrate`")
+        raise Invalid("`base_model`: needs `calibrate`")
     texts = None if calibrate is None else read_texts(Path(calibrate))
     read = read_adapters(adapters, allow_base_mismatch)
     if limit is not None:
@@ -120,8 +120,7 @@ def _check_plan(
     if limit is None and target_error is None:
         if bits is not None:
             raise Invalid(
-                "`bits`: goes with `budget` or `target_error`; without them, give it to hydrapack "
-                "pack"
+                "`bits`: needs `budget` or `target_error`; without them, give it to hydrapack pack"
             )
         return
     if limit is not None and target_error is not None:

@@ -44,7 +44,7 @@ def merge_modules(
         updates = module_updates(adapters, name)
         modules[name] = merged = merge(name, updates)
         if not all(bool(torch.isfinite(t).all()) for t in merged.tensors.values()):
-            raise Invalid(f"{name}: the merged values pass single precision; is an alpha wrong?")
+            raise Invalid(f"{name}: the merged values exceed single precision; is an alpha wrong?")
         shared, heads = merged.shared(), [merged.head(head) for head in merged.assignment]
         module_errors[name] = [
             error.add(update, shared, head)
@@ -80,19 +80,6 @@ def merge_modules(
         baseline_parameters=sum(a.parameters for a in adapters),
     )
     return Bundle(info, modules).as_read()
-
-
-def check_any(adapters: Sequence[Adapter]) -> None:
-    """Refuse an empty merge.
-
-    Raises:
-        HydrapackError: no adapters, or one that adapts nothing.
-    """
-    if not adapters:
-        raise Invalid("no adapters given: a merge takes one or more")
-    for adapter in adapters:
-        if not adapter.modules:
-            raise Invalid(f"{adapter.folder}: adapts no module")
 
 
 def module_names(adapters: Sequence[Adapter]) -> list[str]:

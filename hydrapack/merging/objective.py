@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.update import inner_product
-from hydrapack.bundle.merged import Objective
 
-OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 ROUNDS = 8
 
 Made = TypeVar("Made")

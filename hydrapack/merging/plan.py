@@ -58,7 +58,7 @@ class Request:
                 "without a plan"
             )
         if self.bits is not None and check_bits("bits", self.bits) == 32:
-            raise Invalid("`bits` 32: a plan is made at 4, 8 or 16")
+            raise Invalid("`bits` 32: a plan takes 4, 8 or 16")
         if self.rank is not None and self.rank < 1:
             raise Invalid(f"`rank` {self.rank}: must be 1 or more")
 

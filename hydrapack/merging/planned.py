@@ -9,7 +9,7 @@ from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.update import ErrorSum, Update
 from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.merged import Merged, MergedModule
-from hydrapack.bundle.stored import round_module
+from hydrapack.bundle.stored import store
 from hydrapack.merging.method import MergeOptions, divided, with_sizes
 from hydrapack.merging.modules import merge_modules, module_seed, module_updates, task_weights
 from hydrapack.merging.objective import reweigh
@@ -146,7 +146,7 @@ def rounded_errors(adapters: Sequence[Adapter], bundle: Bundle) -> list[float]:
     for name, module in bundle.modules.items():
         assert isinstance(module, MergedModule)
         bits = bundle.info.bits[name]
-        stored = round_module(module, Precision(bits, bits))
+        stored = store(module, Precision(bits, bits)).dequantize()
         for k, update in enumerate(module_updates(adapters, name)):
             errors[k].add(update, stored.shared(), stored.head(stored.assignment[k]))
     return [error.relative for error in errors]

@@ -13,7 +13,6 @@ from hydrapack.bundle.merged import Merged, Objective
 from hydrapack.merging.method import Knobs, MergeOptions, Method, divided, with_sizes
 from hydrapack.merging.methods import find_method
 from hydrapack.merging.modules import (
-    check_any,
     merge_modules,
     module_names,
     module_rank,
@@ -54,9 +53,8 @@ def merge_adapters(
         options: the method's knobs, by name.
 
     Raises:
-        HydrapackError: no adapters, an unknown method, or options the method cannot take.
+        HydrapackError: an unknown method, or options the method cannot take.
     """
-    check_any(adapters)
     chosen = find_method(method, vera=adapters[0].kind == "VERA")
     own = chosen.own(options)
     asked, rank = rank, rank if rank is not None else max(a.rank for a in adapters)

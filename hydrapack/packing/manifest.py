@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from hydrapack.adapters.prompt import check_template
 from hydrapack.adapters.task_settings import (
@@ -20,13 +20,13 @@ from hydrapack.adapters.task_settings import (
 )
 from hydrapack.program.layout import Layout, parse_targets
 from hydrapack.program.quantized import BitWidth
-from hydrapack.support.digest import bytes_sha256, file_sha256
-from hydrapack.support.errors import Invalid, Mismatch, unreadable
+from hydrapack.support.digest import bytes_sha256, file_sha256, is_file
+from hydrapack.support.errors import Invalid, Mismatch
 from hydrapack.support.schema import (
     Digest,
     Strict,
+    fitting,
     json_text,
-    misfit,
     parse_json,
     read_bytes,
     utf8_at_most,
@@ -209,31 +209,39 @@ def read_manifest(package: Path) -> Manifest:
     path = package / MANIFEST
     data = read_bytes(path, "; is it a package?")
     check_version(parse_json(data, path), path)
-    try:
+    with fitting(path):
         manifest = Manifest.model_validate_json(data, strict=True)
-    except ValidationError as error:
-        raise misfit(path, error) from error
     _check_layout(manifest, path)
+    check_tasks_and_files(manifest, path)
+    if not set(manifest.lost_tasks) <= {task.name for task in manifest.tasks}:
+        raise Invalid(f"{path}: lost_tasks: names one that is no task")
+    return manifest
+
+
+def check_tasks_and_files(manifest: Any, where: Path) -> None:
+    """What lies between the keys that a device reads; ``manifest`` is either reader's.
+
+    Raises:
+        Invalid: a template without its hole, a route out of range, a name twice, or no such task;
+            names ``where``.
+    """
     heads = [module.heads for module in manifest.modules]
     for task in manifest.tasks:
-        check_template(task.prompt_template, f"{path}: task {task.name!r}")
+        check_template(task.prompt_template, f"{where}: task {task.name!r}")
         if len(task.route) != len(heads):
             raise Invalid(
-                f"{path}: task {task.name!r}: route has {len(task.route)} entries, there are "
+                f"{where}: task {task.name!r}: route has {len(task.route)} entries, there are "
                 f"{len(heads)} modules"
             )
         if any(head >= count for head, count in zip(task.route, heads, strict=True)):
-            raise Invalid(f"{path}: task {task.name!r}: route names a head that is not there")
+            raise Invalid(f"{where}: task {task.name!r}: route names a head that is not there")
     names = [task.name for task in manifest.tasks]
-    if not set(manifest.lost_tasks) <= set(names):
-        raise Invalid(f"{path}: lost_tasks: names one that is no task")
     if len(set(names)) != len(names):
-        raise Invalid(f"{path}: tasks: a name twice")
-    check_fallback(manifest.fallback, names, f"{path}: fallback")
+        raise Invalid(f"{where}: tasks: a name twice")
+    check_fallback(manifest.fallback, names, f"{where}: fallback")
     files = [file.name for file in manifest.files]
-    if ADAPTERS not in files or len(set(files)) != len(files) or MANIFEST in files:
-        raise Invalid(f"{path}: files: must name {ADAPTERS}, and each file once")
-    return manifest
+    if ADAPTERS not in files or MANIFEST in files or len(set(files)) != len(files):
+        raise Invalid(f"{where}: files: must name {ADAPTERS}, and each file once")
 
 
 def _check_layout(manifest: Manifest, path: Path) -> None:
@@ -302,13 +310,7 @@ def check_files(package: Path, manifest: Manifest) -> None:
         raise Invalid(f"{package / MANIFEST}: is not as hydrapack writes it; pack again")
     for file in manifest.files:
         path = package / file.name
-        try:
-            # The size first: nothing of an absurd file is read.
-            same = path.stat().st_size == file.bytes
-            same = same and file_sha256(path) == file.sha256
-        except OSError as error:
-            raise unreadable(path, error) from error
-        if not same:
+        if not is_file(path, file.bytes, file.sha256):
             raise Mismatch(f"{path}: is not the file that {MANIFEST} describes; pack again")
 
 

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 
 from hydrapack.adapters.update import LoraModule, difference_norm
 from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask
@@ -42,7 +41,7 @@ from hydrapack.program.quantized import GROUP_SIZE, Precision, check_bits, core_
 from hydrapack.support.atomic import new_directory
 from hydrapack.support.errors import Invalid, Mismatch
 from hydrapack.support.extras import need
-from hydrapack.support.schema import misfit
+from hydrapack.support.schema import fitting
 from hydrapack.support.threads import one_thread
 from hydrapack.support.version import __version__
 
@@ -154,12 +153,10 @@ def pack(
     with new_directory(target) as partial:
         lowered = lower_adapters(layout, stored, routes, partial / ADAPTERS)
         _check_budget(bundle, (partial / ADAPTERS).stat().st_size)
-        try:
+        with fitting(target / MANIFEST):
             manifest = _manifest(
                 bundle, layout, stored, lowered, partial / ADAPTERS, fallback, base, group_size
             )
-        except ValidationError as error:
-            raise misfit(target / MANIFEST, error) from error
         documents = {}
         if model_card:
             documents[MODEL_CARD] = card_text(manifest)

@@ -10,12 +10,12 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from hydrapack.packing.manifest import MANIFEST
-from hydrapack.support.errors import Invalid, Mismatch, NotFound, unreadable
+from hydrapack.support.errors import Invalid, Mismatch, NotFound, reading
 from hydrapack.support.extras import need
-from hydrapack.support.schema import Strict, json_text, misfit, parse_json, read_bytes
+from hydrapack.support.schema import Strict, fitting, json_text, parse_json, read_bytes
 
 SIGNATURE = "manifest.sig"
 
@@ -39,10 +39,10 @@ def read_private_key(path: Path) -> Any:
         HydrapackError: cryptography is not installed, or no such key in the file.
     """
     _, serialization, ed25519 = _cryptography()
+    with reading(path):
+        data = path.read_bytes()
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except OSError as error:
-        raise unreadable(path, error) from error
+        key = serialization.load_pem_private_key(data, password=None)
     except (ValueError, TypeError) as error:
         raise Invalid(f"{path}: no unencrypted private key in PEM form: {error}") from error
     if not isinstance(key, ed25519.Ed25519PrivateKey):
@@ -57,10 +57,10 @@ def read_public_key(path: Path) -> str:
         HydrapackError: cryptography is not installed, or no such key in the file.
     """
     _, serialization, ed25519 = _cryptography()
+    with reading(path):
+        data = path.read_bytes()
     try:
-        key = serialization.load_pem_public_key(path.read_bytes())
-    except OSError as error:
-        raise unreadable(path, error) from error
+        key = serialization.load_pem_public_key(data)
     except ValueError as error:
         raise Invalid(f"{path}: no public key in PEM form: {error}") from error
     if not isinstance(key, ed25519.Ed25519PublicKey):
@@ -113,10 +113,8 @@ def verify_signature(package: Path, signed: bytes, public_key: str | None) -> Si
         raise Invalid(f"the public key {public_key!r} is not 64 of the digits 0-9 and a-f")
     if not path.is_file():
         raise NotFound(f"{path}: missing: the package is not signed; pack with `signing_key`")
-    try:
+    with fitting(path):
         signature = Signature.model_validate(parse_json(read_bytes(path), path), strict=True)
-    except ValidationError as error:
-        raise misfit(path, error) from error
     if public_key is not None and signature.public_key != public_key:
         raise Mismatch(f"{path}: signed by another key, {signature.public_key[:16]}…")
     key = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(signature.public_key))

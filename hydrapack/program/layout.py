@@ -139,13 +139,10 @@ class Layout:
         return {name: shape for name, shape in named.items() if name not in present}
 
 
-def layout_of(
-    shapes: Mapping[str, tuple[int, int]], rank: int, layers: int | None = None
-) -> Layout:
+def layout_of(shapes: Mapping[str, tuple[int, int]], rank: int) -> Layout:
     """The layout of modules by full name -> (d_out, d_in); single modules may be missing.
 
-    Args:
-        layers: of the base model; up to the last one named by default.
+    It has the layers up to the last one named.
 
     Raises:
         HydrapackError: names that are no decoder linears, or layers of different shape.
@@ -161,10 +158,8 @@ def layout_of(
             raise Invalid(f"target {match['target']} has different shapes in different layers")
     if not found:
         raise Invalid(_cannot_hold("none"))
-    if layers is not None and layers < count:
-        raise Invalid(f"layer {count - 1} is adapted, the base program has {layers} layers")
     return Layout(
-        layers=layers or count,
+        layers=count,
         rank=rank,
         shapes=tuple((target, found[target]) for target in ORDER if target in found),
     )

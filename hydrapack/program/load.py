@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydrapack.support.errors import Invalid, NotFound, RuntimeFailure, unreadable
+from hydrapack.support.errors import Invalid, NotFound, RuntimeFailure, reading
 from hydrapack.support.extras import need
 
 _MAGIC = slice(4, 6)
@@ -70,11 +70,8 @@ def load_program(path: Path, method: str | None = None) -> LoadedProgram:
     """
     if not path.is_file():
         raise NotFound(f"{path}: no such file")
-    try:
-        with path.open("rb") as file:
-            magic = file.read(8)[_MAGIC]
-    except OSError as error:
-        raise unreadable(path, error) from error
+    with reading(path), path.open("rb") as file:
+        magic = file.read(8)[_MAGIC]
     if magic != b"ET":
         raise Invalid(f"{path}: not an ExecuTorch program, or a damaged one")
     need("executorch", "device")
@@ -134,7 +131,7 @@ def check_forward(program: LoadedProgram) -> None:
         return
     raise Invalid(
         f"{program.path}: its forward takes other inputs than this version of hydrapack "
-        f"gives: export it anew with hydrapack export-base"
+        "gives; export it again with hydrapack export-base"
     )
 
 

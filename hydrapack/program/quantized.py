@@ -7,6 +7,7 @@ half and single precision.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -103,21 +104,33 @@ def quantize(matrix: torch.Tensor, bits: int, group_size: int = GROUP_SIZE) -> Q
     groups = padded.reshape(*padded.shape[:-1], -1, width)
     top = 7 if bits == 4 else 127
     exact = groups.abs().amax(-1, keepdim=True) / top
-    best = values = error = None
-    for shrink in _SHRINKS if bits == 4 else (1.0,):
-        scales = _half_above(exact * shrink)
-        divisor = scales.float().masked_fill(scales == 0, 1.0)
-        rounded = (groups / divisor).round().clamp(-top, top)
-        now = (rounded * scales.float() - groups).square().sum(-1, keepdim=True)
-        if best is None or values is None or error is None:
-            best, values, error = scales, rounded, now
-            continue
-        better = now < error
-        best = torch.where(better, scales, best)
-        values, error = torch.where(better, rounded, values), torch.where(better, now, error)
-    assert best is not None and values is not None
+    shrinks = _SHRINKS if bits == 4 else (1.0,)
+    tried = (_half_above(exact * shrink).float() for shrink in shrinks)
+    values, scales = nearest_integers(groups, tried, -top, top)
     integers = values.to(torch.int8).flatten(-2)[..., :columns]
-    return Quantized(integers, best[..., 0], bits, group)
+    return Quantized(integers, scales[..., 0].half(), bits, group)
+
+
+def nearest_integers(
+    groups: torch.Tensor, tried: Iterable[torch.Tensor], low: int, high: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each group's whole numbers (..., group), and its scale (..., 1), of least squared error.
+
+    Args:
+        groups: (..., group), float32.
+        tried: scales (..., 1) to choose from, float32; where two are equally good the first counts.
+        low, high: the smallest and largest number.
+    """
+    found: tuple[torch.Tensor, ...] = ()
+    for scales in tried:
+        values = (groups / scales.masked_fill(scales == 0, 1.0)).round().clamp(low, high)
+        error = (values * scales - groups).square().sum(-1, keepdim=True)
+        now = error, values, scales
+        if not found:
+            found = now
+        better = error < found[0]
+        found = tuple(torch.where(better, new, old) for new, old in zip(now, found, strict=True))
+    return found[1], found[2]
 
 
 def _half_above(scales: torch.Tensor) -> torch.Tensor:
@@ -127,7 +140,7 @@ def _half_above(scales: torch.Tensor) -> torch.Tensor:
     return torch.where(half.float() < scales, bumped, half)
 
 
-def noise_by_columns(matrix: torch.Tensor, bits: int, group_size: int = GROUP_SIZE) -> torch.Tensor:
+def noise_by_columns(matrix: torch.Tensor, bits: int) -> torch.Tensor:
     """Estimate of the squared rounding error of the first 1, 2, ... columns.
 
     Args:
@@ -142,7 +155,7 @@ def noise_by_columns(matrix: torch.Tensor, bits: int, group_size: int = GROUP_SI
         step = matrix.abs() * (0.72 * 2.0**-10 if bits == 16 else 2.0**-23)
         return (step.square() / 12).sum(-2).cumsum(-1)
     top = 7 if bits == 4 else 127
-    width = group_columns(columns, bits, group_size)
+    width = group_columns(columns, bits, GROUP_SIZE)
     whole, before = [], matrix.new_zeros(matrix.shape[:-2])
     for group in torch.split(matrix.abs(), width, -1):
         steps = (group.cummax(-1).values / top).square().sum(-2) / 12

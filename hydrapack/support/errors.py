@@ -5,6 +5,8 @@ The kinds are those of the C++ runtime (docs/runtime-contract.md).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,59 +18,56 @@ class HydrapackError(ValueError):
     """
 
     kind: ClassVar[str] = "Invalid"
+    """The name that the C++ runtime has for it."""
+
+    def __init_subclass__(cls) -> None:
+        cls.kind = cls.__name__.removesuffix("Failure")
 
 
 class NotFound(HydrapackError):
     """A file or a task that is not there."""
 
-    kind = "NotFound"
-
 
 class Invalid(HydrapackError):
     """A malformed file, an argument out of range, an unknown option."""
-
-    kind = "Invalid"
 
 
 class Mismatch(HydrapackError):
     """Files that do not belong together; a size, digest or signature that does not fit."""
 
-    kind = "Mismatch"
-
 
 class ContextFull(HydrapackError):
     """No room for more tokens."""
-
-    kind = "ContextFull"
 
 
 class Busy(HydrapackError):
     """In use by another thread."""
 
-    kind = "Busy"
-
 
 class Io(HydrapackError):
     """It is there but cannot be read."""
-
-    kind = "Io"
 
 
 class RuntimeFailure(HydrapackError):
     """ExecuTorch failed while running, or the program that runs it ended."""
 
-    kind = "Runtime"
-
-
-_KINDS = {k.kind: k for k in (NotFound, Invalid, Mismatch, ContextFull, Busy, Io, RuntimeFailure)}
-
 
 def of_kind(kind: str, message: str) -> HydrapackError:
     """The error of a kind by its name; ``Invalid`` for a name that is none."""
-    return _KINDS.get(kind, Invalid)(message)
+    kinds = {one.kind: one for one in HydrapackError.__subclasses__()}
+    return kinds.get(kind, Invalid)(message)
 
 
-def unreadable(path: Path, error: OSError, hint: str = "") -> HydrapackError:
-    """Why ``path`` cannot be read: not there (NotFound), or anything else (Io)."""
-    absent = isinstance(error, FileNotFoundError | NotADirectoryError)
-    return (NotFound if absent else Io)(f"{path}: cannot be read: {error.strerror}{hint}")
+@contextmanager
+def reading(path: Path, hint: str = "") -> Iterator[None]:
+    """Say why ``path`` cannot be read in the block.
+
+    Raises:
+        NotFound, Io: it is not there, or anything else; ``hint`` ends the message.
+    """
+    try:
+        yield
+    except OSError as error:
+        absent = isinstance(error, FileNotFoundError | NotADirectoryError)
+        kind = NotFound if absent else Io
+        raise kind(f"{path}: cannot be read: {error.strerror}{hint}") from error

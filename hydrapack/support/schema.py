@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hydrapack.support.errors import Invalid, unreadable
+from hydrapack.support.errors import Invalid, reading
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 64
@@ -50,13 +51,11 @@ def read_bytes(path: Path, hint: str = "") -> bytes:
     Raises:
         HydrapackError: it cannot be read, or is larger than any such file is.
     """
-    try:
+    with reading(path, hint):
         # The size first: nothing of an absurd file is read. A file may grow meanwhile.
         large = path.stat().st_size > MAX_BYTES
         with path.open("rb") as file:
             data = b"" if large else file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise unreadable(path, error, hint) from error
     if large or len(data) > MAX_BYTES:
         raise Invalid(f"{path}: larger than {MAX_BYTES:,} bytes; no such file is that large")
     return data
@@ -69,10 +68,8 @@ def read_model(path: Path, kind: type[Model], hint: str = "") -> Model:
         HydrapackError: unreadable, or not as ``kind`` asks; names the file and the key.
     """
     data = read_bytes(path, hint)
-    try:
+    with fitting(path):
         return kind.model_validate_json(data)
-    except ValidationError as error:
-        raise misfit(path, error) from error
 
 
 def parse_json(data: bytes, where: Path) -> dict[str, Any]:
@@ -152,8 +149,21 @@ def json_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
 
 
-def misfit(path: Path, error: ValidationError) -> Invalid:
-    """The first of pydantic's complaints as one line that names the file and the key."""
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"])) or "the file"
-    return Invalid(f"{path}: {where}: {first['msg']}")
+def write_json(path: Path, value: Any) -> None:
+    """Write ``json_text(value)``."""
+    path.write_text(json_text(value), encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Turn pydantic's complaints in the block into one line that names the file and the key.
+
+    Raises:
+        Invalid: the first of them.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise Invalid(f"{path}: {where}: {first['msg']}") from error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +96,12 @@ def verify(
     if not check("program", programs.load):
         return checks
     for task in stated.tasks:
-        check(f"head {task.name}", lambda task=task: programs.head(task))  # type: ignore[misc]
+        check(f"head {task.name}", partial(programs.head, task))
     if bundle is not None:
         for task in stated.tasks:
-            check(
-                f"bundle {task.name}",
-                lambda task=task: programs.against_bundle(task, bundle),  # type: ignore[misc]
-            )
+            check(f"bundle {task.name}", partial(programs.against_bundle, task, bundle))
     for adapter in read:
-        check(
-            f"adapter {adapter.task}",
-            lambda adapter=adapter: programs.against_adapter(adapter),  # type: ignore[misc]
-        )
+        check(f"adapter {adapter.task}", partial(programs.against_adapter, adapter))
     if model is not None:
         model = Path(model)
         load_program(model, "forward")
@@ -114,17 +109,10 @@ def verify(
         if check("model", lambda: _on_model(model, package, stated, sessions)):
             session = sessions[0]
             for task in stated.tasks:
-                check(
-                    f"output {task.name}",
-                    lambda task=task: _changes_output(session, task.name),  # type: ignore[misc]
-                )
+                check(f"output {task.name}", partial(_changes_output, session, task.name))
             for adapter in read:
-                check(
-                    f"drift {adapter.task}",
-                    lambda adapter=adapter: _drift(  # type: ignore[misc]
-                        session, programs.layout, adapter, max_drift
-                    ),
-                )
+                own = partial(_drift, session, programs.layout, adapter, max_drift)
+                check(f"drift {adapter.task}", own)
     return checks
 
 

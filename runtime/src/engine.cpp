@@ -123,7 +123,7 @@ std::unique_ptr<Module> Engine::Shared::load_forward() {
 Result<std::unique_ptr<Module>> Engine::Shared::open_forward() {
   const std::lock_guard<std::mutex> lock(openings);
   auto own = load_forward();
-  if (own != nullptr && weights && weights->keep()) {
+  if (own != nullptr && weights && weights->keep(paths.model)) {
     // What made the file holds it locked: all sessions map it as a later start does.
     own.reset();
     own = load_forward();

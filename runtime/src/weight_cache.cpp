@@ -103,7 +103,7 @@ Result<WeightCache> WeightCache::in(
 executorch::runtime::Error WeightCache::load(executorch::extension::Module& module) const {
   executorch::runtime::BackendOptions<2> options;
   executorch::runtime::LoadBackendOptionsMap all;
-  auto error = options.set_option(kEnabled, true);
+  auto error = options.set_option(kEnabled, !path_.empty() || model_ != nullptr);
   if (error == executorch::runtime::Error::Ok && !path_.empty()) {
     error = options.set_option(kPath, (made_.empty() ? path_ : made_).c_str());
   }
@@ -112,16 +112,16 @@ executorch::runtime::Error WeightCache::load(executorch::extension::Module& modu
   return module.load(all, Program::Verification::InternalConsistency);
 }
 
-bool WeightCache::keep() {
+bool WeightCache::keep(const std::string& model) {
   if (made_.empty()) return false;
-  const bool there = moved(made_, path_);
-  if (!there) {
-    std::error_code error;
-    std::filesystem::remove(made_, error);
-    path_.clear();
-  }
+  const std::string made = std::move(made_);
   made_.clear();
-  return there;
+  if (moved(made, path_)) return true;
+  std::error_code error;
+  std::filesystem::remove(made, error);
+  const auto memory = in_memory(model);
+  *this = memory.ok() ? memory.value() : WeightCache();
+  return false;
 }
 
 }  // namespace hydrapack

@@ -19,7 +19,7 @@ class WeightCache {
 
   // The file of one program in a folder of the app's own. XNNPACK trusts what is in it, so its size,
   // and if asked its SHA-256, are compared with those that keep() noted beside it; a file that does
-  // not fit is made anew. NotFound, Io: the folder. Invalid: its path is too long.
+  // not fit is made again. NotFound, Io: the folder. Invalid: its path is too long.
   static Result<WeightCache> in(
       const std::string& folder, const std::string& model_sha256, bool check_digest);
 
@@ -29,10 +29,12 @@ class WeightCache {
 
   // Call once the first methods are loaded: a file that they made gets its place and its note. True:
   // it has, and they are to be loaded again, from there. If it cannot get there, the next engine makes
-  // it again, and the sessions of this one share in memory.
-  bool keep();
+  // it again, and the sessions of this one share in memory; where another model has that, each packs
+  // its own.
+  bool keep(const std::string& model);
 
  private:
+  // None of these set: nothing is shared.
   std::string path_;  // where it belongs; empty in memory
   std::string made_;  // where it is being made; empty where it is there
   std::shared_ptr<const std::string> model_;  // in memory: whose it is, as long as this lives

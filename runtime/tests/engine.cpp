@@ -122,6 +122,35 @@ TEST(Engine, OneModelAtATimeSharesItsWeightsInMemory) {
   EXPECT_TRUE(other().ok());
 }
 
+TEST(Engine, AFileThatCannotBeKeptIsSharedInMemoryByOneModel) {
+  NEED_FIXTURES();
+  const Copy copy;
+  copy.edit([](nlohmann::json& manifest) { manifest["base_model"]["weights_sha256"] = nullptr; });
+  const auto stated = nlohmann::json::parse(read_file(model() + ".json"));
+  const fs::path folder = fs::path(copy.model()).parent_path() / "cache";
+  // A folder that is not empty is in its place.
+  const std::string name = stated["sha256"].get<std::string>().substr(0, 16) + ".xnnpack";
+  fs::create_directories(folder / name / "full");
+  OpenOptions in_file, in_memory;
+  in_file.weight_cache = folder.string();
+  in_memory.share_weights = true;
+  in_memory.check_digests = false;
+  auto other = [&] { return Engine::open(fixtures() + "/twin.pte", copy.package(), in_memory); };
+  {
+    const Engine one = engine(in_file);
+    const auto session = std::move(one.open_session().value());
+    EXPECT_FALSE(other().ok());
+    answers_as_python(*session);
+    answers_as_python(*one.open_session().value());
+  }
+  // Where another model shares in memory, each session has its own.
+  const auto held = other();
+  ASSERT_TRUE(held.ok());
+  const Engine one = engine(in_file);
+  answers_as_python(*one.open_session().value());
+  answers_as_python(*one.open_session().value());
+}
+
 // Run under ThreadSanitizer too.
 TEST(Threads, SessionsOfOneEngineOnSeveral) {
   NEED_FIXTURES();

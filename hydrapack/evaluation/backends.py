@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from hydrapack.adapters.prompt import encode_prompt
+from hydrapack.device.session import Session
 from hydrapack.support.extras import need
 
 Pairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
@@ -110,30 +112,21 @@ class TorchBackend:
             positions = positions[:, -1:] + 1
         return answers
 
-    def _patched(self, pairs: Pairs) -> _Patch:
-        return _Patch({self.model.get_submodule(name): ab for name, ab in pairs.items()})
-
-
-class _Patch:
-    """Adds x @ A.T @ B.T to linears' outputs while it is entered, as PEFT's LoRA layer does."""
-
-    def __init__(
-        self, linears: Mapping[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]]
-    ) -> None:
-        self.linears = linears
-        self.hooks: list[Any] = []
-
-    def __enter__(self) -> None:
-        for linear, (A, B) in self.linears.items():
+    @contextmanager
+    def _patched(self, pairs: Pairs) -> Iterator[None]:
+        """x @ A.T @ B.T is added to linears' outputs, as PEFT's LoRA layer does."""
+        hooks = []
+        for name, (A, B) in pairs.items():
 
             def add(module: Any, inputs: Any, output: Any, A: Any = A, B: Any = B) -> Any:
                 return output + (inputs[0].float() @ A.T @ B.T).to(output.dtype)
 
-            self.hooks.append(linear.register_forward_hook(add))
-
-    def __exit__(self, *error: object) -> None:
-        for hook in self.hooks:
-            hook.remove()
+            hooks.append(self.model.get_submodule(name).register_forward_hook(add))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def executorch_answers(
@@ -145,8 +138,6 @@ def executorch_answers(
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
     """Greedy answers of a package's head on the ExecuTorch runtime."""
-    from hydrapack.device import Session
-
     session = Session(model, package).use(task)
     found = []
     for text in inputs:

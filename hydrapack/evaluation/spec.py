@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from hydrapack.base.scheme import QUANTS
 from hydrapack.bundle.merged import Objective
-from hydrapack.evaluate.metrics import METRICS
+from hydrapack.evaluation.metrics import METRICS
 from hydrapack.merging.method import Knobs
 from hydrapack.merging.methods import find_method
 from hydrapack.program.quantized import BitWidth
-from hydrapack.support.errors import HydrapackError, Invalid, unreadable
+from hydrapack.support.errors import HydrapackError, Invalid
 from hydrapack.support.extras import need
-from hydrapack.support.schema import Strict, misfit
+from hydrapack.support.schema import Strict, fitting
 from hydrapack.support.sizes import parse_size
+from hydrapack.support.texts import json_line, read_lines, read_text
 
 
 class TaskConfig(Strict):
@@ -109,14 +109,11 @@ def read_config(path: Path) -> EvalConfig:
     """
     yaml = need("yaml")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        config = EvalConfig.model_validate(content)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise Invalid(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
-    except ValidationError as error:
-        raise misfit(path, error) from error
+    with fitting(path):
+        config = EvalConfig.model_validate(content)
     names = [task.name for task in config.tasks]
     if len(set(names)) != len(names):
         raise Invalid(f"{path}: tasks: a name twice")
@@ -169,27 +166,12 @@ def read_rows(path: Path, limit: int | None) -> list[Row]:
     Raises:
         HydrapackError: unreadable, empty, or a line that does not fit; names the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except UnicodeDecodeError as error:
-        raise Invalid(f"{path}: not UTF-8: {error}") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            rows.append(_row(line, f"{path}:{number}"))
-    if not rows:
-        raise Invalid(f"{path}: has no rows")
-    return rows[:limit]
+    return [_row(where, line) for where, line in read_lines(path)][:limit]
 
 
-def _row(line: str, where: str) -> Row:
-    try:
-        content = json.loads(line)
-    except ValueError as error:
-        raise Invalid(f"{where}: not JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("input"), str):
+def _row(where: str, line: str) -> Row:
+    content = json_line(where, line)
+    if not isinstance(content.get("input"), str):
         raise Invalid(f"{where}: needs a text under 'input'")
     outputs = content.get("outputs", [content.get("output")])
     fits = isinstance(outputs, list) and outputs and all(isinstance(o, str) for o in outputs)

@@ -8,8 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from hydrapack.evaluate.cases import Result
-from hydrapack.support.extras import need
+from hydrapack.evaluation.cases import Result
+from hydrapack.support.plots import pyplot, save_png
 
 
 def by_group(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
@@ -45,23 +45,17 @@ def _table(results: Sequence[Result]) -> str:
 
 def plot(results: Sequence[Result], target: Path) -> None:
     """MB against the average, a panel a group (the HydraOpt paper has S % in Fig. 1 and 4)."""
-    need("matplotlib")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     groups = by_group(results)
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
     size = (10.0, 5.0) if len(groups) == 1 else (4.0 * columns + 2.5, 3.5 * rows)
-    figure, panels = pyplot.subplots(
+    figure, panels = pyplot().subplots(
         rows, columns, figsize=size, dpi=120, squeeze=False, layout="constrained"
     )
     for panel in panels.flat[len(groups) :]:
         panel.remove()
     # A line has its colour and marker in every panel.
-    colours = pyplot.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    colours = pyplot().get_cmap("tab20").colors
     styles: dict[str, dict[str, Any]] = {}
     for r in results:
         k = len(styles)
@@ -82,8 +76,7 @@ def plot(results: Sequence[Result], target: Path) -> None:
         panel.set_ylabel("average score")
         panel.grid(alpha=0.3)
     figure.legend(legend.values(), legend.keys(), loc="outside right upper", fontsize="small")
-    figure.savefig(target, metadata={"Software": None})
-    pyplot.close(figure)
+    save_png(figure, target)
 
 
 _MARKERS = "osD^v<>PX*"

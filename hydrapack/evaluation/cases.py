@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydrapack.evaluate.spec import MethodConfig
+from hydrapack.evaluation.spec import MethodConfig
 from hydrapack.merging.hydraopt import HydraOpt
 from hydrapack.merging.two_sided import TwoSided
 
