@@ -411,7 +411,7 @@ def test_revisions_are_compared_and_kept(tmp_path):
     }
     read_adapters([str(folders[None]), str(folders["main"])])
     for one, other in (("v2", "v3"), ("v2", None), ("main", "v2")):
-        with pytest.raises(HydrapackError, match="different revisions of 'tiny/llama'"):
+        with pytest.raises(HydrapackError, match="different revisions: "):
             read_adapters([str(folders[one]), str(folders[other])])
     bundle = merged([folders["v2"]], tmp_path / "bundle")
     with pytest.raises(HydrapackError, match=r"different revisions: .* has 'v3'"):

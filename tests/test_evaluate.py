@@ -410,7 +410,7 @@ def test_rows(tmp_path):
     assert [r.outputs for r in read_rows(path, None)] == [("y", "z"), ("b",)]
     assert len(read_rows(path, 1)) == 1
     path.write_text("\n")
-    with pytest.raises(HydrapackError, match="has no rows"):
+    with pytest.raises(HydrapackError, match="has no text"):
         read_rows(path, None)
 
 
