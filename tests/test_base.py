@@ -176,12 +176,12 @@ def test_input_products_are_those_of_the_linears(tiny_model):
     products = input_products(decoder, rows)
     assert len(products) == 5 * LAYERS + 1
     seen = []
-    handle = decoder.downs[1].down.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    handle = decoder.mlp_outputs[1].linear.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
     decoder_logits(decoder, rows)
     handle.remove()
     wanted = sum(x.flatten(0, -2).T @ x.flatten(0, -2) for x in seen)
-    assert torch.allclose(products["downs.1.down"], wanted, rtol=1e-4)
-    assert products["downs.1.down"].shape == (INTERMEDIATE, INTERMEDIATE)
+    assert torch.allclose(products["mlp_outputs.1.linear"], wanted, rtol=1e-4)
+    assert products["mlp_outputs.1.linear"].shape == (INTERMEDIATE, INTERMEDIATE)
 
 
 def test_calibration_is_kept_only_where_it_helps(tiny_model, tmp_path, monkeypatch):

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydrapack.base.attention import CACHE_STEP
 from hydrapack.base.calibrate import Calibration, calibrated, generate_rows
-from hydrapack.base.decoder import CACHE_STEP, Decoder
+from hydrapack.base.decoder import Decoder
 from hydrapack.base.integers import quantize_decoder
 from hydrapack.base.quality import (
     TEXTS,
@@ -85,7 +86,8 @@ def export_base(
         output: the .pte to write.
         rank: rank of the adapters it will take; None, and no ``bundle``, for a program without
             adapter inputs.
-        targets: adapted linears, of q, k, v, o, gate, up, down; q, k, v and o by default.
+        targets: adapted linears, of q, k, v, o, gate, up, down, and qkv and gate_up of adapters
+            that fuse them; those of attention by default.
         bundle: a merge, in memory or saved, to take rank and targets from.
         quant: one of ``scheme.QUANTS``; by default what suits the model (``choose_quant``).
         max_context: positions in the cache, rounded up to a multiple of 64; 2048 by default, or
@@ -112,7 +114,7 @@ def export_base(
             raise Invalid("`bundle`: gives the rank and the target modules; leave those out")
         merged = Bundle.of(bundle)
         rank, targets = merged.rank, layout_of(merged.shapes, merged.rank).targets
-    adapted = parse_targets(targets or "q,k,v,o")
+    adapted = parse_targets(targets) if targets else None
     if rank is not None and rank < 1:
         raise Invalid(f"`rank` {rank}: must be 1 or more")
     if text is not None and not report:
@@ -139,7 +141,7 @@ def export_base(
             f"`max_context` {max_context}: {model} has positions 1 to {config.max_position}"
         )
     context = -(-max_context // CACHE_STEP) * CACHE_STEP
-    layout = None if rank is None else config.layout(adapted, rank)
+    layout = None if rank is None else config.layout(adapted or config.targets, rank)
     tokenizer_json = source.tokenizer()
     stage("reading weights")
     decoder = Decoder(config, layout, context)

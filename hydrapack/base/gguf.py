@@ -146,9 +146,15 @@ class GgufModel:
         raw: dict[str, Any] = read.to_dict()
         raw["tie_word_embeddings"] = "lm_head.weight" not in self
         if self._rope_factors is not None:
-            # transformers leaves out this tensor, in which llama.cpp keeps Llama 3's rope scaling.
-            raw["rope_theta"] = read.rope_parameters["rope_theta"]
-            raw["rope_parameters"] = {"rope_type": "factors", "factors": self._rope_factors}
+            # transformers leaves out this tensor, in which llama.cpp keeps Llama 3's rope scaling:
+            # a divisor for each frequency, as longrope has them.
+            raw["rope_parameters"] = {
+                "rope_type": "longrope",
+                "rope_theta": read.rope_parameters["rope_theta"],
+                "short_factor": self._rope_factors,
+                "long_factor": self._rope_factors,
+                "factor": 1.0,
+            }
         return raw
 
     def tokenizer(self) -> bytes:

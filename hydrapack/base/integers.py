@@ -155,16 +155,16 @@ def linears(decoder: Decoder) -> Iterator[tuple[str, tuple[str, ...], tuple[str,
     """Path of each linear in the decoder, its kinds, and its parts' Hugging Face names."""
     for i in range(decoder.config.layers):
         for path, kinds in (
-            (f"entries.{i}.qkv", ("q", "k", "v")),
-            (f"mixes.{i}.o", ("o",)),
-            (f"mixes.{i}.gate", ("gate",)),
-            (f"mixes.{i}.up", ("up",)),
-            (f"downs.{i}.down", ("down",)),
+            (f"attention_inputs.{i}.qkv", ("q", "k", "v")),
+            (f"attention_outputs.{i}.linear", ("o",)),
+            (f"mlp_inputs.{i}.gate", ("gate",)),
+            (f"mlp_inputs.{i}.up", ("up",)),
+            (f"mlp_outputs.{i}.linear", ("down",)),
         ):
             names = tuple(f"model.layers.{i}.{HF_NAMES[kind]}.weight" for kind in kinds)
             yield path, kinds, names
-    tied = decoder.config.tied_embeddings
-    yield "exit.lm_head", ("lm_head",), ("model.embed_tokens.weight" if tied else "lm_head.weight",)
+    head = "model.embed_tokens" if decoder.config.tied_embeddings else "lm_head"
+    yield "output.lm_head", ("lm_head",), (f"{head}.weight",)
 
 
 @torch.no_grad()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hydrapack.base.config import DecoderConfig
 from hydrapack.base.decoder import Decoder
+from hydrapack.base.integers import linears
 from hydrapack.base.source import Source
 from hydrapack.support.errors import Invalid
 
@@ -16,36 +16,44 @@ def load_weights(decoder: Decoder, source: Source) -> None:
     Raises:
         HydrapackError: corrupt files, a missing tensor, or one of the wrong shape.
     """
-    config: DecoderConfig = decoder.config
+    config = decoder.config
+    architecture = config.architecture
 
-    def put(target: torch.Tensor, *names: str) -> None:
+    def put(path: str, *names: str, plus: float = 0.0, times: float = 1.0) -> None:
         value = torch.cat([source.read(name) for name in names])
+        target = decoder.get_parameter(path)
         if value.shape != target.shape:
             raise Invalid(
                 f"{source.path}: {names[0]} has shape {tuple(value.shape)}, "
                 f"its description asks for {tuple(target.shape)}"
             )
         target.copy_(value)
+        if plus or times != 1:
+            target.mul_(times).add_(plus)
 
-    head = "model.embed_tokens.weight" if config.tied_embeddings else "lm_head.weight"
+    def put_norm(path: str, name: str) -> None:
+        put(f"{path}.weight", f"{name}.weight", plus=float(architecture.norms_from_one))
+
     with torch.no_grad():
-        put(decoder.get_parameter("embed.weight"), "model.embed_tokens.weight")
-        put(decoder.get_parameter("exit.lm_head.weight"), head)
-        put(decoder.get_parameter("exit.norm.weight"), "model.norm.weight")
+        scale = config.dim**0.5 if architecture.scaled_embedding else 1.0
+        put("embed.weight", "model.embed_tokens.weight", times=scale)
+        put_norm("output.norm", "model.norm")
+        for path, _, names in linears(decoder):
+            put(f"{path}.weight", *names)
         for i in range(config.layers):
             layer = f"model.layers.{i}"
-            qkv = [f"{layer}.self_attn.{name}_proj" for name in "qkv"]
-            put(decoder.get_parameter(f"entries.{i}.qkv.weight"), *[f"{n}.weight" for n in qkv])
-            if config.qkv_bias:
-                put(decoder.get_parameter(f"entries.{i}.qkv.bias"), *[f"{n}.bias" for n in qkv])
-            put(
-                decoder.get_parameter(f"entries.{i}.norm.weight"), f"{layer}.input_layernorm.weight"
-            )
-            put(
-                decoder.get_parameter(f"mixes.{i}.norm.weight"),
-                f"{layer}.post_attention_layernorm.weight",
-            )
-            put(decoder.get_parameter(f"mixes.{i}.o.weight"), f"{layer}.self_attn.o_proj.weight")
-            put(decoder.get_parameter(f"mixes.{i}.gate.weight"), f"{layer}.mlp.gate_proj.weight")
-            put(decoder.get_parameter(f"mixes.{i}.up.weight"), f"{layer}.mlp.up_proj.weight")
-            put(decoder.get_parameter(f"downs.{i}.down.weight"), f"{layer}.mlp.down_proj.weight")
+            put_norm(f"attention_inputs.{i}.norm", f"{layer}.input_layernorm")
+            before_mlp = "post_attention_layernorm"
+            if architecture.post_norms:
+                before_mlp = "pre_feedforward_layernorm"
+                put_norm(f"attention_outputs.{i}.norm", f"{layer}.post_attention_layernorm")
+                put_norm(f"mlp_outputs.{i}.norm", f"{layer}.post_feedforward_layernorm")
+            put_norm(f"mlp_inputs.{i}.norm", f"{layer}.{before_mlp}")
+            if architecture.qkv_bias:
+                biases = [f"{layer}.self_attn.{name}_proj.bias" for name in "qkv"]
+                put(f"attention_inputs.{i}.qkv.bias", *biases)
+            if architecture.qk_norms:
+                q, k = (source.read(f"{layer}.self_attn.{name}_norm.weight") for name in "qk")
+                norms = torch.cat([q.expand(config.heads, -1), k.expand(config.kv_heads, -1)])
+                target = decoder.get_parameter(f"attentions.{i}.norm")
+                target.copy_(norms + float(architecture.norms_from_one))
