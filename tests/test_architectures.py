@@ -3,12 +3,13 @@ and adapters, text longer than the sliding window."""
 
 import copy
 import json
-from dataclasses import replace
 
+import gguf
 import pytest
 import torch
 import transformers
 from peft_models import ATTENTION, SMALL, train
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 
 from hydrapack.adapters.read import read_adapter
@@ -186,12 +187,11 @@ def greedy(forward, on, matrices):
 @torch.no_grad()
 def expected(model):
     """The same of transformers, without its cache."""
-    text, tokens = ids(), []
+    text, tokens, logits = ids(), [], []
     for _ in range(NEW):
-        logits = model(torch.tensor([text + tokens])).logits[0, -1]
-        first = logits if not tokens else first
-        tokens.append(int(logits.argmax()))
-    return first, tokens
+        logits.append(model(torch.tensor([text + tokens])).logits[0, -1])
+        tokens.append(int(logits[-1].argmax()))
+    return logits[0], tokens
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -221,3 +221,110 @@ def test_lowered_to_8da4w(made, tmp_path, name):
         wanted, _ = greedy(decoder, on, matrices)
         logits, _ = greedy(lambda *inputs: forward.execute(inputs)[0], on, matrices)
         assert (logits - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+def test_gguf(made, tmp_path, name):
+    """Names, order and norms of a GGUF file; what it says of the decoder."""
+    folder, path = made(name), tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, name)
+    writer.add_context_length(128)
+    writer.add_embedding_length(64)
+    writer.add_block_count(3)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_key_length(16)
+    writer.add_sliding_window(WINDOW)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(1e6)
+    writer.add_vocab_size(64)
+    map_ = gguf.get_tensor_name_map(gguf.MODEL_ARCH[name.upper()], 3)
+    tensors = load_file(folder / "model.safetensors")
+    for key, value in tensors.items():
+        if name == "gemma3" and value.dim() == 1:
+            value = value + 1
+        writer.add_tensor(map_.get_name(key, try_suffixes=(".weight",)), value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    read = Source(str(path))
+    assert all(key in read for key in tensors)
+    for key, value in tensors.items():
+        assert torch.allclose(read.read(key), value, atol=1e-6), key
+    wanted = Source(str(folder)).config
+    kept = ("architecture", "dim", "layers", "heads", "kv_heads", "head_dim", "intermediate")
+    for field in (*kept, "window", "activation", "tied_embeddings", "vocab_size"):
+        assert getattr(read.config, field) == getattr(wanted, field), field
+
+
+ROPES = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 32},
+    "llama3": {
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+    "longrope": {
+        "short_factor": [1.0 + i / 8 for i in range(8)],
+        "long_factor": [2.0 + i for i in range(8)],
+        "original_max_position_embeddings": 32,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+@pytest.mark.parametrize("length", [20, 60])
+def test_rotations_are_those_of_transformers(kind, length):
+    """Old files and new ones, texts shorter and longer than what the model was trained on first."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    raw = {**SIZES, "model_type": "llama", "rms_norm_eps": 1e-5}
+    new = {"rope_parameters": {"rope_type": kind, "rope_theta": 5e5, **ROPES[kind]}}
+    old = {"rope_theta": 5e5, "rope_scaling": {"rope_type": kind, **ROPES[kind]}}
+    if kind == "default":
+        del old["rope_scaling"]
+    rotary = LlamaRotaryEmbedding(transformers.LlamaConfig(**copy.deepcopy({**raw, **new})))
+    wanted = rotary(torch.zeros(1), torch.arange(length)[None])
+    for described in (new, old):
+        config = parse_config({**raw, **described}, "config.json")
+        for table, whole in zip(rope_tables(config, FULL, length), wanted, strict=True):
+            torch.testing.assert_close(table, whole[0, :, :8], rtol=0, atol=1e-5)
+
+
+def test_other_models_are_refused_by_name(made, tmp_path):
+    raw = json.loads((made("gemma3") / "config.json").read_text())
+    for change, words in (
+        ({"model_type": "mixtral"}, "'mixtral' is not supported. hydrapack exports llama, qwen2"),
+        ({"model_type": "gemma3"}, "'gemma3' is not supported"),
+        ({"attention_bias": True}, "attention_bias = True is not supported"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"hidden_activation": "relu"}, "hidden_activation = 'relu' is not supported"),
+        ({"layer_types": ["chunked_attention"] * 3}, "layer_types"),
+        (
+            {"rope_parameters": {FULL: {"rope_type": "spiral"}}},
+            "config.json: rope type .spiral",
+        ),
+    ):
+        with pytest.raises(HydrapackError, match=words):
+            parse_config({**raw, **change}, "config.json")
+
+
+def test_fused_and_single_linears():
+    """A program takes one form or the other, and sizes of both are known."""
+    config = parse_config({**SIZES, "model_type": "llama"}, "config.json")
+    assert config.linear_shape("qkv") == (128, 64) and config.linear_shape("gate_up") == (192, 64)
+    layout = config.layout(parse_targets(FUSED), RANK)
+    assert layout.a_shapes == [(64, RANK), (64, RANK), (64, RANK), (96, RANK)] * 3
+    assert layout.b_shapes == [(RANK, 128), (RANK, 64), (RANK, 192), (RANK, 64)] * 3
+    named = {"model.layers.0.self_attn.qkv_proj": (128, 64), "model.layers.1.mlp.up_proj": (96, 64)}
+    assert layout_of(named, RANK).targets == ("qkv", "up")
+    named["model.layers.0.self_attn.v_proj"] = (32, 64)
+    for both in (lambda: layout_of(named, RANK), lambda: parse_targets("gate_up,up")):
+        with pytest.raises(HydrapackError, match="are one linear of the model"):
+            both()

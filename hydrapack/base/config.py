@@ -241,6 +241,9 @@ def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
             described=found,
         )
         for name in set(attention):
+            rope_type = _rope_parameters(found, name)["rope_type"]
+            if rope_type not in _rope_kinds():
+                raise Invalid(f"{where}: rope type {rope_type!r} is not supported")
             rope_tables(config, name, 1)
     return config
 
@@ -265,19 +268,20 @@ def rope_tables(
     Args:
         attention: ``FULL`` or ``SLIDING``, of which each may have its own.
         length: positions of the program.
-
-    Raises:
-        HydrapackError: a kind of scaling that transformers does not know.
     """
-    kinds = need("transformers.modeling_rope_utils").ROPE_INIT_FUNCTIONS
     described = copy.deepcopy(config.described)
-    rope = described.rope_parameters
-    rope = dict(rope.get(attention) or rope)
-    if rope["rope_type"] == "default":
-        rope |= {"rope_type": "linear", "factor": 1.0}
-    if rope["rope_type"] not in kinds:
-        raise Invalid(f"rope type {rope['rope_type']!r} is not supported")
-    described.rope_parameters = rope
-    frequency, scale = kinds[rope["rope_type"]](described, seq_len=length)
+    described.rope_parameters = rope = _rope_parameters(described, attention)
+    frequency, scale = _rope_kinds()[rope["rope_type"]](described, seq_len=length)
     angle = torch.outer(torch.arange(length, dtype=torch.float32), frequency)
     return angle.cos() * scale, angle.sin() * scale
+
+
+def _rope_kinds() -> Any:
+    return need("transformers.modeling_rope_utils").ROPE_INIT_FUNCTIONS
+
+
+def _rope_parameters(described: Any, attention: str) -> dict[str, Any]:
+    """Those of layers of the kind ``attention``; plain ones as linear scaling by 1."""
+    both = described.rope_parameters
+    own = dict(both.get(attention) or both)
+    return own | {"rope_type": "linear", "factor": 1.0} if own["rope_type"] == "default" else own

@@ -149,7 +149,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.layout, self.context = config, layout, context
         count, width = config.layers, config.heads * config.head_dim
-        self.embed: nn.Module = nn.Embedding(config.vocab_size, config.dim)
+        self.embed: nn.Module = nn.Embedding(config.vocab_size, config.dim, device="meta")
+        self.embed.to_empty(device="cpu")
         self.attention_inputs = nn.ModuleList(AttentionInput(config) for _ in range(count))
         self.attention_outputs = nn.ModuleList(Residual(config, width) for _ in range(count))
         self.mlp_inputs = nn.ModuleList(MlpInput(config) for _ in range(count))

@@ -23,7 +23,7 @@ from hydrapack.base.quality import (
 )
 from hydrapack.base.scheme import INT4, choose_quant, scheme_of
 from hydrapack.base.source import Source
-from hydrapack.base.weights import load_weights
+from hydrapack.base.weights import load_quantized, load_weights
 from hydrapack.bundle.format import Bundle
 from hydrapack.program.layout import layout_of, parse_targets
 from hydrapack.support.atomic import new_file
@@ -145,15 +145,20 @@ def export_base(
     tokenizer_json = source.tokenizer()
     stage("reading weights")
     decoder = Decoder(config, layout, context)
-    load_weights(decoder, source)
     tokenizer = _tokenizer(tokenizer_json, model)
     rows = encode_rows(tokenizer, texts, context) if texts else []
-    stage("measuring float32" if rows else "quantizing")
+    # What is measured or fitted needs the whole model in float32.
+    whole = bool(rows) or calibrate is not None
+    if whole:
+        load_weights(decoder, source)
+    if rows:
+        stage("measuring float32")
     reference = decoder_logits(decoder, rows)
     calibration = None
     if calibrate is None:
         stage("quantizing")
-        formats = quantize_decoder(decoder, scheme, source)
+        quantized = quantize_decoder if whole else load_quantized
+        formats = quantized(decoder, scheme, source)
     else:
         stage("calibrating")
         fit = (

@@ -11,6 +11,11 @@ from torch import nn
 from hydrapack.base.config import DecoderConfig
 
 
+def linear(d_in: int, d_out: int, bias: bool = False) -> nn.Linear:
+    """Weights not set yet: memory that nothing is written to costs none."""
+    return nn.Linear(d_in, d_out, bias=bias, device="meta").to_empty(device="cpu")
+
+
 class RmsNorm(nn.Module):
     """Root-mean-square norm; the mean is a product with a row of 1/d, which XNNPACK takes."""
 
@@ -35,7 +40,7 @@ class AttentionInput(nn.Module):
         super().__init__()
         width = (config.heads + 2 * config.kv_heads) * config.head_dim
         self.norm = RmsNorm(config.dim, config.norm_eps)
-        self.qkv = nn.Linear(config.dim, width, bias=config.architecture.qkv_bias)
+        self.qkv = linear(config.dim, width, bias=config.architecture.qkv_bias)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(S, dim) -> normed (S, dim), qkv (S, width)."""
@@ -48,7 +53,7 @@ class Residual(nn.Module):
 
     def __init__(self, config: DecoderConfig, d_in: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(d_in, config.dim, bias=False)
+        self.linear = linear(d_in, config.dim)
         post = config.architecture.post_norms
         self.norm = RmsNorm(config.dim, config.norm_eps) if post else None
 
@@ -69,8 +74,8 @@ class MlpInput(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.norm = RmsNorm(config.dim, config.norm_eps)
-        self.gate = nn.Linear(config.dim, config.intermediate, bias=False)
-        self.up = nn.Linear(config.dim, config.intermediate, bias=False)
+        self.gate = linear(config.dim, config.intermediate)
+        self.up = linear(config.dim, config.intermediate)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(S, dim) -> normed (S, dim), gate and up (S, intermediate)."""
@@ -99,7 +104,7 @@ class Output(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.norm = RmsNorm(config.dim, config.norm_eps)
-        self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.lm_head = linear(config.dim, config.vocab_size)
         self.cap = config.logit_cap
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
