@@ -149,6 +149,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.layout, self.context = config, layout, context
         count, width = config.layers, config.heads * config.head_dim
+        self.positions = nn.ModuleDict(
+            {kind: Positions(config, kind, context) for kind in dict.fromkeys(config.attention)}
+        )
         self.embed: nn.Module = nn.Embedding(config.vocab_size, config.dim, device="meta")
         self.embed.to_empty(device="cpu")
         self.attention_inputs = nn.ModuleList(AttentionInput(config) for _ in range(count))
@@ -160,9 +163,6 @@ class Decoder(nn.Module):
         )
         self.output = Output(config)
         self.attentions = nn.ModuleList(Attention(config, context) for _ in range(count))
-        self.positions = nn.ModuleDict(
-            {kind: Positions(config, kind, context) for kind in dict.fromkeys(config.attention)}
-        )
 
     def delegates(self) -> dict[str, str]:
         """Module path -> the delegate it belongs to: a chain runs on until an adapter cuts in."""
