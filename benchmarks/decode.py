@@ -106,35 +106,31 @@ def add_fixed_adapter(decoder, rank: int) -> None:
     def plus(y, delta):
         return y if delta is None else y + delta
 
-    class FixedEntry(nn.Module):
-        def __init__(self, entry) -> None:
+    class FixedInput(nn.Module):
+        def __init__(self, part, *names: str) -> None:
             super().__init__()
-            self.entry, self.qkv = entry, Lora("q", "k", "v")
+            self.part, self.loras = part, nn.ModuleList(Lora(*own.split()) for own in names)
 
         def forward(self, x):
-            h, qkv = self.entry(x)
-            return h, plus(qkv, self.qkv(h))
+            h, *products = self.part(x)
+            return h, *(plus(y, lora(h)) for y, lora in zip(products, self.loras, strict=True))
 
-    class FixedMix(nn.Module):
-        def __init__(self, mix) -> None:
+    class FixedOutput(nn.Module):
+        def __init__(self, part, name: str) -> None:
             super().__init__()
-            self.mix, self.o, self.gate, self.up = mix, Lora("o"), Lora("gate"), Lora("up")
+            self.part, self.lora = part, Lora(name)
 
-        def forward(self, x, y, delta):
-            x, h, gate, up = self.mix(x, y, self.o(y))
-            return x, h, plus(gate, self.gate(h)), plus(up, self.up(h))
+        def forward(self, x, y, update):
+            return self.part(x, y, self.lora(y))
 
-    class FixedDown(nn.Module):
-        def __init__(self, down) -> None:
-            super().__init__()
-            self.down, self.lora = down, Lora("down")
-
-        def forward(self, x, gate, up):
-            x, inner = self.down(x, gate, up)
-            return plus(x, self.lora(inner)), inner
-
-    for chain, fixed in (("entries", FixedEntry), ("mixes", FixedMix), ("downs", FixedDown)):
-        setattr(decoder, chain, nn.ModuleList(fixed(part) for part in getattr(decoder, chain)))
+    for chain, fixed, names in (
+        ("attention_inputs", FixedInput, ("q k v",)),
+        ("attention_outputs", FixedOutput, ("o",)),
+        ("mlp_inputs", FixedInput, ("gate", "up")),
+        ("mlp_outputs", FixedOutput, ("down",)),
+    ):
+        parts = getattr(decoder, chain)
+        setattr(decoder, chain, nn.ModuleList(fixed(part, *names) for part in parts))
 
 
 def hold_a(decoder, rank: int) -> None:
@@ -169,28 +165,26 @@ def hold_a(decoder, rank: int) -> None:
             whole = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
             return whole.view(whole.shape[1], -1).permute(1, 0)
 
-    class HeldEntry(nn.Module):
-        def __init__(self, entry) -> None:
+    class HeldInput(nn.Module):
+        def __init__(self, part) -> None:
             super().__init__()
-            self.entry, self.held = entry, Held("q", "k", "v")
+            self.part, self.held = part, Held("q", "k", "v")
 
         def forward(self, x):
-            h, qkv = self.entry(x)
+            h, qkv = self.part(x)
             return h, qkv + self.held(h)
 
-    class HeldMix(nn.Module):
-        def __init__(self, mix) -> None:
+    class HeldOutput(nn.Module):
+        def __init__(self, part) -> None:
             super().__init__()
-            self.mix, self.held = mix, Held("o")
+            self.part, self.held = part, Held("o")
 
-        def forward(self, x, y, delta):
-            return self.mix(x, y, self.held(y))
+        def forward(self, x, y, update):
+            return self.part(x, y, self.held(y))
 
-    decoder.entries = nn.ModuleList(HeldEntry(entry) for entry in decoder.entries)
-    decoder.mixes = nn.ModuleList(HeldMix(mix) for mix in decoder.mixes)
-    holders = [
-        chain[i].held for i in range(model.layers) for chain in (decoder.entries, decoder.mixes)
-    ]
+    inputs = decoder.attention_inputs = nn.ModuleList(map(HeldInput, decoder.attention_inputs))
+    outputs = decoder.attention_outputs = nn.ModuleList(map(HeldOutput, decoder.attention_outputs))
+    holders = [chain[i].held for i in range(model.layers) for chain in (inputs, outputs)]
     plain = decoder.forward
 
     def forward(tokens, input_pos, rows, on, *heads):

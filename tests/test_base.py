@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from hydrapack.analysis.describe import describe
 from hydrapack.base import smollm2, source
 from hydrapack.base.calibrate import input_products
-from hydrapack.base.config import rope_tables
+from hydrapack.base.config import FULL, rope_tables
 from hydrapack.base.decoder import Decoder
 from hydrapack.base.export import export_base
 from hydrapack.base.gguf import Blocks, GgufModel, _split_q4_k
@@ -176,12 +176,12 @@ def test_input_products_are_those_of_the_linears(tiny_model):
     products = input_products(decoder, rows)
     assert len(products) == 5 * LAYERS + 1
     seen = []
-    handle = decoder.downs[1].down.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    handle = decoder.mlp_outputs[1].linear.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
     decoder_logits(decoder, rows)
     handle.remove()
     wanted = sum(x.flatten(0, -2).T @ x.flatten(0, -2) for x in seen)
-    assert torch.allclose(products["downs.1.down"], wanted, rtol=1e-4)
-    assert products["downs.1.down"].shape == (INTERMEDIATE, INTERMEDIATE)
+    assert torch.allclose(products["mlp_outputs.1.linear"], wanted, rtol=1e-4)
+    assert products["mlp_outputs.1.linear"].shape == (INTERMEDIATE, INTERMEDIATE)
 
 
 def test_calibration_is_kept_only_where_it_helps(tiny_model, tmp_path, monkeypatch):
@@ -362,11 +362,10 @@ def test_llama3_rope_of_a_gguf(tiny_model, tmp_path):
     reader._rope_factors = factors
     raw = reader.config()
     config = source.parse_config(raw, "m.gguf")
-    assert config.rope_theta == plain.rope_theta == 10000.0
-    cos, _ = rope_tables(config, 5)
+    cos, _ = rope_tables(config, FULL, 5)
     expected = 10000.0 ** -(torch.arange(0, 16, 2) / 16) / torch.tensor(factors)
     assert torch.allclose(cos[4], (4 * expected).cos(), atol=1e-6)
-    assert not torch.allclose(cos[4], rope_tables(plain, 5)[0][4], atol=1e-3)
+    assert not torch.allclose(cos[4], rope_tables(plain, FULL, 5)[0][4], atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +374,7 @@ def test_llama3_rope_of_a_gguf(tiny_model, tmp_path):
         (lambda data: b"GGML" + data[4:], "not a GGUF file"),
         (lambda data: data[:200], "not a GGUF file"),
         (lambda data: b"", "not a GGUF file"),
-        (lambda data: data.replace(b"llama", b"gemma"), "'gemma' is not supported"),
+        (lambda data: data.replace(b"llama", b"bloom"), "'bloom' is not supported"),
     ],
 )
 def test_gguf_files_that_are_none(tiny_model, tmp_path, change, words):

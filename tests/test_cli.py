@@ -149,7 +149,7 @@ def test_bad_bundles(adapters, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "gemma2"}, "model_type 'gemma2' is not supported"),
+        ({"model_type": "mixtral"}, "model_type 'mixtral' is not supported"),
         ({"hidden_size": None}, "hidden_size"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"hidden_size": "wide"}, "wrong type"),

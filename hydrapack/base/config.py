@@ -2,20 +2,60 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hydrapack.program.layout import Layout
+from hydrapack.program.layout import FUSED, Layout
 from hydrapack.support.errors import HydrapackError, Invalid
+from hydrapack.support.extras import need
 
-SUPPORTED = ("llama", "qwen2")
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Kinds of attention of a layer, by transformers' names."""
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What an architecture changes of Llama's decoder, beside the values of its config.json."""
+
+    qkv_bias: bool = False
+    qk_norms: bool = False
+    """A norm over each head of q and of k, before the rotation."""
+    post_norms: bool = False
+    """Norms also after attention and after the MLP, before each is added to the stream."""
+    norms_from_one: bool = False
+    """A norm's factor is 1 + its stored weight."""
+    scaled_embedding: bool = False
+    """The embedding is multiplied by the root of its width."""
+    fused: bool = False
+    """One stored tensor holds q, k and v, another gate and up."""
+
+
+_GEMMA = Architecture(post_norms=True, norms_from_one=True, scaled_embedding=True)
+ARCHITECTURES = {
+    "llama": Architecture(),
+    "qwen2": Architecture(qkv_bias=True),
+    "qwen3": Architecture(qk_norms=True),
+    "gemma2": _GEMMA,
+    "gemma3_text": replace(_GEMMA, qk_norms=True),
+    "phi3": Architecture(fused=True),
+}
+"""By model_type; all of RMSNorm, rotary positions, grouped-query attention and a gated MLP."""
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+_REFUSED = ("attention_bias", "mlp_bias", "use_bidirectional_attention")
 
 
 @dataclass(frozen=True)
@@ -30,7 +70,10 @@ class LinearShapes:
     intermediate: int
 
     def linear(self, target: str) -> tuple[int, int]:
-        """(d_out, d_in) of the linear named ``target`` (q, k, v, o, gate, up, down)."""
+        """(d_out, d_in) of the linear named ``target``, of ``layout.ORDER``."""
+        if target in FUSED:
+            parts = [self.linear(part) for part in FUSED[target]]
+            return sum(d_out for d_out, _ in parts), parts[0][1]
         return {
             "q": (self.attention, self.dim),
             "k": (self.key_value, self.dim),
@@ -44,8 +87,9 @@ class LinearShapes:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A Llama-family decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU."""
+    """A decoder of one of ``ARCHITECTURES``."""
 
+    architecture: Architecture
     vocab_size: int
     dim: int
     layers: int
@@ -54,19 +98,33 @@ class DecoderConfig:
     head_dim: int
     intermediate: int
     norm_eps: float
-    rope_theta: float
-    rope_scaling: dict[str, Any] | None
+    activation: str
+    attention: tuple[str, ...]
+    """Of each layer, ``FULL`` or ``SLIDING``."""
+    window: int | None
+    """Positions that a sliding layer sees, its own the last."""
+    query_scale: float
+    score_cap: float | None
+    """Attention scores s become cap * tanh(s / cap)."""
+    logit_cap: float | None
+    """The same of logits."""
     tied_embeddings: bool
-    qkv_bias: bool
     max_position: int
     bos_id: int
     eos_ids: tuple[int, ...]
+    described: Any = field(repr=False, compare=False)
+    """The configuration as transformers reads it."""
 
     def linear_shape(self, target: str) -> tuple[int, int]:
-        """(d_out, d_in) of the linear named ``target`` (q, k, v, o, gate, up, down)."""
+        """(d_out, d_in) of the linear named ``target``, of ``layout.ORDER``."""
         attention, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim
         shapes = LinearShapes(self.layers, self.dim, attention, key_value, self.intermediate)
         return shapes.linear(target)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The linears of attention, as adapters of the model name them."""
+        return ("qkv", "o") if self.architecture.fused else ("q", "k", "v", "o")
 
     def layout(self, targets: tuple[str, ...], rank: int) -> Layout:
         """The packing layout of adapters of ``rank`` on ``targets`` of this model."""
@@ -128,74 +186,102 @@ def _described(where: str) -> Iterator[None]:
 def parse_config(raw: dict[str, Any], where: str) -> DecoderConfig:
     """The decoder described by the content of a config.json; ``where`` names it in errors.
 
+    What the file leaves out is as transformers has it.
+
     Raises:
         HydrapackError: a missing key or an architecture not supported, named.
     """
     kind = raw.get("model_type")
-    if kind not in SUPPORTED:
+    if kind not in ARCHITECTURES:
         raise Invalid(
             f"{where}: model_type {kind!r} is not supported. hydrapack exports "
-            f"{' and '.join(SUPPORTED)} decoders (Llama 2 and 3.x, SmolLM2, TinyLlama, Qwen2 and "
-            "2.5); not Gemma, Phi, Qwen3, Mixtral or other mixtures of experts"
+            f"{', '.join(ARCHITECTURES)} (Llama 2 and 3, SmolLM2, TinyLlama, Qwen 2, 2.5 and 3, "
+            "Gemma 2, Gemma 3 for text, Phi 3 and 3.5); no mixtures of experts"
         )
-    for key, allowed in (("hidden_act", ("silu",)), ("mlp_bias", (False, None))):
-        if raw.get(key, allowed[0]) not in allowed:
-            raise Invalid(f"{where}: {key} = {raw[key]!r} is not supported")
-    if raw.get("use_sliding_window"):
-        raise Invalid(f"{where}: use_sliding_window is not supported")
-    if kind == "llama" and raw.get("attention_bias"):
-        raise Invalid(f"{where}: attention_bias with model_type 'llama' is not supported")
     with _described(where):
-        heads = int(raw["num_attention_heads"])
-        # Older files have rope_theta and rope_scaling, newer ones rope_parameters.
-        rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-        theta = float(rope.pop("rope_theta", None) or raw.get("rope_theta") or 10000.0)
-        kind_of_rope = rope.get("rope_type", rope.get("type", "default"))
-        if kind_of_rope not in ("default", "llama3", "linear", "factors"):
-            raise Invalid(f"{where}: rope type {kind_of_rope!r} is not supported")
-        eos = raw.get("eos_token_id")
-        bos = raw.get("bos_token_id")
-        return DecoderConfig(
-            vocab_size=int(raw["vocab_size"]),
-            dim=int(raw["hidden_size"]),
-            layers=int(raw["num_hidden_layers"]),
+        for key in _REQUIRED:
+            raw[key]
+        found = _by_transformers(raw, where)
+        heads = found.num_attention_heads
+        head_dim = getattr(found, "head_dim", None) or found.hidden_size // heads
+        kv_heads = found.num_key_value_heads or heads
+        window = getattr(found, "sliding_window", None)
+        attention = getattr(found, "layer_types", None)
+        attention = attention or [SLIDING if window else FULL] * found.num_hidden_layers
+        key = "hidden_activation" if hasattr(found, "hidden_activation") else "hidden_act"
+        activation = getattr(found, key)
+        for name in _REFUSED:
+            if getattr(found, name, None):
+                raise Invalid(f"{where}: {name} = {getattr(found, name)!r} is not supported")
+        if activation not in ACTIVATIONS:
+            raise Invalid(f"{where}: {key} = {activation!r} is not supported")
+        if set(attention) - {FULL, SLIDING}:
+            raise Invalid(f"{where}: layer_types {sorted(set(attention))} are not all supported")
+        eos, bos = found.eos_token_id, found.bos_token_id
+        config = DecoderConfig(
+            architecture=ARCHITECTURES[kind],
+            vocab_size=found.vocab_size,
+            dim=found.hidden_size,
+            layers=found.num_hidden_layers,
             heads=heads,
-            kv_heads=int(raw.get("num_key_value_heads") or heads),
-            head_dim=int(raw.get("head_dim") or raw["hidden_size"] // heads),
-            intermediate=int(raw["intermediate_size"]),
-            norm_eps=float(raw["rms_norm_eps"]),
-            rope_theta=theta,
-            rope_scaling=None if kind_of_rope == "default" else {**rope, "type": kind_of_rope},
-            tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            qkv_bias=kind == "qwen2",
-            max_position=int(raw["max_position_embeddings"]),
-            bos_id=-1 if bos is None else int(bos),
-            eos_ids=tuple([] if eos is None else eos if isinstance(eos, list) else [int(eos)]),
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            intermediate=found.intermediate_size,
+            norm_eps=found.rms_norm_eps,
+            activation=activation,
+            attention=tuple(attention),
+            window=window,
+            query_scale=(getattr(found, "query_pre_attn_scalar", None) or head_dim) ** -0.5,
+            score_cap=getattr(found, "attn_logit_softcapping", None),
+            logit_cap=getattr(found, "final_logit_softcapping", None),
+            tied_embeddings=found.tie_word_embeddings,
+            max_position=found.max_position_embeddings,
+            bos_id=-1 if bos is None else bos,
+            eos_ids=tuple([] if eos is None else eos if isinstance(eos, list) else [eos]),
+            described=found,
         )
+        for name in set(attention):
+            rope_type = _rope_parameters(found, name)["rope_type"]
+            if rope_type not in _rope_kinds():
+                raise Invalid(f"{where}: rope type {rope_type!r} is not supported")
+            rope_tables(config, name, 1)
+    return config
 
 
-def rope_tables(config: DecoderConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, each (length, head_dim / 2), with the config's rope scaling.
+def _by_transformers(raw: dict[str, Any], where: str) -> Any:
+    transformers = need("transformers")
+    values = {key: value for key, value in copy.deepcopy(raw).items() if key != "model_type"}
+    try:
+        return transformers.AutoConfig.for_model(raw["model_type"], **values)
+    except Exception as error:  # transformers' errors are many
+        why = " ".join(str(error).split())
+        raise Invalid(f"{where}: a value has the wrong type or is missing: {why}") from error
 
-    The llama3 rule is that of ``transformers.modeling_rope_utils._compute_llama3_parameters``.
+
+def rope_tables(
+    config: DecoderConfig, attention: str, length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of positions, each (length, rotated / 2), as transformers scales them.
+
+    Longrope has its long factors where ``length`` passes the positions first trained with.
+
+    Args:
+        attention: ``FULL`` or ``SLIDING``, of which each may have its own.
+        length: positions of the program.
     """
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    frequency = 1.0 / config.rope_theta**half
-    scaling = config.rope_scaling
-    if scaling is not None and scaling["type"] == "linear":
-        frequency = frequency / float(scaling["factor"])
-    elif scaling is not None and scaling["type"] == "factors":
-        # One divisor for each frequency, as a GGUF file stores Llama 3's scaling.
-        frequency = frequency / torch.tensor(scaling["factors"], dtype=torch.float32)
-    elif scaling is not None:
-        factor = float(scaling["factor"])
-        low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-        original = float(scaling["original_max_position_embeddings"])
-        wavelength = 2 * math.pi / frequency
-        smooth = (original / wavelength - low) / (high - low)
-        blend = (1 - smooth) * frequency / factor + smooth * frequency
-        scaled = torch.where(wavelength > original / low, frequency / factor, frequency)
-        medium = (wavelength <= original / low) & (wavelength >= original / high)
-        frequency = torch.where(medium, blend, scaled)
+    described = copy.deepcopy(config.described)
+    described.rope_parameters = rope = _rope_parameters(described, attention)
+    frequency, scale = _rope_kinds()[rope["rope_type"]](described, seq_len=length)
     angle = torch.outer(torch.arange(length, dtype=torch.float32), frequency)
-    return angle.cos(), angle.sin()
+    return angle.cos() * scale, angle.sin() * scale
+
+
+def _rope_kinds() -> Any:
+    return need("transformers.modeling_rope_utils").ROPE_INIT_FUNCTIONS
+
+
+def _rope_parameters(described: Any, attention: str) -> dict[str, Any]:
+    """Those of layers of the kind ``attention``; plain ones as linear scaling by 1."""
+    both = described.rope_parameters
+    own = dict(both.get(attention) or both)
+    return own | {"rope_type": "linear", "factor": 1.0} if own["rope_type"] == "default" else own

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydrapack.base.attention import CACHE_STEP
 from hydrapack.base.calibrate import Calibration, calibrated, generate_rows
-from hydrapack.base.decoder import CACHE_STEP, Decoder
+from hydrapack.base.decoder import Decoder
 from hydrapack.base.integers import quantize_decoder
 from hydrapack.base.quality import (
     TEXTS,
@@ -22,7 +23,7 @@ from hydrapack.base.quality import (
 )
 from hydrapack.base.scheme import INT4, choose_quant, scheme_of
 from hydrapack.base.source import Source
-from hydrapack.base.weights import load_weights
+from hydrapack.base.weights import load_quantized, load_weights
 from hydrapack.bundle.format import Bundle
 from hydrapack.program.layout import layout_of, parse_targets
 from hydrapack.support.atomic import new_file
@@ -85,7 +86,8 @@ def export_base(
         output: the .pte to write.
         rank: rank of the adapters it will take; None, and no ``bundle``, for a program without
             adapter inputs.
-        targets: adapted linears, of q, k, v, o, gate, up, down; q, k, v and o by default.
+        targets: adapted linears, of q, k, v, o, gate, up, down, and qkv and gate_up of adapters
+            that fuse them; those of attention by default.
         bundle: a merge, in memory or saved, to take rank and targets from.
         quant: one of ``scheme.QUANTS``; by default what suits the model (``choose_quant``).
         max_context: positions in the cache, rounded up to a multiple of 64; 2048 by default, or
@@ -112,7 +114,7 @@ def export_base(
             raise Invalid("`bundle`: gives the rank and the target modules; leave those out")
         merged = Bundle.of(bundle)
         rank, targets = merged.rank, layout_of(merged.shapes, merged.rank).targets
-    adapted = parse_targets(targets or "q,k,v,o")
+    adapted = parse_targets(targets) if targets else None
     if rank is not None and rank < 1:
         raise Invalid(f"`rank` {rank}: must be 1 or more")
     if text is not None and not report:
@@ -139,19 +141,24 @@ def export_base(
             f"`max_context` {max_context}: {model} has positions 1 to {config.max_position}"
         )
     context = -(-max_context // CACHE_STEP) * CACHE_STEP
-    layout = None if rank is None else config.layout(adapted, rank)
+    layout = None if rank is None else config.layout(adapted or config.targets, rank)
     tokenizer_json = source.tokenizer()
     stage("reading weights")
     decoder = Decoder(config, layout, context)
-    load_weights(decoder, source)
     tokenizer = _tokenizer(tokenizer_json, model)
     rows = encode_rows(tokenizer, texts, context) if texts else []
-    stage("measuring float32" if rows else "quantizing")
+    # What is measured or fitted needs the whole model in float32.
+    whole = bool(rows) or calibrate is not None
+    if whole:
+        load_weights(decoder, source)
+    if rows:
+        stage("measuring float32")
     reference = decoder_logits(decoder, rows)
     calibration = None
     if calibrate is None:
         stage("quantizing")
-        formats = quantize_decoder(decoder, scheme, source)
+        quantized = quantize_decoder if whole else load_quantized
+        formats = quantized(decoder, scheme, source)
     else:
         stage("calibrating")
         fit = (

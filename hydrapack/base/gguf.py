@@ -30,6 +30,19 @@ MODULES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_GEMMA_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+ARCHITECTURES = {
+    "llama": MODULES,
+    "qwen2": MODULES,
+    "qwen3": {**MODULES, **_QK_NORMS},
+    "gemma3": {**MODULES, **_QK_NORMS, **_GEMMA_NORMS},
+}
+"""By the file's architecture: its names of modules, and Hugging Face's."""
 TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -66,20 +79,25 @@ class GgufModel:
             architecture = reader.fields["general.architecture"].contents()
         except (ValueError, KeyError, IndexError, OSError, TypeError) as error:
             raise Invalid(f"{path}: not a GGUF file, or a damaged one: {error}") from error
-        if architecture not in ("llama", "qwen2"):
+        if architecture not in ARCHITECTURES:
             raise Invalid(
-                f"{path}: architecture {architecture!r} is not supported; hydrapack exports llama "
-                "and qwen2 decoders"
+                f"{path}: architecture {architecture!r} is not supported; of GGUF files hydrapack "
+                f"exports {', '.join(ARCHITECTURES)}; of Hugging Face folders more"
             )
+        if "gemma3.rope.scaling.factor" in reader.fields:
+            # Of 4 B parameters and more; transformers passes it over.
+            raise Invalid(f"{path}: gemma3 with rope scaling: give its Hugging Face folder")
         self.path, self.architecture = path, architecture
         self._tensors: dict[str, Any] = {}
         for tensor in reader.tensors:
-            if (name := _hugging_face_name(tensor.name)) is not None:
+            if (name := _hugging_face_name(tensor.name, ARCHITECTURES[architecture])) is not None:
                 self._tensors[name] = tensor
         self._heads = {
             "q_proj": self._integer(reader, "attention.head_count"),
             "k_proj": self._integer(reader, "attention.head_count_kv"),
         }
+        length = f"{architecture}.attention.key_length"
+        self._head_dim = int(reader.fields[length].contents()) if length in reader.fields else None
         freqs = [t for t in reader.tensors if t.name == "rope_freqs.weight"]
         self._rope_factors = [float(x) for x in freqs[0].data] if freqs else None
 
@@ -107,7 +125,10 @@ class GgufModel:
         except (NotImplementedError, ValueError) as error:
             kind = tensor.tensor_type.name
             raise Invalid(f"{self.path}: {name}: {kind} cannot be read: {error}") from error
-        found = torch.from_numpy(np.array(values, dtype=np.float32))
+        found = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
+        if self.architecture == "gemma3" and found.dim() == 1:
+            # A norm's factor, of which Hugging Face's files have what is above 1.
+            found = found - 1
         return self._in_order(name, found)
 
     def blocks(self, name: str) -> Blocks | None:
@@ -144,11 +165,20 @@ class GgufModel:
         except Exception as error:  # transformers' errors are many
             raise Invalid(f"{self.path}: its description cannot be read: {error}") from error
         raw: dict[str, Any] = read.to_dict()
+        if self._head_dim is not None:
+            # transformers passes it over for some architectures.
+            raw["head_dim"] = self._head_dim
         raw["tie_word_embeddings"] = "lm_head.weight" not in self
         if self._rope_factors is not None:
-            # transformers leaves out this tensor, in which llama.cpp keeps Llama 3's rope scaling.
-            raw["rope_theta"] = read.rope_parameters["rope_theta"]
-            raw["rope_parameters"] = {"rope_type": "factors", "factors": self._rope_factors}
+            # transformers leaves out this tensor, in which llama.cpp keeps Llama 3's rope scaling:
+            # a divisor for each frequency, as longrope has them.
+            raw["rope_parameters"] = {
+                "rope_type": "longrope",
+                "rope_theta": read.rope_parameters["rope_theta"],
+                "short_factor": self._rope_factors,
+                "long_factor": self._rope_factors,
+                "factor": 1.0,
+            }
         return raw
 
     def tokenizer(self) -> bytes:
@@ -169,12 +199,12 @@ class GgufModel:
                 raise Invalid(f"{self.path}: its tokenizer cannot be read: {error}") from error
 
 
-def _hugging_face_name(name: str) -> str | None:
+def _hugging_face_name(name: str, modules: dict[str, str]) -> str | None:
     if name in TOP:
         return TOP[name]
     parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[2] in MODULES:
-        return f"model.layers.{parts[1]}.{MODULES[parts[2]]}.{parts[3]}"
+    if len(parts) == 4 and parts[0] == "blk" and parts[2] in modules:
+        return f"model.layers.{parts[1]}.{modules[parts[2]]}.{parts[3]}"
     return None
 
 

@@ -6,8 +6,9 @@ are bfloat16 in XNNPACK, so they are chosen among bfloat16 numbers: what is meas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import cast
 
 import torch
@@ -24,9 +25,10 @@ from hydrapack.support.errors import Invalid
 
 GROUP_SIZE = 32
 """Columns that share a scale at 4 bits."""
+_PIECE = 1 << 17
+"""Values that are rounded together: few enough that they stay in the processor's cache."""
 _SHRINKS = torch.linspace(0.6, 1.05, 24).tolist()
-_AT_ONCE = 1 << 17
-"""Values whose scales are searched together: few enough that they stay in the processor's cache."""
+EMBEDDING = "model.embed_tokens.weight"
 HF_NAMES = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -111,12 +113,28 @@ class BlockLinear(nn.Module):
         return self.integers(x) + self.offsets(F.linear(x, self.sums))
 
 
+def _in_pieces(
+    rounded: Callable[[torch.Tensor], Integers],
+) -> Callable[[torch.Tensor], Integers]:
+    """A few rows at a time: rounding takes several times the memory of what it rounds."""
+
+    @wraps(rounded)
+    def whole(weight: torch.Tensor) -> Integers:
+        parts = [rounded(p) for p in torch.split(weight, max(1, _PIECE // weight.shape[1]))]
+        values, scales = torch.cat([p.values for p in parts]), torch.cat([p.scales for p in parts])
+        return Integers(values, scales, parts[0].bits)
+
+    return whole
+
+
+@_in_pieces
 def to_int8(weight: torch.Tensor) -> Integers:
     """(d_out, d_in) as int8 from -127 to 127 with one scale a row."""
     scales = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
     return Integers((weight / scales).round().to(torch.int8), scales, 8)
 
 
+@_in_pieces
 def to_int4(weight: torch.Tensor) -> Integers:
     """(d_out, d_in) as int4 from -8 to 7, a scale for each ``GROUP_SIZE`` columns.
 
@@ -131,17 +149,10 @@ def to_int4(weight: torch.Tensor) -> Integers:
             "`quant` 8da8w"
         )
     groups = weight.float().reshape(len(weight), -1, GROUP_SIZE)
-    rows = max(1, _AT_ONCE // weight.shape[1])
-    values, scales = zip(*map(_searched, torch.split(groups, rows)), strict=True)
-    return Integers(torch.cat(values).flatten(1), torch.cat(scales), 4)
-
-
-def _searched(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 values of (rows, groups, columns) and the scales (rows, groups) of least error."""
     largest = groups.abs().amax(-1, keepdim=True)
     tried = (bf16_scales(largest * shrink / 7) for shrink in _SHRINKS)
     values, scales = nearest_integers(groups, tried, -8, 7)
-    return values.to(torch.int8), scales[..., 0]
+    return Integers(values.flatten(1).to(torch.int8), scales[..., 0], 4)
 
 
 def bf16_scales(scales: torch.Tensor) -> torch.Tensor:
@@ -151,19 +162,22 @@ def bf16_scales(scales: torch.Tensor) -> torch.Tensor:
 
 
 def linears(decoder: Decoder) -> Iterator[tuple[str, tuple[str, ...], tuple[str, ...]]]:
-    """Path of each linear in the decoder, its kinds, and its parts' Hugging Face names."""
+    """Path of each linear in the decoder, its kinds, and its parts' Hugging Face names.
+
+    The largest comes first, while there is the most memory for what rounding it takes.
+    """
+    head = EMBEDDING if decoder.config.tied_embeddings else "lm_head.weight"
+    yield "output.lm_head", ("lm_head",), (head,)
     for i in range(decoder.config.layers):
         for path, kinds in (
-            (f"entries.{i}.qkv", ("q", "k", "v")),
-            (f"mixes.{i}.o", ("o",)),
-            (f"mixes.{i}.gate", ("gate",)),
-            (f"mixes.{i}.up", ("up",)),
-            (f"downs.{i}.down", ("down",)),
+            (f"attention_inputs.{i}.qkv", ("q", "k", "v")),
+            (f"attention_outputs.{i}.linear", ("o",)),
+            (f"mlp_inputs.{i}.gate", ("gate",)),
+            (f"mlp_inputs.{i}.up", ("up",)),
+            (f"mlp_outputs.{i}.linear", ("down",)),
         ):
             names = tuple(f"model.layers.{i}.{HF_NAMES[kind]}.weight" for kind in kinds)
             yield path, kinds, names
-    tied = decoder.config.tied_embeddings
-    yield "exit.lm_head", ("lm_head",), ("model.embed_tokens.weight" if tied else "lm_head.weight",)
 
 
 @torch.no_grad()
@@ -172,6 +186,7 @@ def quantize_decoder(
     scheme: Mapping[str, str],
     source: Source | None = None,
     hessians: Mapping[str, torch.Tensor] | None = None,
+    fill: Callable[[str, tuple[str, ...]], None] = lambda path, names: None,
 ) -> dict[str, str]:
     """Put ``decoder``'s weights into the scheme's formats, in place.
 
@@ -180,12 +195,18 @@ def quantize_decoder(
         source: where 4-bit blocks come from; a tensor that has none becomes int8.
         hessians: by a linear's path, (d_in, d_in) of its inputs' products; its int4 values are then
             fitted to them (GPTQ).
+        fill: called with path and names of each matrix, as of ``linears``, before it is rounded.
 
     Returns:
         The formats by kind as they became: ``blocks, int8`` where layers differ.
     """
     found: dict[str, set[str]] = {kind: set() for kind in scheme}
+    fill("embed", (EMBEDDING,))
+    if scheme["embed"] == INT8:
+        decoder.embed = ByteEmbedding(decoder.get_parameter("embed.weight").detach())
+    found["embed"].add(scheme["embed"])
     for path, kinds, names in list(linears(decoder)):
+        fill(path, names)
         formats = [scheme[kind] for kind in kinds]
         blocks = [source.blocks(name) if source else None for name in names]
         if BLOCKS in formats and None in blocks:
@@ -196,9 +217,6 @@ def quantize_decoder(
         rows = [decoder.config.linear_shape(k)[0] if k != "lm_head" else -1 for k in kinds]
         hessian = hessians.get(path) if hessians else None
         _replace(decoder, path, _stored(linear, rows, formats, blocks, hessian))
-    if scheme["embed"] == INT8:
-        decoder.embed = ByteEmbedding(decoder.get_parameter("embed.weight").detach())
-    found["embed"].add(scheme["embed"])
     return {kind: ", ".join(sorted(formats)) for kind, formats in found.items()}
 
 

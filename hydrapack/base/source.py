@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from hydrapack.base import smollm2
 from hydrapack.base.config import DecoderConfig, parse_config, read_config
 from hydrapack.base.gguf import Blocks, GgufModel
+from hydrapack.program.layout import FUSED
 from hydrapack.support.digest import bytes_sha256, file_sha256
 from hydrapack.support.errors import HydrapackError, Invalid, reading
 from hydrapack.support.extras import need
@@ -48,7 +49,19 @@ class Source:
         self.weights_sha256 = weights_sha256(self.path)
 
     def __contains__(self, name: str) -> bool:
-        return name in (self._gguf or self._files)
+        return self._stored(name)[0] in (self._gguf or self._files)
+
+    def _stored(self, name: str) -> tuple[str, slice]:
+        """The tensor that holds ``name``, and which of its rows."""
+        *_, parent, _ = name.split(".")
+        target = parent.removesuffix("_proj")
+        for fused, parts in FUSED.items():
+            if self.config.architecture.fused and target in parts:
+                sizes = [self.config.linear_shape(part)[0] for part in parts]
+                at = parts.index(target)
+                rows = slice(sum(sizes[:at]), sum(sizes[: at + 1]))
+                return name.replace(f".{target}_proj.", f".{fused}_proj."), rows
+        return name, slice(None)
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor with that Hugging Face name.
@@ -56,9 +69,10 @@ class Source:
         Raises:
             HydrapackError: it is not there, or cannot be read.
         """
+        stored, rows = self._stored(name)
         if name not in self:
-            raise Invalid(f"{self.path}: the weights have no tensor {name}")
-        return (self._gguf or self._files).read(name)
+            raise Invalid(f"{self.path}: the weights have no tensor {stored}")
+        return (self._gguf or self._files).read(stored)[rows]
 
     def blocks(self, name: str) -> Blocks | None:
         """The tensor's 4-bit blocks, where a GGUF file stores it so."""

@@ -23,7 +23,10 @@ def export_base(
     rank: Annotated[int | None, typer.Option(help="Rank of the adapters that it will run.")] = None,
     target_modules: Annotated[
         str | None,
-        typer.Option(help="Adapted linears, of q,k,v,o,gate,up,down; q,k,v,o by default."),
+        typer.Option(
+            help="Adapted linears, of q,k,v,o,gate,up,down, or qkv and gate_up where adapters fuse "
+            "them; those of attention by default."
+        ),
     ] = None,
     bundle: Annotated[
         Path | None,

@@ -1,11 +1,12 @@
 """Which linears are adapted, at which rank, and where each one lies in the packed vectors.
 
 A package gives the adapter as two flat float vectors. ``a`` holds every A and ``b`` every B: layer
-by layer, in each layer q, k, v, o, gate, up, down, only those the layout names. Matrices lie
-transposed, so that the base program multiplies them as they are. Modules that read the same input
-(q, k, v; gate, up) share one matrix in ``a``, (d_in, modules * rank), for one product. ``b`` is one
-matrix (rank, sum of all d_out): a column for each output row of each module, so that scales by
-output row dequantize a whole head in one product.
+by layer, in each layer q, k, v, o, gate, up, down, only those the layout names. Adapters of fused
+linears have qkv in place of q, k, v, and gate_up in place of gate, up. Matrices lie transposed, so
+that the base program multiplies them as they are. Modules that read the same input (q, k, v; gate,
+up) share one matrix in ``a``, (d_in, modules * rank), for one product. ``b`` is one matrix (rank,
+sum of all d_out): a column for each output row of each module, so that scales by output row
+dequantize a whole head in one product.
 
 The base program takes each of these matrices as an input of its own, the A's and then the B's, and
 reads them where the runtime has them.
@@ -25,15 +26,22 @@ from hydrapack.support.digest import bytes_sha256
 from hydrapack.support.errors import Invalid
 
 # In packing order. A group shares its input, hence one A product.
-GROUPS: tuple[tuple[str, ...], ...] = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+GROUPS: tuple[tuple[str, ...], ...] = (
+    ("qkv", "q", "k", "v"),
+    ("o",),
+    ("gate_up", "gate", "up"),
+    ("down",),
+)
 ORDER: tuple[str, ...] = tuple(name for group in GROUPS for name in group)
-_PARENT = dict.fromkeys(("q", "k", "v", "o"), "self_attn") | dict.fromkeys(
-    ("gate", "up", "down"), "mlp"
+# Linears that a model (Phi) has in place of several.
+FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+_PARENT = dict.fromkeys((*GROUPS[0], *GROUPS[1]), "self_attn") | dict.fromkeys(
+    (*GROUPS[2], *GROUPS[3]), "mlp"
 )
 
 _DECODER_LINEAR = re.compile(
     r"model\.layers\.(?P<layer>0|[1-9]\d{0,3})\."
-    r"(?P<parent>self_attn|mlp)\.(?P<target>[a-z]+)_proj"
+    r"(?P<parent>self_attn|mlp)\.(?P<target>[a-z_]+)_proj"
 )
 
 
@@ -55,7 +63,18 @@ def parse_targets(text: str | Iterable[str]) -> tuple[str, ...]:
         raise Invalid(
             f"target modules: {', '.join(unknown) or 'none given'}; choose from {', '.join(ORDER)}"
         )
+    _check_fused(names)
     return tuple(name for name in ORDER if name in names)
+
+
+def _check_fused(targets: Container[str]) -> None:
+    for fused, parts in FUSED.items():
+        both = [part for part in parts if part in targets]
+        if fused in targets and both:
+            raise Invalid(
+                f"target modules: {fused}_proj and {both[0]}_proj are one linear of the model; "
+                "adapt one of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -158,6 +177,7 @@ def layout_of(shapes: Mapping[str, tuple[int, int]], rank: int) -> Layout:
             raise Invalid(f"target {match['target']} has different shapes in different layers")
     if not found:
         raise Invalid(_cannot_hold("none"))
+    _check_fused(found)
     return Layout(
         layers=count,
         rank=rank,

@@ -13,7 +13,9 @@ internal class Layout private constructor(val a: List<Shape>, val b: List<Shape>
     companion object {
         /** Targets that read the same input share a matrix of a. In packing order. */
         private val GROUPS =
-            listOf(listOf("q", "k", "v"), listOf("o"), listOf("gate", "up"), listOf("down"))
+            listOf(
+                listOf("qkv", "q", "k", "v"), listOf("o"), listOf("gate_up", "gate", "up"), listOf("down"),
+            )
         private const val MAX_SIZE = 1L shl 24
 
         /** The layout that [manifest] describes, of so many [modules]. */
