@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from hydrapack.adapters.adapter import Adapter
     from hydrapack.base.export import export_base
     from hydrapack.bundle.format import Bundle
-    from hydrapack.bundle.unpack import unpack
+    from hydrapack.bundle.unpack import new_adapter, unpack
     from hydrapack.device.session import Session
     from hydrapack.footprint.report import storage
-    from hydrapack.merging.add import add
+    from hydrapack.merging.add import add, replace
     from hydrapack.merging.merge import merge
+    from hydrapack.merging.remove import remove
     from hydrapack.packing.package import Package, pack
     from hydrapack.support.errors import (
         Busy,
@@ -48,7 +49,10 @@ __all__ = [
     "add",
     "export_base",
     "merge",
+    "new_adapter",
     "pack",
+    "remove",
+    "replace",
     "storage",
     "unpack",
     "verify",
@@ -62,7 +66,10 @@ _MODULES = {
     "add": "merging.add",
     "export_base": "base.export",
     "merge": "merging.merge",
+    "new_adapter": "bundle.unpack",
     "pack": "packing.package",
+    "remove": "merging.remove",
+    "replace": "merging.add",
     "storage": "footprint.report",
     "unpack": "bundle.unpack",
     "verify": "verification.package",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hydrapack.cli.terminal import output, print_json
+
+if TYPE_CHECKING:
+    from hydrapack.merging.add import Extension
 
 
 def add(
@@ -30,9 +33,13 @@ def add(
     import hydrapack as hp
 
     extension = hp.add(bundle, adapter, allow_base_mismatch=allow_base_mismatch)
+    save(extension, extension.bundle.tasks[-1], out, as_json)
+
+
+def save(extension: Extension, task: str, out: Path, as_json: bool) -> None:
+    """Write the bundle and say what its new head is worth."""
     made = extension.bundle
     made.save(out)
-    task = made.tasks[-1]
     if as_json:
         print_json(
             {

@@ -1,8 +1,9 @@
-"""A new task onto an existing bundle: A and the old heads stay as they are, to the bit."""
+"""A task onto a bundle, or in place of one: A and all other heads stay as they are, to the bit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from hydrapack.bundle.format import Bundle, BundleTask, describe_source
 from hydrapack.bundle.merged import Merged, MergedVera, stored_values
 from hydrapack.merging.method import MergeOptions, fit_head
 from hydrapack.merging.modules import check_any
+from hydrapack.merging.remove import without
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.vera import merge_vera
 from hydrapack.support.errors import Invalid, Mismatch
@@ -61,8 +63,47 @@ def add(
     ('grammar', 'qa', 'again')
     """
     bundle = Bundle.of(bundle)
+    return _extended(bundle, _read(adapter), len(bundle.tasks), allow_base_mismatch)
+
+
+@one_thread()
+def replace(
+    bundle: Bundle | str | Path,
+    task: str,
+    adapter: Adapter | str | Path,
+    *,
+    allow_base_mismatch: bool = False,
+) -> Extension:
+    """``bundle`` with another head for a task, which keeps its name and its place.
+
+    A head that other tasks use too stays for them.
+
+    Args:
+        bundle: a merge, or the directory that one was saved to; it stays as it is.
+        task: the one to replace.
+        adapter: the task's new one, or its PEFT folder.
+        allow_base_mismatch: take an adapter of another base model or revision.
+
+    Raises:
+        HydrapackError: no such task, or what ``add`` refuses.
+
+    >>> hydrapack.replace("bundle", "qa", "adapters/qa").bundle.tasks
+    ('grammar', 'qa')
+    """
+    bundle = Bundle.of(bundle)
+    rest, at = without(bundle, task)
+    new = dataclasses.replace(_read(adapter), task=task)
+    return _extended(rest, new, at, allow_base_mismatch)
+
+
+def _read(adapter: Adapter | str | Path) -> Adapter:
     if not isinstance(adapter, Adapter):
         (adapter,) = read_adapters([adapter])
+    return adapter
+
+
+def _extended(bundle: Bundle, adapter: Adapter, at: int, allow_base_mismatch: bool) -> Extension:
+    """The bundle with the adapter's task as number ``at`` of its tasks."""
     check_any([adapter])
     _check(bundle, adapter, allow_base_mismatch)
     info = bundle.info
@@ -74,7 +115,8 @@ def add(
         new = fit_head(update, module).float()
         modules[name] = extended = _with_head(module, new)
         own = error.add(update, module.shared(), extended.head(module.choices))
-        errors[name] = [*info.module_errors[name], own]
+        known = info.module_errors[name]
+        errors[name] = [*known[:at], own, *known[at:]]
         anew = _remerged(module, update)
         again.add(update, anew.shared(), anew.head(-1))
     task = BundleTask(
@@ -89,7 +131,7 @@ def add(
         update={
             "heads": max(len(module.heads) for module in modules.values()),
             "module_errors": errors,
-            "tasks": [*info.tasks, task],
+            "tasks": [*info.tasks[:at], task, *info.tasks[at:]],
             "parameters": stored_values(modules.values()),
             "baseline_parameters": info.baseline_parameters + adapter.parameters,
         }
@@ -103,11 +145,11 @@ def add(
 
 def _with_head(module: Merged, head: torch.Tensor) -> Merged:
     """The module with one head more, and one choice more."""
-    more = replace(module, heads=torch.cat([module.heads, head[None]]))
+    more = dataclasses.replace(module, heads=torch.cat([module.heads, head[None]]))
     if module.scales is None:
         return more
     scales = torch.cat([module.scales, torch.ones(1)])
-    return replace(more, scales=scales, of=(*module.of, len(module.heads)))
+    return dataclasses.replace(more, scales=scales, of=(*module.of, len(module.heads)))
 
 
 def _update(adapter: Adapter, name: str, module: Merged) -> Update:
