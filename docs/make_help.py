@@ -21,6 +21,8 @@ COMMANDS = (
     "export-base",
     "pack",
     "verify",
+    "diff",
+    "apply",
     "storage",
     "schema",
     "run",

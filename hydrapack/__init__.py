@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hydrapack.merging.merge import merge
     from hydrapack.merging.remove import remove
     from hydrapack.packing.package import Package, pack
+    from hydrapack.packing.patch import apply, diff
     from hydrapack.support.errors import (
         Busy,
         ContextFull,
@@ -47,6 +48,8 @@ __all__ = [
     "Session",
     "__version__",
     "add",
+    "apply",
+    "diff",
     "export_base",
     "merge",
     "new_adapter",
@@ -64,6 +67,8 @@ _MODULES = {
     "Package": "packing.package",
     "Session": "device.session",
     "add": "merging.add",
+    "apply": "packing.patch",
+    "diff": "packing.patch",
     "export_base": "base.export",
     "merge": "merging.merge",
     "new_adapter": "bundle.unpack",

@@ -8,7 +8,9 @@ import typer
 
 from hydrapack.cli.add import add
 from hydrapack.cli.analyze import analyze
+from hydrapack.cli.apply import apply
 from hydrapack.cli.demo import demo
+from hydrapack.cli.diff import diff
 from hydrapack.cli.eval import evaluate
 from hydrapack.cli.export_base import export_base
 from hydrapack.cli.inspect import inspect
@@ -73,6 +75,8 @@ app.command()(inspect)
 app.command("export-base")(export_base)
 app.command()(pack)
 app.command()(verify)
+app.command()(diff)
+app.command()(apply)
 app.command()(storage)
 app.command()(schema)
 app.command()(run)

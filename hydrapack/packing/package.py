@@ -102,6 +102,8 @@ def pack(
     model_card: bool = False,
     sbom: bool = False,
     signing_key: str | Path | None = None,
+    package_version: int | None = None,
+    channel: str | None = None,
 ) -> Package:
     """Pack ``bundle`` into ``target``: ``adapters.pte`` and ``manifest.json``.
 
@@ -118,6 +120,8 @@ def pack(
         model_card: write one (README.md) too.
         sbom: write a CycloneDX ML-BOM (sbom.cdx.json) too.
         signing_key: an Ed25519 private key (PEM) to sign the manifest with.
+        package_version: a number of your own, from 1, that rises with each release.
+        channel: a name of your own, as ``beta``.
 
     Raises:
         HydrapackError: bits not offered, modules no base program adapts, a VeRA bundle, or an
@@ -158,6 +162,7 @@ def pack(
             manifest = _manifest(
                 bundle, layout, stored, lowered, partial / ADAPTERS, fallback, base, group_size
             )
+            manifest = _released(manifest, package_version, channel)
         except ValidationError as error:
             raise misfit(target / MANIFEST, error) from error
         documents = {}
@@ -315,6 +320,13 @@ def _manifest(
             baseline_bytes=2 * info.baseline_parameters,
         ),
     )
+
+
+def _released(
+    manifest: ManifestContent, package_version: int | None, channel: str | None
+) -> ManifestContent:
+    fields = dict(manifest) | {"package_version": package_version, "channel": channel}
+    return ManifestContent.model_validate(fields)
 
 
 def _module(name: str, stored: StoredModule) -> ModuleInfo:
