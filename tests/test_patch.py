@@ -277,6 +277,24 @@ def test_every_flipped_byte_is_found(releases, engine, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_changed_patch_with_a_right_digest_gives_the_package_or_is_refused(
+    releases, engine, tmp_path
+):
+    """As an attacker makes it; without a key nothing else finds it than its own structure."""
+    whole, expected = (releases / "down.patch").read_bytes(), files_of(releases / "1")
+    start, refused = len(MAGIC) + 1, 0
+    for bad in flipped(whole[start:-32], 100):
+        (tmp_path / "bad").write_bytes(framed(bad))
+        try:
+            engine.apply(releases / "2", tmp_path / "bad", tmp_path / "out")
+        except HydrapackError as error:
+            refused += 1
+            assert error.kind in ("Invalid", "Mismatch", "NotFound"), error
+        else:
+            assert files_of(tmp_path / "out") == expected
+    assert refused > 50
+
+
 def test_killed_at_any_instant_a_package_is_whole(releases, engine, tmp_path):
     """Processes that update a package up and down, each killed within about one update."""
     kills = engine.kills

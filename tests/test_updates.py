@@ -1,6 +1,7 @@
 """A bundle over its life: a task replaced, one taken out, one trained on the bundle's own A."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from conftest import hydrapack, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.read import read_adapter
+from hydrapack.adapters.update import difference_norm
 from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.merged import MergedModule, stored_values
 from hydrapack.bundle.unpack import new_adapter
@@ -17,6 +19,7 @@ from hydrapack.merging.modules import merge_modules
 from hydrapack.merging.remove import remove
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.uniform import merge_adapters
+from hydrapack.packing.package import pack
 from hydrapack.support.errors import HydrapackError
 
 
@@ -119,6 +122,31 @@ def test_what_is_left_may_be_one_task_and_not_none(bundle, sources):
     for change in (lambda: remove(bundle, "x"), lambda: replace(bundle, "x", sources[3])):
         with pytest.raises(HydrapackError, match="`task` x: not in the bundle; it has task0"):
             change()
+
+
+def test_a_budget_that_no_head_more_fits(bundle, sources, tmp_path):
+    """The nearest heads are shared: nothing grows, nothing else changes, and the loss is said."""
+    more = add(bundle, sources[3])
+    assert more.relative_error == more.own_head_relative_error
+    roomy = add(bundle, sources[3], budget="1MB")
+    assert roomy.bundle.info.budget_bytes == 1_000_000
+    assert roomy.relative_error == more.relative_error
+    with pytest.raises(HydrapackError, match="`budget` 1,000: the bundle takes up to") as caught:
+        add(bundle, sources[3], budget=1000)
+    least = int(re.search(r"up to ([\d,]+) bytes", str(caught.value))[1].replace(",", ""))
+    shared = add(bundle, sources[3], budget=least)
+    assert_rest_is_the_same(bundle, shared.bundle, bundle.tasks)
+    assert shared.bundle.info.parameters == bundle.info.parameters
+    assert shared.own_head_relative_error == more.relative_error < shared.relative_error
+    assert "does not fit the budget" in shared.advice
+    assert pack(shared.bundle, tmp_path / "shared").bytes <= least
+    new = read_adapter(sources[3], "new")
+    for index, (name, module) in enumerate(bundle.modules.items()):
+        errors = [
+            difference_norm(new.modules[name], module.A, module.head(choice))[0]
+            for choice in range(module.choices)
+        ]
+        assert shared.bundle.info.tasks[-1].route[index] == errors.index(min(errors))
 
 
 def train(model, frozen, steps=4):

@@ -38,7 +38,7 @@ from hydrapack.packing.sbom import SBOM, ml_bom
 from hydrapack.packing.signature import read_private_key, sign_manifest
 from hydrapack.program.layout import Layout, layout_of
 from hydrapack.program.load import load_program
-from hydrapack.program.quantized import GROUP_SIZE, Precision, check_bits, core_bits
+from hydrapack.program.quantized import DEFAULT_BITS, GROUP_SIZE, Precision, check_bits, core_bits
 from hydrapack.support.atomic import new_directory
 from hydrapack.support.errors import Invalid, Mismatch
 from hydrapack.support.extras import need
@@ -46,7 +46,6 @@ from hydrapack.support.schema import misfit
 from hydrapack.support.threads import one_thread
 from hydrapack.support.version import __version__
 
-DEFAULT_BITS = 8
 MAX_LAYERS = 1024
 HALF_MAX = 65504.0
 
