@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from hydrapack.analysis.tradeoff import tradeoff
     from hydrapack.base.export import export_base
     from hydrapack.bundle.format import Bundle
-    from hydrapack.bundle.unpack import unpack
+    from hydrapack.bundle.unpack import new_adapter, unpack
     from hydrapack.device.session import Session
     from hydrapack.evaluation.run import evaluate
     from hydrapack.footprint.report import storage
-    from hydrapack.merging.add import add
+    from hydrapack.merging.add import add, replace
     from hydrapack.merging.merge import merge
+    from hydrapack.merging.remove import remove
     from hydrapack.packing.package import Package, pack
+    from hydrapack.packing.patch import apply, diff
     from hydrapack.support.errors import (
         Busy,
         ContextFull,
@@ -51,11 +53,16 @@ __all__ = [
     "__version__",
     "add",
     "analyze",
+    "apply",
     "describe",
+    "diff",
     "evaluate",
     "export_base",
     "merge",
+    "new_adapter",
     "pack",
+    "remove",
+    "replace",
     "storage",
     "tradeoff",
     "unpack",
@@ -69,11 +76,16 @@ _MODULES = {
     "Session": "device.session",
     "add": "merging.add",
     "analyze": "analysis.similarity",
+    "apply": "packing.patch",
     "describe": "analysis.describe",
+    "diff": "packing.patch",
     "evaluate": "evaluation.run",
     "export_base": "base.export",
     "merge": "merging.merge",
+    "new_adapter": "bundle.unpack",
     "pack": "packing.package",
+    "remove": "merging.remove",
+    "replace": "merging.add",
     "storage": "footprint.report",
     "tradeoff": "analysis.tradeoff",
     "unpack": "bundle.unpack",

@@ -243,6 +243,8 @@ def small() -> Iterator[tuple[str, str, bytes]]:
     yield "unused-keys-missing", "Ok", changed("storage", drop=True)
     yield "metadata", "Ok", changed("metadata", to={"release": "2026-07", "n": [1, {}]})
     yield "lost-tasks", "Ok", changed("lost_tasks", to=["two"])
+    yield "package-version", "Ok", changed("package_version", to=3)
+    yield "channel", "Ok", changed("channel", to="beta")
     yield "stored-heads", "Ok", changed("modules", 0, "stored_heads", to=1)
     yield "metadata-empty", "Ok", changed("metadata", to={})
     yield "metadata-null", "Invalid", changed("metadata", to=None)

@@ -313,6 +313,8 @@ def commands_in(page):
 def test_commands_in_the_release_page(tiny, tmp_path):
     """docs/release-builds.md: all its commands, in order, as written, on small adapters."""
     page = (ROOT / "docs" / "release-builds.md").read_text()
+    # The story of three releases has adapters and a test of its own (test_patch.py).
+    page = re.sub(r"## From release to release.*?(?=\n## )", "", page, flags=re.DOTALL)
     (tmp_path / "adapters").mkdir()
     for task in TASKS:
         shutil.copytree(tiny[2] / task, tmp_path / "adapters" / task)

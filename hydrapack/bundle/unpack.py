@@ -1,8 +1,9 @@
-"""A bundle's heads as standard PEFT adapters, for whoever reads those."""
+"""A bundle's heads as standard PEFT adapters, for whoever reads those or trains another."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,9 +11,9 @@ from safetensors.torch import save
 
 from hydrapack.adapters.files import WEIGHTS
 from hydrapack.adapters.peft_config import CONFIG
-from hydrapack.adapters.task_settings import TASK_FILE
+from hydrapack.adapters.task_settings import TASK_FILE, TaskSettings
 from hydrapack.bundle.format import Bundle, BundleTask
-from hydrapack.bundle.merged import MergedVera
+from hydrapack.bundle.merged import Merged, MergedVera
 from hydrapack.support.atomic import new_directory
 from hydrapack.support.errors import Invalid
 from hydrapack.support.schema import json_text
@@ -58,6 +59,35 @@ def unpack(
             (partial / one.name).mkdir()
             _write(partial / one.name, _adapter_files(bundle, one, dtype))
     return {one.name: target / one.name for one in bundle.info.tasks}
+
+
+@one_thread()
+def new_adapter(bundle: Bundle | str | Path, target: str | Path) -> Path:
+    """Write a PEFT folder to train a new task from: A of the bundle, B zero, scaling 1.
+
+    Where A (of VeRA, d) stays as it is in training, and heads are whole, ``add`` takes the trained
+    adapter without a merge error. PEFT has no option that freezes A: see docs/adapters.md.
+
+    Args:
+        bundle: a merge, or the directory that one was saved to.
+        target: the folder to write.
+
+    Raises:
+        HydrapackError: an unreadable bundle or an unwritable target.
+
+    >>> hydrapack.new_adapter("bundle", "translate").name
+    'translate'
+    """
+    bundle, target = Bundle.of(bundle), Path(target)
+    one = bundle.info.tasks[0]
+    blank = one.model_copy(update={"settings": TaskSettings(), "route": [0] * len(bundle.modules)})
+    modules: dict[str, Merged] = {
+        name: replace(module, heads=torch.zeros_like(module.heads[:1]), scales=None, of=())
+        for name, module in bundle.modules.items()
+    }
+    with new_directory(target) as partial:
+        _write(partial, _adapter_files(replace(bundle, modules=modules), blank, "float32"))
+    return target
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hydrapack.cli.terminal import output, print_json
+
+if TYPE_CHECKING:
+    from hydrapack.merging.add import Extension
 
 
 def add(
@@ -16,6 +19,13 @@ def add(
         str, typer.Argument(metavar="ADAPTER_DIR", help="A PEFT folder, or NAME=DIR.")
     ],
     out: Annotated[Path, typer.Option("--output", "-o", help="The bundle directory to write.")],
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="What adapters.pte may take, as 400KB: where a head more does not fit, the task "
+            "shares the nearest ones."
+        ),
+    ] = None,
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Add an adapter of another base.")
     ] = False,
@@ -26,17 +36,24 @@ def add(
     Examples:
 
         hydrapack add bundle adapters/translate -o bundle2
+
+        hydrapack add bundle adapters/translate -o bundle2 --budget 400KB
     """
     import hydrapack as hp
 
-    extension = hp.add(bundle, adapter, allow_base_mismatch=allow_base_mismatch)
+    extension = hp.add(bundle, adapter, budget=budget, allow_base_mismatch=allow_base_mismatch)
+    save(extension, extension.bundle.tasks[-1], out, as_json)
+
+
+def save(extension: Extension, task: str, out: Path, as_json: bool) -> None:
+    """Write the bundle and say what its new head is worth."""
     made = extension.bundle
     made.save(out)
-    task = made.tasks[-1]
     if as_json:
         print_json(
             {
                 "advice": extension.advice,
+                "own_head_relative_error": extension.own_head_relative_error,
                 "relative_error": extension.relative_error,
                 "remerge_relative_error": extension.remerge_relative_error,
                 "s_percent": made.s_percent,

@@ -8,12 +8,17 @@ import typer
 
 from hydrapack.cli.add import add
 from hydrapack.cli.analyze import analyze
+from hydrapack.cli.apply import apply
 from hydrapack.cli.demo import demo
+from hydrapack.cli.diff import diff
 from hydrapack.cli.eval import evaluate
 from hydrapack.cli.export_base import export_base
 from hydrapack.cli.inspect import inspect
 from hydrapack.cli.merge import MergeCommand, merge
+from hydrapack.cli.new_adapter import new_adapter
 from hydrapack.cli.pack import pack
+from hydrapack.cli.remove import remove
+from hydrapack.cli.replace import replace
 from hydrapack.cli.run import run
 from hydrapack.cli.schema import schema
 from hydrapack.cli.storage import storage
@@ -62,11 +67,16 @@ app.command(cls=MergeCommand)(merge)
 app.command()(analyze)
 app.command()(tradeoff)
 app.command()(add)
+app.command()(replace)
+app.command()(remove)
+app.command("new-adapter")(new_adapter)
 app.command()(unpack)
 app.command()(inspect)
 app.command("export-base")(export_base)
 app.command()(pack)
 app.command()(verify)
+app.command()(diff)
+app.command()(apply)
 app.command()(storage)
 app.command()(schema)
 app.command()(run)

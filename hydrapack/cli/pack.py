@@ -36,6 +36,10 @@ def pack(
     signing_key: Annotated[
         Path | None, typer.Option(help="Ed25519 private key (PEM): write manifest.sig.")
     ] = None,
+    package_version: Annotated[
+        int | None, typer.Option(help="A number of yours, from 1, that rises with each release.")
+    ] = None,
+    channel: Annotated[str | None, typer.Option(help="A name of yours, as beta.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
 ) -> None:
     """Quantize and serialize a bundle: adapters.pte and manifest.json.
@@ -45,6 +49,8 @@ def pack(
         hydrapack pack bundle -o package
 
         hydrapack pack bundle -o package --bits 4 --json
+
+        hydrapack pack bundle -o package --package-version 3 --channel beta
 
         hydrapack pack bundle -o package --model model.pte --card --sbom --signing-key key.pem
     """
@@ -64,6 +70,8 @@ def pack(
             model_card=card,
             sbom=sbom,
             signing_key=signing_key,
+            package_version=package_version,
+            channel=channel,
         )
     manifest = package.manifest
     if as_json:

@@ -42,6 +42,13 @@ def verify(
         float | None,
         typer.Option(help="Largest relative error, as packed, that a task may have, e.g. 0.7."),
     ] = None,
+    newer_than: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PACKAGE|N",
+            help="A package, or its version, that this one's package_version must be above.",
+        ),
+    ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the checks as JUnit XML.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
 ) -> None:
@@ -74,6 +81,7 @@ def verify(
             max_drift,
             max_task_error,
             stage,
+            int(newer_than) if newer_than is not None and newer_than.isdecimal() else newer_than,
         )
     checks = [replace(check, detail=as_options(check.detail)) for check in checks]
     passed = all(check.passed for check in checks)

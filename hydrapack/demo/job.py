@@ -18,7 +18,8 @@ from hydrapack.base.export import export_base
 from hydrapack.device.session import Session
 from hydrapack.merging.planned import merge_budget
 from hydrapack.merging.uniform import merge_adapters
-from hydrapack.packing.package import DEFAULT_BITS, pack
+from hydrapack.packing.package import pack
+from hydrapack.program.quantized import DEFAULT_BITS
 from hydrapack.support.digest import bytes_sha256
 from hydrapack.support.errors import Invalid
 from hydrapack.support.progress import Stage, silently

@@ -1,21 +1,28 @@
-"""A new task onto an existing bundle: A and the old heads stay as they are, to the bit."""
+"""A task onto a bundle, or in place of one: A and all other heads stay as they are, to the bit."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import check_base, check_kind, read_adapters
-from hydrapack.adapters.update import ErrorSum, LoraModule, Update, VeraModule
+from hydrapack.adapters.update import ErrorSum, LoraModule, Update, VeraModule, difference_norm
 from hydrapack.bundle.format import Bundle, BundleTask, describe_source
-from hydrapack.bundle.merged import Merged, MergedVera, stored_values
+from hydrapack.bundle.merged import Merged, MergedModule, MergedVera, stored_values
 from hydrapack.merging.method import MergeOptions, fit_head
+from hydrapack.merging.program_size import adapters_bytes
+from hydrapack.merging.remove import without
 from hydrapack.merging.spectral import merge_spectral
 from hydrapack.merging.vera import merge_vera
+from hydrapack.program.quantized import DEFAULT_BITS
 from hydrapack.support.errors import Invalid, Mismatch
+from hydrapack.support.sizes import parse_size
 from hydrapack.support.threads import one_thread
 
 
@@ -28,10 +35,18 @@ class Extension:
     """The new task's, all modules together."""
     remerge_relative_error: float
     """The new task's error if A were fitted again, to it and to the bundle's heads."""
+    own_head_relative_error: float
+    """The new task's error with a head of its own; another value if that did not fit the budget."""
 
     @property
     def advice(self) -> str | None:
-        """A sentence where a full merge would be much better, else None."""
+        """A sentence where the task is much worse than it might be, else None."""
+        if self.relative_error > self.own_head_relative_error:
+            return (
+                "a head more does not fit the budget, so it shares the nearest ones: error "
+                f"{self.relative_error:.2f}, {self.own_head_relative_error:.2f} with a head of its "
+                "own; other tasks lose nothing"
+            )
         if self.relative_error < 0.05 or self.remerge_relative_error > 0.7 * self.relative_error:
             return None
         return (
@@ -43,41 +58,101 @@ class Extension:
 
 @one_thread()
 def add(
-    bundle: Bundle | str | Path, adapter: Adapter | str | Path, *, allow_base_mismatch: bool = False
+    bundle: Bundle | str | Path,
+    adapter: Adapter | str | Path,
+    *,
+    budget: int | str | None = None,
+    allow_base_mismatch: bool = False,
 ) -> Extension:
     """``bundle`` with one more head: in each module the best B for its A.
 
     Args:
         bundle: a merge, or the directory that one was saved to; it stays as it is.
         adapter: of the new task, or its PEFT folder as ``DIR`` or ``NAME=DIR``.
+        budget: bytes that ``adapters.pte`` may take, as 400_000 or "400KB". Where a head more
+            does not fit, the task shares in each module the nearest of those that are there
+            (after K-Merge, https://arxiv.org/abs/2510.13537), which costs no bytes; nothing
+            changes for other tasks.
         allow_base_mismatch: take an adapter of another base model or revision.
 
     Raises:
         HydrapackError: an unreadable adapter or bundle; the task's name is taken, another base
-            model, or modules that the bundle has not or of another shape.
+            model, or modules that the bundle has not or of another shape; a budget that the bundle
+            exceeds as it is.
 
     >>> extension = hydrapack.add("bundle", "again=adapters/qa")
     >>> extension.bundle.tasks
     ('grammar', 'qa', 'again')
     """
     bundle = Bundle.of(bundle)
-    (adapter,) = read_adapters([adapter])
+    limit = parse_size("`budget`", budget) if isinstance(budget, str) else budget
+    return _extended(
+        bundle, read_adapters([adapter])[0], len(bundle.tasks), allow_base_mismatch, limit
+    )
+
+
+@one_thread()
+def replace(
+    bundle: Bundle | str | Path,
+    task: str,
+    adapter: Adapter | str | Path,
+    *,
+    allow_base_mismatch: bool = False,
+) -> Extension:
+    """``bundle`` with another head for a task, which keeps its name and its place.
+
+    A head that other tasks use too stays for them.
+
+    Args:
+        bundle: a merge, or the directory that one was saved to; it stays as it is.
+        task: the one to replace.
+        adapter: the task's new one, or its PEFT folder.
+        allow_base_mismatch: take an adapter of another base model or revision.
+
+    Raises:
+        HydrapackError: no such task, or what ``add`` refuses.
+
+    >>> hydrapack.replace("bundle", "qa", "adapters/qa").bundle.tasks
+    ('grammar', 'qa')
+    """
+    bundle = Bundle.of(bundle)
+    rest, at = without(bundle, task)
+    new = dataclasses.replace(read_adapters([adapter])[0], task=task)
+    return _extended(rest, new, at, allow_base_mismatch)
+
+
+def _extended(
+    bundle: Bundle,
+    adapter: Adapter,
+    at: int,
+    allow_base_mismatch: bool,
+    budget: int | None = None,
+) -> Extension:
+    """The bundle with the adapter's task as number ``at`` of its tasks."""
     _check(bundle, adapter, allow_base_mismatch)
     info = bundle.info
-    modules: dict[str, Merged] = {}
+    updates = {name: _update(adapter, name, module) for name, module in bundle.modules.items()}
+    grown = {
+        name: _with_head(module, fit_head(updates[name], module).float())
+        for name, module in bundle.modules.items()
+    }
+    fits = budget is None or _fits(bundle, grown, budget)
+    modules: dict[str, Merged] = grown if fits else bundle.modules
     errors: dict[str, list[float]] = {}
-    error, again = ErrorSum(), ErrorSum()
+    route: list[int] = []
+    error, alone, again = ErrorSum(), ErrorSum(), ErrorSum()
     for name, module in bundle.modules.items():
-        update = _update(adapter, name, module)
-        new = fit_head(update, module).float()
-        modules[name] = extended = _with_head(module, new)
-        own = error.add(update, module.shared(), extended.head(module.choices))
-        errors[name] = [*info.module_errors[name], own]
+        update = updates[name]
+        route.append(module.choices if fits else _nearest(update, module))
+        own = error.add(update, module.shared(), modules[name].head(route[-1]))
+        alone.add(update, module.shared(), grown[name].head(module.choices))
+        known = info.module_errors[name]
+        errors[name] = [*known[:at], own, *known[at:]]
         anew = _remerged(module, update)
         again.add(update, anew.shared(), anew.head(-1))
     task = BundleTask(
         name=adapter.task,
-        route=[module.choices for module in bundle.modules.values()],
+        route=route,
         relative_error=error.relative,
         settings=adapter.settings,
         source=describe_source(adapter),
@@ -87,25 +162,71 @@ def add(
         update={
             "heads": max(len(module.heads) for module in modules.values()),
             "module_errors": errors,
-            "tasks": [*info.tasks, task],
+            "tasks": [*info.tasks[:at], task, *info.tasks[at:]],
             "parameters": stored_values(modules.values()),
             "baseline_parameters": info.baseline_parameters + adapter.parameters,
+            "budget_bytes": budget or info.budget_bytes,
         }
     )
     return Extension(
         bundle=Bundle(new_info, modules).as_read(),
         relative_error=task.relative_error,
         remerge_relative_error=again.relative,
+        own_head_relative_error=alone.relative,
     )
+
+
+class _Kept(NamedTuple):
+    """How one module is stored, for ``adapters_bytes``."""
+
+    head_count: int
+    rank: int
+    output_rank: int
+    bits: int
+
+
+def _fits(bundle: Bundle, grown: Mapping[str, Merged], budget: int) -> bool:
+    """Whether the grown modules fit the budget; refuses one that the bundle exceeds as it is."""
+    info = bundle.info
+    if info.adapter_type != "lora":
+        raise Invalid("`budget`: a VeRA bundle is not packed, so it takes none")
+
+    def size(modules: Mapping[str, Merged]) -> int:
+        plan = {
+            name: _Kept(
+                len(module.heads),
+                module.rank,
+                module.output_rank if isinstance(module, MergedModule) else 0,
+                (info.bits or {}).get(name, DEFAULT_BITS),
+            )
+            for name, module in modules.items()
+        }
+        # More than the heads where they have factors.
+        tasks = max(module.choices for module in modules.values())
+        return adapters_bytes(plan, bundle.shapes, info.rank, tasks)
+
+    if (now := size(bundle.modules)) > budget:
+        raise Invalid(
+            f"`budget` {budget:,}: the bundle takes up to {now:,} bytes as it is; take out a task "
+            "with hydrapack remove, or merge all adapters again with `budget`"
+        )
+    return size(grown) <= budget
+
+
+def _nearest(update: Update, module: Merged) -> int:
+    """The choice of the module whose head is nearest to the update."""
+    A = module.shared()
+    lost = [difference_norm(update, A, module.head(choice))[0] for choice in range(module.choices)]
+    return lost.index(min(lost))
 
 
 def _with_head(module: Merged, head: torch.Tensor) -> Merged:
     """The module with one head more, and one choice more."""
-    more = replace(module, heads=torch.cat([module.heads, head[None]]))
+    more = dataclasses.replace(module, heads=torch.cat([module.heads, head[None]]))
     if module.scales is None:
         return more
     scales = torch.cat([module.scales, torch.ones(1)])
-    return replace(more, scales=scales, of=(*module.of, len(module.heads)))
+    return dataclasses.replace(more, scales=scales, of=(*module.of, len(module.heads)))
 
 
 def _update(adapter: Adapter, name: str, module: Merged) -> Update:

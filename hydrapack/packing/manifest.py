@@ -155,6 +155,14 @@ class ManifestContent(Strict):
     """What a name that is no task gets: ``error``, ``base`` for the bare model, or a task."""
     files: list[ManifestFile] = Field(min_length=1, max_length=65536)
     storage: Storage
+    package_version: int | None = Field(
+        default=None, ge=1, lt=1 << 53, exclude_if=lambda n: n is None
+    )
+    """Yours, higher with each release; left out of the file where none was given."""
+    channel: (
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] | None
+    ) = Field(default=None, exclude_if=lambda name: name is None)
+    """Yours, as ``beta``; left out likewise."""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """Anything; left out of the file where it is empty."""
 

@@ -37,7 +37,7 @@ from hydrapack.packing.sbom import SBOM, ml_bom
 from hydrapack.packing.signature import read_private_key, sign_manifest
 from hydrapack.program.layout import Layout, layout_of
 from hydrapack.program.load import load_program
-from hydrapack.program.quantized import GROUP_SIZE, Precision, check_bits, core_bits
+from hydrapack.program.quantized import DEFAULT_BITS, GROUP_SIZE, Precision, check_bits, core_bits
 from hydrapack.support.atomic import new_directory
 from hydrapack.support.errors import Invalid, Mismatch
 from hydrapack.support.extras import need
@@ -45,7 +45,6 @@ from hydrapack.support.schema import fitting
 from hydrapack.support.threads import one_thread
 from hydrapack.support.version import __version__
 
-DEFAULT_BITS = 8
 MAX_LAYERS = 1024
 HALF_MAX = 65504.0
 
@@ -101,6 +100,8 @@ def pack(
     model_card: bool = False,
     sbom: bool = False,
     signing_key: str | Path | None = None,
+    package_version: int | None = None,
+    channel: str | None = None,
 ) -> Package:
     """Pack ``bundle`` into ``target``: ``adapters.pte`` and ``manifest.json``.
 
@@ -117,6 +118,8 @@ def pack(
         model_card: write one (README.md) too.
         sbom: write a CycloneDX ML-BOM (sbom.cdx.json) too.
         signing_key: an Ed25519 private key (PEM) to sign the manifest with.
+        package_version: a number of your own, from 1, that rises with each release.
+        channel: a name of your own, as ``beta``.
 
     Raises:
         HydrapackError: bits not offered, modules no base program adapts, a VeRA bundle, or an
@@ -157,6 +160,7 @@ def pack(
             manifest = _manifest(
                 bundle, layout, stored, lowered, partial / ADAPTERS, fallback, base, group_size
             )
+            manifest = _released(manifest, package_version, channel)
         documents = {}
         if model_card:
             documents[MODEL_CARD] = card_text(manifest)
@@ -312,6 +316,13 @@ def _manifest(
             baseline_bytes=2 * info.baseline_parameters,
         ),
     )
+
+
+def _released(
+    manifest: ManifestContent, package_version: int | None, channel: str | None
+) -> ManifestContent:
+    fields = dict(manifest) | {"package_version": package_version, "channel": channel}
+    return ManifestContent.model_validate(fields)
 
 
 def _module(name: str, stored: StoredModule) -> ModuleInfo:

@@ -108,21 +108,46 @@ def verify_signature(package: Path, signed: bytes, public_key: str | None) -> Si
         Mismatch: it is of other bytes or by another key.
     """
     path = package / SIGNATURE
-    invalid, _, ed25519 = _cryptography()
-    if public_key is not None and not re.fullmatch("[0-9a-f]{64}", public_key):
-        raise Invalid(f"the public key {public_key!r} is not 64 of the digits 0-9 and a-f")
+    check_key(public_key)
     if not path.is_file():
         raise NotFound(f"{path}: missing: the package is not signed; pack with `signing_key`")
     with fitting(path):
         signature = Signature.model_validate(parse_json(read_bytes(path), path), strict=True)
+    verify_bytes(signed, signature, public_key, path, f"is no signature of {MANIFEST} as it is")
+    return signature
+
+
+def verify_bytes(
+    signed: bytes, signature: Signature, public_key: str | None, where: Path, otherwise: str
+) -> None:
+    """Refuse a signature of other bytes or by another key.
+
+    Args:
+        public_key: the key it must be by, 64 hex digits; None accepts any.
+        where, otherwise: the file that holds it, and what is said of one of other bytes.
+
+    Raises:
+        Invalid: cryptography is not installed.
+        Mismatch: naming ``where``.
+    """
+    invalid, _, ed25519 = _cryptography()
     if public_key is not None and signature.public_key != public_key:
-        raise Mismatch(f"{path}: signed by another key, {signature.public_key[:16]}…")
+        raise Mismatch(f"{where}: signed by another key, {signature.public_key[:16]}…")
     key = ed25519.Ed25519PublicKey.from_public_bytes(bytes.fromhex(signature.public_key))
     try:
         key.verify(bytes.fromhex(signature.signature), signed)
     except invalid:
-        raise Mismatch(f"{path}: is no signature of {MANIFEST} as it is") from None
-    return signature
+        raise Mismatch(f"{where}: {otherwise}") from None
+
+
+def check_key(public_key: str | None) -> None:
+    """Refuse a public key that is not 64 hex digits; None is none.
+
+    Raises:
+        Invalid: it is not.
+    """
+    if public_key is not None and not re.fullmatch("[0-9a-f]{64}", public_key):
+        raise Invalid(f"the public key {public_key!r} is not 64 of the digits 0-9 and a-f")
 
 
 def _cryptography() -> tuple[Any, Any, Any]:

@@ -26,6 +26,8 @@ def _known(bits: int) -> int:
 
 
 BitWidth = Annotated[int, Field(json_schema_extra={"enum": list(BITS)}), AfterValidator(_known)]
+DEFAULT_BITS = 8
+"""A value, where neither a plan nor the caller says."""
 GROUP_SIZE = 32
 """Columns that share a scale at 4 bits."""
 SCALE_BYTES = 12

@@ -48,6 +48,7 @@ def verify(
     max_drift: float | None = None,
     max_task_error: float | None = None,
     stage: Stage = silently,
+    newer_than: Package | str | Path | int | None = None,
 ) -> list[Check]:
     """Every check, in order; after a failed one only those that it does not make unsafe.
 
@@ -60,6 +61,8 @@ def verify(
         max_drift: nats that a head's next-token distributions may be from its adapter's, with
             ``model`` and ``adapters``; not judged by default.
         max_task_error: relative error, as packed, that no task may be above; not judged by default.
+        newer_than: a package, or its version, that this one's package_version must be above; of a
+            package the channel must be the same too.
 
     Raises:
         HydrapackError: no package there, a ``model`` that is none, unreadable bundles or adapters.
@@ -73,6 +76,8 @@ def verify(
     read = read_adapters(adapters) if adapters else []
     if not (package / MANIFEST).is_file():
         raise Invalid(f"{package}: no package, it has no {MANIFEST}")
+    if newer_than is not None and not isinstance(newer_than, int | Package):
+        newer_than = Package(Path(newer_than), read_manifest(Path(newer_than)))
     checks: list[Check] = []
 
     def check(name: str, run: Callable[[], str]) -> bool:
@@ -92,6 +97,8 @@ def verify(
     if not whole:
         return checks
     stated, programs = manifest[0], _Programs(package, manifest[0])
+    if newer_than is not None:
+        check("version", lambda: _newer(stated, newer_than))
     check("task errors", lambda: _task_errors(stated, max_task_error))
     if not check("program", programs.load):
         return checks
@@ -129,6 +136,19 @@ def _files(package: Path, manifest: Manifest) -> str:
         raise Invalid(f"{package / odd[0]}: is not in the manifest; remove it or pack again")
     total = sum(file.bytes for file in manifest.files)
     return f"{len(manifest.files)} files, {total:,} bytes, SHA-256 as stated"
+
+
+def _newer(manifest: Manifest, other: Package | int) -> str:
+    version, channel = manifest.package_version, manifest.channel
+    if isinstance(other, Package):
+        older = other.manifest
+        if older.channel != channel:
+            raise Invalid(f"channel is {channel or 'none'}, the other's {older.channel or 'none'}")
+        # A package without one is older than any that has one.
+        other = older.package_version or 0
+    if version is None or version <= other:
+        raise Invalid(f"package_version is {version or 'none'}, not above {other or 'none'}")
+    return f"{version}, above {other or 'none'}" + (f", channel {channel}" if channel else "")
 
 
 def _task_errors(manifest: Manifest, limit: float | None) -> str:

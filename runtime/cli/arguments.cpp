@@ -9,6 +9,7 @@ using hydrapack::Error;
 
 const char* help_text() {
   static constexpr char kHelp[] = R"(Usage: hydrapack-run MODEL.pte PACKAGE [options]
+       hydrapack-run --apply PATCH PACKAGE TARGET [--public-key KEY]
 
 Reads one JSON object a line from standard input and writes JSON lines.
 
@@ -31,6 +32,8 @@ Options:
   --public-key KEY  manifest.sig must be of this Ed25519 key: 64 hex digits, or a PEM file
   --bench           no input: time swaps, a prefill of 128 tokens and 64 steps, print one JSON line
   --swaps N         no input: N random swaps, print resident bytes before and after
+  --apply PATCH     no input: make the package at TARGET (which may be PACKAGE) of PACKAGE and what
+                    hydrapack diff wrote; with --public-key the patch must be signed by that key
   --help
 
 Exit code: 0, or 2 for unusable input.
@@ -38,6 +41,7 @@ Exit code: 0, or 2 for unusable input.
 Examples:
   echo '{"ids": [9906, 1917]}' | hydrapack-run model.pte package --task grammar
   hydrapack-run model.pte package --bench
+  hydrapack-run --apply 1-to-2.patch package package --public-key release.pub.pem
 )";
   return kHelp;
 }
@@ -49,6 +53,8 @@ hydrapack::Result<bool> take_value(
     const std::string& option, const std::string& value, Arguments& arguments) {
   if (option == "--task") {
     arguments.task = value;
+  } else if (option == "--apply") {
+    arguments.patch = value;
   } else if (option == "--swaps") {
     arguments.swaps = std::atol(value.c_str());
     if (arguments.swaps < 10) return Error{Code::Invalid, "--swaps: give a number of 10 or more"};
@@ -103,10 +109,13 @@ hydrapack::Result<Arguments> read_arguments(int count, char** given) {
     return Error{
         Code::Invalid, argument + ": no such option, or it lacks its value; --help lists them"};
   }
+  const bool apply = !arguments.patch.empty();
   if (files.size() != 2) {
-    return Error{Code::Invalid, "give MODEL.pte and PACKAGE; --help has examples"};
+    const std::string wanted = apply ? "PACKAGE and TARGET" : "MODEL.pte and PACKAGE";
+    return Error{Code::Invalid, "give " + wanted + "; --help has examples"};
   }
-  arguments.model = files[0];
-  arguments.package = files[1];
+  arguments.model = apply ? "" : files[0];
+  arguments.package = files[apply ? 0 : 1];
+  arguments.target = files[1];
   return arguments;
 }

@@ -12,6 +12,7 @@ using Json = nlohmann::json;
 // What the command line asks for.
 struct Arguments {
   std::string model, package;
+  std::string patch, target;  // of --apply, which takes no model
   hydrapack::OpenOptions open;
   std::optional<std::string> task;  // of lines that name none
   bool help = false;

@@ -1,9 +1,22 @@
 // Token ids in, token ids out, as JSON lines; help_text() says how.
 #include <cstdio>
 
+#include <hydrapack/patch.h>
+
 #include "cli.h"
 
 namespace {
+
+int apply(const Arguments& asked) {
+  const auto error =
+      hydrapack::apply_patch(asked.package, asked.patch, asked.target, asked.open.public_key);
+  if (!error.ok()) {
+    print(error_json(error));
+    return fail(error.message);
+  }
+  print({{"applied", asked.target}});
+  return 0;
+}
 
 int run(hydrapack::Session& session, const Arguments& arguments) {
   if (arguments.swaps > 0) return swap_often(session, arguments.swaps);
@@ -21,6 +34,7 @@ int main(int count, char** given) {
     std::fputs(help_text(), stdout);
     return 0;
   }
+  if (!asked.patch.empty()) return apply(asked);
   const auto opened = hydrapack::Session::open(asked.model, asked.package, asked.open);
   if (!opened.ok()) {
     print(error_json(opened.error()));

@@ -143,6 +143,12 @@ HYDRAPACK_API int hydrapack_engine_session(
 /* Its sessions hold what they need: it may be closed before them. */
 HYDRAPACK_API void hydrapack_engine_close(hydrapack_engine* engine);
 
+/* An update, as hydrapack diff writes it: target, which may be package itself, becomes the new package
+ * in one step, or stays as it is. public_key: 64 hex digits that must have signed it; null asks for
+ * none (hydrapack/patch.h). */
+HYDRAPACK_API int hydrapack_apply_patch(
+    const char* package, const char* patch, const char* target, const char* public_key);
+
 /* A session with an engine of its own. options may be null: the default ones. */
 HYDRAPACK_API int hydrapack_open(
     const char* model,

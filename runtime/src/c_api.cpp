@@ -3,6 +3,7 @@
 #include <exception>
 #include <string>
 
+#include <hydrapack/patch.h>
 #include <hydrapack/session.h>
 
 #include "c_structs.h"
@@ -139,6 +140,19 @@ int hydrapack_engine_session(const hydrapack_engine* engine, hydrapack_session**
 }
 
 void hydrapack_engine_close(hydrapack_engine* engine) { delete engine; }
+
+int hydrapack_apply_patch(
+    const char* package, const char* patch, const char* target, const char* public_key) {
+  return guarded([&]() -> hydrapack::Error {
+    if (package == nullptr || patch == nullptr || target == nullptr) return missing("a path");
+    // A key that was meant and is empty must not pass for none.
+    if (public_key != nullptr && *public_key == 0) {
+      return {hydrapack::Code::Invalid, "public_key is empty"};
+    }
+    return hydrapack::apply_patch(
+        package, patch, target, public_key == nullptr ? "" : public_key);
+  });
+}
 
 int hydrapack_open(
     const char* model,

@@ -45,22 +45,24 @@ Result<int64_t> file_bytes(const std::string& path) {
   return static_cast<int64_t>(info.st_size);
 }
 
-Result<std::string> read_text(const std::string& path) {
+Result<std::string> read_bytes(const std::string& path, int64_t most) {
   const auto size = file_bytes(path);
   if (!size.ok()) return size.error();
-  std::string text;
-  if (size.value() <= kMaxText) {
-    const Error error = read_file(path, [&](const char* data, size_t count) {
-      text.append(data, count);
-      return static_cast<int64_t>(text.size()) <= kMaxText;
+  std::string data;
+  if (size.value() <= most) {
+    const Error error = read_file(path, [&](const char* piece, size_t count) {
+      data.append(piece, count);
+      return static_cast<int64_t>(data.size()) <= most;
     });
     if (!error.ok()) return error;
   }
-  if (size.value() > kMaxText || static_cast<int64_t>(text.size()) > kMaxText) {
-    return Error{Code::Invalid, path + ": is larger than 64 MiB"};
+  if (size.value() > most || static_cast<int64_t>(data.size()) > most) {
+    return Error{Code::Invalid, path + ": is larger than " + std::to_string(most >> 20) + " MiB"};
   }
-  return text;
+  return data;
 }
+
+Result<std::string> read_text(const std::string& path) { return read_bytes(path, kMaxText); }
 
 Error check_file(
     const std::string& path, int64_t bytes, const std::string& sha256, bool check_digest) {

@@ -141,20 +141,13 @@ ManifestTask read_task(const Reader& task, const std::vector<int64_t>& heads) {
   return found;
 }
 
-bool is_plain(const std::string& name) {
-  constexpr char kLetters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-  return !name.empty() && name.size() <= kMaxName && name != "manifest.json" &&
-      std::string(kLetters).find(name[0]) != std::string::npos &&
-      name.find_first_not_of(std::string(kLetters) + "._-") == std::string::npos;
-}
-
 void read_files(const Reader& files, Manifest& manifest) {
   std::set<std::string> seen;
   for (const Reader& file : files.list(1)) {
     const std::string name = file.at("name").text(0, kMaxText);
     const int64_t bytes = file.at("bytes").integer(0, kMaxBytes);
     const std::string digest = file.at("sha256").digest();
-    if (!is_plain(name) || !seen.insert(name).second) {
+    if (!is_plain_name(name) || name == "manifest.json" || !seen.insert(name).second) {
       file.at("name").fail("must be a plain file name, each once");
     }
     if (name == "adapters.pte") manifest.adapters_bytes = bytes, manifest.adapters_sha256 = digest;
@@ -197,6 +190,13 @@ Error check_package_digest(
 }
 
 }  // namespace
+
+bool is_plain_name(const std::string& name) {
+  constexpr char kLetters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+  return !name.empty() && name.size() <= kMaxName &&
+      std::string(kLetters).find(name[0]) != std::string::npos &&
+      name.find_first_not_of(std::string(kLetters) + "._-") == std::string::npos;
+}
 
 Result<const ManifestTask*> Manifest::find(const std::string& name) const {
   const auto named = [&](const std::string& wanted) -> const ManifestTask* {

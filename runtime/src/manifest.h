@@ -36,4 +36,7 @@ struct Manifest {
 Result<Manifest> parse_manifest(
     const std::string& text, const std::string& where, bool check_digest);
 
+// Whether a file of a package may be called so: no path, no leading dot.
+bool is_plain_name(const std::string& name);
+
 }  // namespace hydrapack

@@ -50,6 +50,23 @@ Error check_signature(
   if (text("algorithm") != "ed25519" || !is_hex(key, 64) || !is_hex(made, 128)) {
     return {Code::Invalid, where + ": is no signature as hydrapack writes it"};
   }
+  return check_signed(
+      manifest, key, made, public_key, where, "is no signature of manifest.json as it is");
+#else
+  return {};
+#endif
+}
+
+Error check_signed(
+    [[maybe_unused]] const std::string& signed_bytes,
+    [[maybe_unused]] const std::string& key,
+    [[maybe_unused]] const std::string& made,
+    const std::string& public_key,
+    [[maybe_unused]] const std::string& where,
+    [[maybe_unused]] const char* otherwise) {
+  const Error error = check_public_key(public_key);
+  if (!error.ok()) return error;
+#if defined(HYDRAPACK_SIGNATURES)
   if (key != public_key) {
     return {Code::Mismatch, where + ": is signed by another key, " + key.substr(0, 16) + "..."};
   }
@@ -57,9 +74,9 @@ Error check_signature(
   unsigned char raw_key[crypto_sign_PUBLICKEYBYTES], raw[crypto_sign_BYTES];
   sodium_hex2bin(raw_key, sizeof raw_key, key.data(), key.size(), nullptr, nullptr, nullptr);
   sodium_hex2bin(raw, sizeof raw, made.data(), made.size(), nullptr, nullptr, nullptr);
-  const auto* bytes = reinterpret_cast<const unsigned char*>(manifest.data());
-  if (crypto_sign_verify_detached(raw, bytes, manifest.size(), raw_key) != 0) {
-    return {Code::Mismatch, where + ": is no signature of manifest.json as it is"};
+  const auto* bytes = reinterpret_cast<const unsigned char*>(signed_bytes.data());
+  if (crypto_sign_verify_detached(raw, bytes, signed_bytes.size(), raw_key) != 0) {
+    return {Code::Mismatch, where + ": " + otherwise};
   }
 #endif
   return {};

@@ -15,6 +15,16 @@ Error check_signature(
     const std::string& manifest,
     const std::string& public_key);
 
+// The same of a signature that is not in a manifest.sig: key and made in hex, of so many digits as
+// they must have. otherwise is said of one of other bytes.
+Error check_signed(
+    const std::string& signed_bytes,
+    const std::string& key,
+    const std::string& made,
+    const std::string& public_key,
+    const std::string& where,
+    const char* otherwise);
+
 // Invalid: no key, or this build checks no signatures.
 Error check_public_key(const std::string& public_key);
 

@@ -48,6 +48,14 @@ TEST(CApi, Names) {
   EXPECT_STREQ(hydrapack_finish_name(99), "");
 }
 
+TEST(CApi, RefusesAPatch) {
+  EXPECT_EQ(hydrapack_apply_patch(nullptr, "p", "t", nullptr), HYDRAPACK_INVALID);
+  EXPECT_EQ(hydrapack_apply_patch("none", "p", "t", ""), HYDRAPACK_INVALID);
+  EXPECT_STREQ(hydrapack_last_error(), "public_key is empty");
+  EXPECT_EQ(hydrapack_apply_patch("none", "none.patch", "t", nullptr), HYDRAPACK_NOT_FOUND);
+  EXPECT_STREQ(hydrapack_last_error(), "none.patch: no such file");
+}
+
 TEST(CApi, Generates) {
   NEED_FIXTURES();
   const Opened opened;
