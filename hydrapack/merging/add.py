@@ -11,6 +11,7 @@ from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import ErrorSum, LoraModule, Update, VeraModule
 from hydrapack.bundle.format import Bundle, BundleTask, describe_source
+from hydrapack.bundle.held import laid
 from hydrapack.bundle.merged import Merged, MergedVera, stored_values
 from hydrapack.merging.method import MergeOptions, fit_head
 from hydrapack.merging.modules import check_any
@@ -72,7 +73,7 @@ def add(
     for name, module in bundle.modules.items():
         update = _update(adapter, name, module)
         new = fit_head(update, module).float()
-        modules[name] = extended = _with_head(module, new)
+        modules[name] = extended = laid(_with_head(module, new))
         own = error.add(update, module.shared(), extended.head(module.choices))
         errors[name] = [*info.module_errors[name], own]
         anew = _remerged(module, update)
@@ -95,7 +96,7 @@ def add(
         }
     )
     return Extension(
-        bundle=Bundle(new_info, modules).as_read(),
+        bundle=Bundle(new_info, modules),
         relative_error=task.relative_error,
         remerge_relative_error=again.relative,
     )
