@@ -33,17 +33,18 @@ def one_thread() -> Iterator[None]:
 
 
 def in_parallel(
-    function: Callable[[One], Made], items: Iterable[One], most: int = THREADS
+    function: Callable[[One], Made], items: Iterable[One], most: int | None = None
 ) -> Iterator[Made]:
-    """``function`` of each item, in order, on up to ``most`` threads with one thread of torch each.
+    """``function`` of each item, in order, on so many threads, each with one thread of torch.
 
-    No more results than threads are made ahead of whoever takes them.
+    Threads are ``THREADS``, or ``most`` if that is less; no more results than threads are made
+    ahead of whoever takes them.
     """
-    if min(most, THREADS) < 2:
+    count = THREADS if most is None else min(most, THREADS)
+    if count < 2:
         yield from map(function, items)
         return
     running: deque[Future[Made]] = deque()
-    count = min(most, THREADS)
     with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             for item in items:
