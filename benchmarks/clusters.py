@@ -17,8 +17,9 @@ import torch
 
 from hydrapack.adapters.update import LoraModule, difference_norm
 from hydrapack.bundle.stored import store
-from hydrapack.merging.assignment import assign, joint
+from hydrapack.merging.assignment import assign
 from hydrapack.merging.method import MergeOptions
+from hydrapack.merging.span import core_of
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.program.quantized import Precision
 
@@ -50,7 +51,7 @@ def made(structure: str, seed: int = 0) -> list[LoraModule]:
 
 def stored(updates: list[LoraModule], clusters: int, size: int) -> tuple[int, float]:
     """Bytes and relative error with R = Q = ``size`` in each cluster."""
-    route = assign([joint(updates)], MergeOptions(clusters, RANK))
+    route = assign([core_of(updates, RANK)], MergeOptions(clusters, RANK))
     total, lost = 0, 0.0
     for cluster in range(clusters):
         own = [update for update, at in zip(updates, route, strict=True) if at == cluster]

@@ -1,6 +1,7 @@
 """Merging measured: time, peak memory and errors of the methods.
 
     python benchmarks/merge.py shapes      # Llama-3.2-1B shapes, made adapters
+    python benchmarks/merge.py many        # N = 5 to 1,000 from the disk (20 GB in TMPDIR)
     python benchmarks/merge.py methods     # spectral against hydraopt on the five example adapters
     python benchmarks/merge.py two-sided   # a common output basis against M heads, at equal size
     python benchmarks/merge.py budget      # the planner against one choice for all modules
@@ -11,11 +12,14 @@ with a common start, rank 32: they serve time and memory only.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
 import resource
+import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -88,6 +92,91 @@ def shapes() -> None:
             f"| {count} | {targets} | {heads} | {seconds:.1f} | {gigabytes:.2f} | {size:.2f} |",
             flush=True,
         )
+
+
+DISTINCT = 500
+"""Adapters that are written; further ones are links to these, to stay within 20 GB."""
+
+
+def write_adapters(folder: Path, start: int, count: int) -> list[str]:
+    """PEFT folders of adapters as of ``made_adapters``; those before ``start`` are there."""
+    from safetensors.torch import save_file
+
+    from hydrapack.program.layout import module_name
+
+    rank, config = 32, {"peft_type": "LORA", "r": 32, "lora_alpha": 32}
+    config |= {"base_model_name_or_path": "made", "target_modules": ["q_proj"]}
+    common = torch.Generator().manual_seed(0)
+    starts = [torch.randn(rank, 2048, generator=common) for _ in range(LAYERS * len(WIDTHS))]
+    for k in range(start, count):
+        own = folder / f"t{k:04}"
+        own.mkdir()
+        (own / "adapter_config.json").write_text(json.dumps(config))
+        weights = own / "adapter_model.safetensors"
+        if k >= DISTINCT:
+            weights.hardlink_to(folder / f"t{k - DISTINCT:04}" / weights.name)
+            continue
+        generator, tensors = torch.Generator().manual_seed(k + 1), {}
+        for i, a in enumerate(starts):
+            target = list(WIDTHS)[i % len(WIDTHS)]
+            name = f"base_model.model.{module_name(i // len(WIDTHS), target)}.lora_"
+            a = a + 0.3 * torch.randn(a.shape, generator=generator)
+            b = torch.randn(WIDTHS[target][0], rank, generator=generator)
+            tensors |= {f"{name}A.weight": a.bfloat16(), f"{name}B.weight": b.bfloat16()}
+        save_file(tensors, weights)
+    return [str(folder / f"t{k:04}") for k in range(start, count)]
+
+
+def time_many(folders: list[str], options: dict[str, object], out: str | None):
+    """Seconds, CPU seconds and peak bytes above the imports; bytes of the saved bundle."""
+    import hydrapack
+
+    def spent() -> float:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return used.ru_utime + used.ru_stime
+
+    merge, imported = hydrapack.merge, peak_bytes()
+    started, before = time.monotonic(), spent()
+    made = merge(folders, **options)
+    size = 0
+    if out is not None:
+        made.save(out)
+        size = sum(file.stat().st_size for file in Path(out).iterdir())
+    seconds, cpu = time.monotonic() - started, spent() - before
+    return seconds, cpu, peak_bytes() - imported, size
+
+
+def many() -> None:
+    """From the folders to the bundle, saved where the disk has room for it."""
+    print("| N | heads | s | CPU s | CPU s a task | peak MB above imports | bundle MB |")
+    print("|---|---|---|---|---|---|---|")
+    times: dict[str, list[tuple[int, float]]] = {}
+    kinds = (
+        ("M = N", {}, 1000),
+        ("two-sided", {"method": "two-sided"}, 1000),
+        ("M = 4", {"heads": 4}, 200),
+    )
+    with tempfile.TemporaryDirectory(prefix="hydrapack-many-") as temporary:
+        folders: list[str] = []
+        for label, options, most in kinds:
+            for count in [n for n in (5, 8, 40, 200, 1000) if n <= most]:
+                if count > len(folders):
+                    folders += write_adapters(Path(temporary), len(folders), count)
+                out = f"{temporary}/bundle" if count <= DISTINCT or label != "M = N" else None
+                seconds, cpu, peak, size = apart(time_many, folders[:count], options, out)
+                shutil.rmtree(f"{temporary}/bundle", ignore_errors=True)
+                times.setdefault(label, []).append((count, cpu))
+                print(
+                    f"| {count} | {label} | {seconds:.1f} | {cpu:.1f} | {cpu / count:.2f} | "
+                    f"{peak / 1e6:.0f} | {f'{size / 1e6:.0f}' if size else 'not saved'} |",
+                    flush=True,
+                )
+    for label, found in times.items():
+        slopes = [
+            f"N^{math.log(more / less) / math.log(high / low):.2f} from {low} to {high}"
+            for (low, less), (high, more) in itertools.pairwise(found)
+        ]
+        print(f"\n{label}: CPU seconds grow as {', '.join(slopes)}.")
 
 
 def example_adapters():
@@ -264,8 +353,14 @@ def budget() -> None:
 
 
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or ["shapes", "methods", "two-sided", "budget"]
+    wanted = sys.argv[1:] or ["shapes", "many", "methods", "two-sided", "budget"]
     for name in wanted:
         print(f"\n$ python benchmarks/merge.py {name}\n", flush=True)
         print(json.dumps({"cores": torch.get_num_threads(), "torch": torch.__version__}), "\n")
-        {"shapes": shapes, "methods": methods, "two-sided": two_sided, "budget": budget}[name]()
+        {
+            "shapes": shapes,
+            "many": many,
+            "methods": methods,
+            "two-sided": two_sided,
+            "budget": budget,
+        }[name]()

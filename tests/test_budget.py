@@ -19,7 +19,8 @@ from hydrapack.merging.hulls import buy, lower_hull, steps_of
 from hydrapack.merging.method import MergeOptions
 from hydrapack.merging.plan import Planner, Request
 from hydrapack.merging.planned import merge_budget, merge_plan, merge_target
-from hydrapack.merging.two_sided import core_of, merge_two_sided
+from hydrapack.merging.span import core_of
+from hydrapack.merging.two_sided import inputs_of, merge_two_sided, outputs_of
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import pack
 from hydrapack.support.errors import HydrapackError
@@ -60,9 +61,9 @@ def test_two_sided_beats_any_alternation_step():
     for update, head in zip(updates, merged.assignment, strict=True):
         C = merged.U.double().T @ dense(update) @ merged.A.double().T
         torch.testing.assert_close(merged.heads[head], C.float(), atol=1e-5, rtol=1e-5)
-    core = core_of(updates, MergeOptions(3, 4))
-    cores = core.projected(core.left(None, 99), core.right(None, 99))
-    kept = cores.square().sum(0).cumsum(0).cumsum(1)
+    cores = core_of(updates, 4).cores
+    bases = outputs_of(cores, None, 99), inputs_of(cores, None, 99)
+    kept = (bases[0].T @ cores @ bases[1]).square().sum(0).cumsum(0).cumsum(1)
     whole = sum(float(dense(u).square().sum()) for u in updates)
     assert squared_error(updates, merged) <= whole - float(kept[4, 3]) + 1e-9
     assert float(kept[-1, -1]) == pytest.approx(whole)

@@ -16,6 +16,8 @@ from hydrapack.support.errors import Invalid
 class Adapter:
     """A task's adapter: ``modules`` by the linear's name in the base model.
 
+    LoRA's matrices stay in their file, which must lie there unchanged while the adapter is in use.
+
     >>> adapter = hydrapack.Adapter.load("adapters/grammar")
     >>> adapter.task, adapter.rank, len(adapter.modules)
     ('grammar', 4, 8)
@@ -53,7 +55,7 @@ class Adapter:
     @property
     def parameters(self) -> int:
         """Values the adapter stores (VeRA: the common frozen A and B apart)."""
-        return sum(t.numel() for m in self.modules.values() for t in m.trained)
+        return sum(module.values for module in self.modules.values())
 
 
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")

@@ -12,6 +12,7 @@ from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.read import read_adapter
 from hydrapack.adapters.update import VeraModule
 from hydrapack.support.errors import Invalid, Mismatch
+from hydrapack.support.threads import in_parallel
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # Parts of names that come, go and change places as transformers renames a model's modules.
@@ -32,15 +33,16 @@ def read_adapters(
             or revisions, with a module of different shapes, or with none in common.
     """
     found: list[Adapter] = []
-    for one in adapters:
-        adapter = one if isinstance(one, Adapter) else _read(str(one))
-        if adapter.task in [other.task for other in found]:
+    names: set[str] = set()
+    for one, adapter in zip(adapters, in_parallel(_read, adapters), strict=True):
+        if adapter.task in names:
             raise Invalid(
                 f"{one if isinstance(one, str) else adapter.folder}: the task name "
                 f"{adapter.task!r} is taken; give another as NAME=DIR"
             )
         if not adapter.modules:
             raise Invalid(f"{adapter.folder}: adapts no module")
+        names.add(adapter.task)
         found.append(adapter)
     if not found:
         raise Invalid("no adapters given: a merge takes one or more")
@@ -48,7 +50,10 @@ def read_adapters(
     return found
 
 
-def _read(argument: str) -> Adapter:
+def _read(one: Adapter | str | Path) -> Adapter:
+    if isinstance(one, Adapter):
+        return one
+    argument = str(one)
     task, separator, folder = argument.partition("=")
     if not separator or Path(argument).is_dir():
         task, folder = Path(argument).absolute().name, argument

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load
 from hydrapack.adapters.peft_config import CONFIG, shown
 from hydrapack.support.digest import bytes_sha256
 from hydrapack.support.errors import Invalid, NotFound
+from hydrapack.support.stored_tensor import StoredTensor, places, readable
 
 WEIGHTS, INDEX = "adapter_model.safetensors", "adapter_model.safetensors.index.json"
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -61,8 +63,22 @@ def check_folder(folder: Path) -> None:
     raise Invalid(f"{folder}: not an adapter folder, it has no {CONFIG}{found}; {wanted}")
 
 
-def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], str, Path]:
-    """The tensors by key, float8 as float32; SHA-256 (hex) of the file or shards; their path.
+@dataclass(frozen=True)
+class Weights:
+    """An adapter's weights, as read to be checked, and where they lie."""
+
+    path: Path
+    """Of the file, or the index of its shards; for messages."""
+    digest: str
+    """SHA-256 (hex) of the file, or of the shards one after another."""
+    tensors: dict[str, torch.Tensor]
+    """By key, float8 as float32."""
+    places: dict[str, StoredTensor]
+    """By key."""
+
+
+def read_weights(folder: Path) -> Weights:
+    """The weights of an adapter folder.
 
     Raises:
         HydrapackError: missing, corrupt, or something else under their name.
@@ -70,7 +86,7 @@ def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], str, Path]:
     path = folder / WEIGHTS
     if path.exists():
         data = _read(path)
-        return _tensors(path, data), bytes_sha256(data), path
+        return Weights(path, bytes_sha256(data), *_tensors(path, data))
     if (folder / INDEX).exists():
         return _read_shards(folder / INDEX)
     if (folder / "adapter_model.bin").exists():
@@ -91,7 +107,7 @@ def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], str, Path]:
     raise NotFound(f"{path}: missing; {folder} is not a complete PEFT adapter")
 
 
-def _read_shards(index: Path) -> tuple[dict[str, torch.Tensor], str, Path]:
+def _read_shards(index: Path) -> Weights:
     data = _read(index)[:_MAX_INDEX]
     try:
         content = json.loads(data)
@@ -100,6 +116,7 @@ def _read_shards(index: Path) -> tuple[dict[str, torch.Tensor], str, Path]:
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise Invalid(f"{index}: is no index of shards with a weight_map") from error
     tensors: dict[str, torch.Tensor] = {}
+    lie: dict[str, StoredTensor] = {}
     digest = hashlib.sha256()
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.isprintable():
@@ -109,14 +126,16 @@ def _read_shards(index: Path) -> tuple[dict[str, torch.Tensor], str, Path]:
             raise NotFound(f"{path}: missing; {index.name} names it: download all shards")
         data = _read(path)
         digest.update(data)
-        for key, tensor in _tensors(path, data).items():
+        found, there = _tensors(path, data)
+        for key in found:
             if names.get(key) != shard:
                 raise Invalid(f"{path}: key {key!r} is not where {index.name} has it")
-            tensors[key] = tensor
+        tensors |= found
+        lie |= there
     missing = sorted(set(names) - set(tensors))
     if missing:
         raise Invalid(f"{index}: weight_map: {missing[0]!r} is not in {names[missing[0]]}")
-    return tensors, digest.hexdigest(), index
+    return Weights(index, digest.hexdigest(), tensors, lie)
 
 
 def _read(path: Path) -> bytes:
@@ -147,7 +166,7 @@ def check_content(path: Path, start: bytes) -> None:
         )
 
 
-def _tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
+def _tensors(path: Path, data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, StoredTensor]]:
     try:
         tensors = load(data)
     except KeyError as error:
@@ -155,5 +174,5 @@ def _tensors(path: Path, data: bytes) -> dict[str, torch.Tensor]:
     except (SafetensorError, ValueError, RuntimeError, TypeError) as error:
         why = " ".join(str(error).split())
         raise Invalid(f"{path}: corrupt or truncated safetensors: {why}") from error
-    # torch has no isfinite, minimum or product of float8.
-    return {key: t.float() if "float8" in str(t.dtype) else t for key, t in tensors.items()}
+    lie = places(path, data, tensors)
+    return {key: readable(tensor) for key, tensor in tensors.items()}, lie

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydrapack.adapters.adapter import Adapter
-from hydrapack.adapters.files import check_folder, read_weights
+from hydrapack.adapters.files import Weights, check_folder, read_weights
 from hydrapack.adapters.lora import read_lora
 from hydrapack.adapters.peft_config import read_config
 from hydrapack.adapters.prompt import check_template
 from hydrapack.adapters.task_settings import TASK_FILE, TaskSettings
+from hydrapack.adapters.update import LoraModule, StoredLora, Update
 from hydrapack.adapters.vera import read_vera
 from hydrapack.support.errors import HydrapackError, Invalid
 from hydrapack.support.schema import read_model
@@ -26,9 +27,9 @@ def read_adapter(folder: Path, task: str) -> Adapter:
     """
     check_folder(folder)
     config = read_config(folder)
-    tensors, digest, path = read_weights(folder)
+    weights = read_weights(folder)
     kind = config["peft_type"].upper()
-    modules = READERS[kind](tensors, config, path)
+    modules = READERS[kind](weights.tensors, config, weights.path)
     ranks = [m.A.shape[0] for m in modules.values()]
     revision = config.get("revision") or ""
     return Adapter(
@@ -38,12 +39,25 @@ def read_adapter(folder: Path, task: str) -> Adapter:
         base_model=config.get("base_model_name_or_path") or "",
         rank=max(ranks),
         alpha=float(config.get("lora_alpha", 8)) if kind == "LORA" else float(max(ranks)),
-        digest=digest,
-        modules=modules,
+        digest=weights.digest,
+        modules=_in_file(modules, weights),
         settings=_read_settings(folder),
         task_type=config.get("task_type"),
         revision="" if revision == "main" else revision,
     )
+
+
+def _in_file(modules: dict[str, Update], weights: Weights) -> dict[str, Update]:
+    """The modules with LoRA's matrices left in their file."""
+    keys = {id(tensor): key for key, tensor in weights.tensors.items()}
+    return {
+        name: StoredLora(
+            weights.places[keys[id(module.A)]], weights.places[keys[id(module.B)]], module.scaling
+        )
+        if isinstance(module, LoraModule)
+        else module
+        for name, module in modules.items()
+    }
 
 
 def _read_settings(folder: Path) -> TaskSettings:

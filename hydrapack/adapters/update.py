@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from hydrapack.support.stored_tensor import StoredTensor
+
 
 @dataclass(frozen=True)
 class LoraModule:
@@ -30,6 +32,11 @@ class LoraModule:
         return self.A.shape[0]
 
     @property
+    def values(self) -> int:
+        """Of A and B."""
+        return self.A.numel() + self.B.numel()
+
+    @property
     def trained(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What training changed, float32: A, which a merge shares, and B."""
         return self.A.float(), self.B.float()
@@ -49,6 +56,69 @@ class LoraModule:
     def absent(self) -> LoraModule:
         """The update of a task that leaves this linear alone."""
         return LoraModule(self.A[:0], self.B[:, :0])
+
+
+@dataclass(frozen=True)
+class StoredLora:
+    """A LoRA update that stays in its file: its matrices are read each time they are asked for."""
+
+    place_a: StoredTensor
+    place_b: StoredTensor
+    scaling: float = 1.0
+
+    def read(self) -> LoraModule:
+        """The update in memory.
+
+        Raises:
+            HydrapackError: the file was changed or removed since it was checked.
+        """
+        return LoraModule(self.place_a.read(), self.place_b.read(), self.scaling)
+
+    @property
+    def A(self) -> torch.Tensor:
+        """(rank, d_in), as in the file."""
+        return self.place_a.read()
+
+    @property
+    def B(self) -> torch.Tensor:
+        """(d_out, rank), as in the file."""
+        return self.place_b.read()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the linear."""
+        return self.place_b.shape[0], self.place_a.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return self.place_a.shape[0]
+
+    @property
+    def values(self) -> int:
+        """Of A and B."""
+        return self.rank * sum(self.shape)
+
+    @property
+    def trained(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What training changed, float32: A, which a merge shares, and B."""
+        return self.read().trained
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and the scaled B, float64: the update is B @ A."""
+        return self.read().factors()
+
+    def expand(self, A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A merged A and head as the two factors of an update: themselves."""
+        return A, B
+
+    def times(self, factor: float) -> StoredLora:
+        """The update times ``factor``."""
+        return replace(self, scaling=self.scaling * factor)
+
+    def absent(self) -> LoraModule:
+        """The update of a task that leaves this linear alone."""
+        return self.read().absent()
 
 
 @dataclass(frozen=True)
@@ -76,6 +146,11 @@ class VeraModule:
         return self.d.shape[0] if self.d.any() else 0
 
     @property
+    def values(self) -> int:
+        """Of d and b."""
+        return self.d.numel() + self.b.numel()
+
+    @property
     def trained(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What training changed, float32: d, which a merge shares, and b."""
         return self.d.float(), self.b.float()
@@ -97,7 +172,7 @@ class VeraModule:
         return VeraModule(torch.zeros_like(self.d), torch.zeros_like(self.b), self.A, self.B)
 
 
-Update = LoraModule | VeraModule
+Update = LoraModule | StoredLora | VeraModule
 
 
 def inner_product(
@@ -135,7 +210,14 @@ class ErrorSum:
         Returns:
             the relative error of this one.
         """
-        difference, own = difference_norm(update, A, B)
+        return self.count(*difference_norm(update, A, B))
+
+    def count(self, difference: float, own: float) -> float:
+        """Count one update by the norms of ``difference_norm``.
+
+        Returns:
+            its relative error.
+        """
         self.lost += difference**2
         self.whole += own**2
         return difference / own if own else difference

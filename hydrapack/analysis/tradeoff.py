@@ -20,10 +20,11 @@ from hydrapack.analysis.findings import Point
 from hydrapack.analysis.plots import plot_tradeoff
 from hydrapack.bundle.merged import Merged, MergedModule, stored_values
 from hydrapack.bundle.stored import store
-from hydrapack.merging.assignment import assign, joint
+from hydrapack.merging.assignment import assign
 from hydrapack.merging.method import MergeOptions, divided, with_sizes
 from hydrapack.merging.modules import module_names, module_seed, module_updates
 from hydrapack.merging.objective import task_sizes
+from hydrapack.merging.span import core_of
 from hydrapack.merging.spectral import fit
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.merging.uniform import merge_adapters
@@ -146,7 +147,7 @@ def tradeoff(
         updates = module_updates(adapters, name)
         values += sum(updates[0].shape)
         sized = divided(updates, sizes)
-        problem = joint(sized)
+        problem = core_of(sized, max(own, *ranks))
         for head_count in range(1, count + 1):
             options = MergeOptions(head_count, own, module_seed(seed, name))
             assignment = assign([problem], options)

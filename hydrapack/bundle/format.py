@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,16 +11,18 @@ from typing import Annotated, Literal
 import torch
 from pydantic import ConfigDict, Field
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.task_settings import TaskSettings
+from hydrapack.bundle.held import HeldModules, laid
 from hydrapack.bundle.merged import LOST, Merged, MergedModule, MergedVera, Objective
 from hydrapack.program.quantized import BitWidth
 from hydrapack.support.atomic import new_directory
 from hydrapack.support.digest import bytes_sha256
 from hydrapack.support.errors import Invalid, Mismatch, NotFound, reading
 from hydrapack.support.schema import Digest, Strict, read_model
+from hydrapack.support.stored_tensor import write_tensors
 
 TENSORS, DESCRIPTION = "bundle.safetensors", "bundle.json"
 
@@ -115,7 +116,7 @@ class Bundle:
     """
 
     info: BundleInfo
-    modules: dict[str, Merged]
+    modules: Mapping[str, Merged]
     planned_bytes: int | None = None
     """Of ``adapters.pte``, at most, where a plan chose the bits; not saved."""
     absent: Mapping[str, list[str]] = field(default_factory=dict)
@@ -177,11 +178,9 @@ class Bundle:
         Raises:
             HydrapackError: the target cannot be written.
         """
-        data = save(_tensors(self.modules))
-        digest = bytes_sha256(data)
-        file = BundleFile(**dict(self.info), tensors_sha256=digest)
         with new_directory(Path(target)) as partial:
-            (partial / TENSORS).write_bytes(data)
+            digest = write_tensors(partial / TENSORS, _tensors(self.modules))
+            file = BundleFile(**dict(self.info), tensors_sha256=digest)
             (partial / DESCRIPTION).write_text(
                 file.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n"
             )
@@ -211,15 +210,6 @@ class Bundle:
         _check(info, modules, folder)
         return cls(info, modules)
 
-    def as_read(self) -> Bundle:
-        """The same with its tensors lying as in a file.
-
-        The last bits of a sum depend on where its numbers lie: what is packed then has the same
-        bytes, whether the bundle was saved in between or not.
-        """
-        tensors = _as_in_file(save(_tensors(self.modules)))
-        return replace(self, modules=_modules(self.info, tensors, Path()))
-
 
 _DIGEST = "tensors_sha256"
 
@@ -243,18 +233,19 @@ def read_description(folder: Path) -> BundleFile:
     return read_model(folder / DESCRIPTION, BundleFile, "; is it a bundle?")
 
 
-def _tensors(modules: dict[str, Merged]) -> dict[str, torch.Tensor]:
-    """What bundle.safetensors holds, sorted by name."""
+def _tensors(modules: Mapping[str, Merged]) -> dict[str, torch.Tensor]:
+    """What bundle.safetensors holds."""
     tensors: dict[str, torch.Tensor] = {}
-    for name, module in modules.items():
-        tensors |= {f"{name}.{part}": t.contiguous() for part, t in module.tensors.items()}
+    items = modules.unread() if isinstance(modules, HeldModules) else modules.items()
+    for name, module in items:
+        tensors |= {f"{name}.{part}": tensor for part, tensor in module.tensors.items()}
         if module.of:
             tensors[f"{name}.of"] = torch.tensor(module.of, dtype=torch.int64)
         if isinstance(module, MergedVera):
             wide = "vera_B" not in tensors or len(module.B) > len(tensors["vera_B"])
-            tensors["vera_A"] = module.A.float().contiguous()
-            tensors["vera_B"] = module.B.float().contiguous() if wide else tensors["vera_B"]
-    return dict(sorted(tensors.items()))
+            tensors["vera_A"] = module.A.float()
+            tensors["vera_B"] = module.B.float() if wide else tensors["vera_B"]
+    return tensors
 
 
 def _read_tensors(folder: Path, sha256: str) -> dict[str, torch.Tensor]:
@@ -268,28 +259,15 @@ def _read_tensors(folder: Path, sha256: str) -> dict[str, torch.Tensor]:
             f"that {DESCRIPTION} names: the file was changed or cut; merge again"
         )
     try:
-        return _as_in_file(data)
+        return load(data)
     except SafetensorError as error:
         raise Invalid(f"{path}: cannot be read: {error}") from error
 
 
-def _as_in_file(data: bytes) -> dict[str, torch.Tensor]:
-    """The tensors in the bytes of a safetensors file, each as far from a memory page as there."""
-    tensors = load(data)
-    start = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:start])
-    whole = torch.empty(len(data), dtype=torch.uint8)
-    for name, tensor in tensors.items():
-        first, last = (start + offset for offset in header[name]["data_offsets"])
-        if first % tensor.element_size() == 0:
-            place = whole[first:last].view(tensor.dtype).view(tensor.shape)
-            tensors[name] = place.copy_(tensor)
-    return tensors
-
-
 def _modules(info: BundleInfo, tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, Merged]:
     modules = {
-        name: _module(info, index, name, tensors, folder) for index, name in enumerate(info.modules)
+        name: laid(_module(info, index, name, tensors, folder))
+        for index, name in enumerate(info.modules)
     }
     if tensors:
         raise Invalid(f"{folder / TENSORS}: {sorted(tensors)[0]}: belongs to no module")
@@ -339,7 +317,7 @@ def _module(
     )
 
 
-def _check(info: BundleInfo, modules: dict[str, Merged], folder: Path) -> None:
+def _check(info: BundleInfo, modules: Mapping[str, Merged], folder: Path) -> None:
     path = folder / DESCRIPTION
     if len(modules) != len(info.modules):
         raise Invalid(f"{path}: modules: a name twice")

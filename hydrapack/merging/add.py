@@ -14,6 +14,7 @@ from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import check_base, check_kind, read_adapters
 from hydrapack.adapters.update import ErrorSum, LoraModule, Update, VeraModule, difference_norm
 from hydrapack.bundle.format import Bundle, BundleTask, describe_source
+from hydrapack.bundle.held import laid
 from hydrapack.bundle.merged import Merged, MergedModule, MergedVera, stored_values
 from hydrapack.merging.method import MergeOptions, fit_head
 from hydrapack.merging.program_size import adapters_bytes
@@ -133,11 +134,11 @@ def _extended(
     info = bundle.info
     updates = {name: _update(adapter, name, module) for name, module in bundle.modules.items()}
     grown = {
-        name: _with_head(module, fit_head(updates[name], module).float())
+        name: laid(_with_head(module, fit_head(updates[name], module).float()))
         for name, module in bundle.modules.items()
     }
     fits = budget is None or _fits(bundle, grown, budget)
-    modules: dict[str, Merged] = grown if fits else bundle.modules
+    modules: Mapping[str, Merged] = grown if fits else bundle.modules
     errors: dict[str, list[float]] = {}
     route: list[int] = []
     error, alone, again = ErrorSum(), ErrorSum(), ErrorSum()
@@ -169,7 +170,7 @@ def _extended(
         }
     )
     return Extension(
-        bundle=Bundle(new_info, modules).as_read(),
+        bundle=Bundle(new_info, modules),
         relative_error=task.relative_error,
         remerge_relative_error=again.relative,
         own_head_relative_error=alone.relative,

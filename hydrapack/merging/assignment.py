@@ -1,78 +1,47 @@
-"""Which tasks share a head: a module's updates as one small problem, Lloyd's iterations on it.
+"""Which tasks share a head: Lloyd's iterations on a module's updates as one small problem.
 
-All distances come from the N x N inner products of the updates, so no d_out x d_in matrix is
-formed.
+All distances come from the N x N inner products of the updates' cores.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from hydrapack.adapters.update import Update
 from hydrapack.merging.method import MergeOptions
+from hydrapack.merging.span import Core, core_of, top_eigenvectors
 
 STARTS = 32
 REFINED = 2
 MAX_ROUNDS = 50
 
 
-@dataclass(frozen=True)
-class Joint:
-    """One module's updates in the span of all its A's, float64.
-
-    ``basis`` (d_in, P) is orthonormal; task k's A is ``inner[:, k's columns].T @ basis.T``;
-    ``outer`` (sum of ranks)^2 is the Gram matrix of the scaled B's.
-    """
-
-    basis: torch.Tensor
-    inner: torch.Tensor
-    outer: torch.Tensor
-    owner: torch.Tensor
-    """Which task each column belongs to."""
-
-    def products(self, projection: torch.Tensor | None = None) -> torch.Tensor:
-        """Inner products (N, N) of the updates, projected on (P, rank) orthonormal columns."""
-        inner = self.inner if projection is None else projection.T @ self.inner
-        tasks = torch.nn.functional.one_hot(self.owner).to(inner.dtype)
-        return tasks.T @ ((inner.T @ inner) * self.outer) @ tasks
-
-    def gram(self, shares: torch.Tensor) -> torch.Tensor:
-        """Gram matrix (P, P) of the heads, each counted with its tasks' weight.
-
-        ``shares`` (N, M) is w_k / sqrt(weight of the head) where task k has the head, else 0.
-        """
-        pairs = (shares @ shares.T)[self.owner][:, self.owner]
-        return self.inner @ (self.outer * pairs) @ self.inner.T
+def route(updates: Sequence[Update], options: MergeOptions) -> tuple[int, ...]:
+    """Each task's head in one module: as ``options`` say, or the best one found."""
+    if options.assignment is not None:
+        return options.assignment
+    if options.head_count in (1, len(updates)):
+        return _plain(options.head_count, len(updates))
+    return assign([core_of(updates, options.rank)], options)
 
 
-def joint(updates: Sequence[Update]) -> Joint:
-    """The updates of one module, some perhaps of rank 0, as one small problem."""
-    factors = [u.factors() for u in updates]
-    basis, inner = torch.linalg.qr(torch.cat([A for A, _ in factors]).T)
-    outer = torch.cat([B for _, B in factors], 1)
-    owner = torch.cat([torch.full((len(A),), k) for k, (A, _) in enumerate(factors)])
-    # A task without this module still needs its row in the one-hot matrix of tasks.
-    missing = len(updates) - 1 - int(owner.max()) if len(owner) else len(updates)
-    if missing > 0:
-        padding = (0, 1)
-        inner = torch.nn.functional.pad(inner, padding)
-        outer = torch.nn.functional.pad(outer, padding)
-        owner = torch.cat([owner, torch.tensor([len(updates) - 1])])
-    return Joint(basis, inner, outer.T @ outer, owner)
+def _plain(heads: int, count: int) -> tuple[int, ...]:
+    """One head for all, or one for each."""
+    return tuple(range(count)) if heads == count else (0,) * count
 
 
-def assign(problems: Sequence[Joint], options: MergeOptions) -> tuple[int, ...]:
+def assign(problems: Sequence[Core], options: MergeOptions) -> tuple[int, ...]:
     """Each task's head, one for all of ``problems``, of lowest squared error found.
 
     Lloyd's iterations on the whole updates from many seeded starts, which cost next to nothing;
     the best few are refined with A refitted in every round.
     """
-    count = int(problems[0].owner.max()) + 1
+    count = len(problems[0].cores)
     if options.head_count in (1, count):
-        return tuple(range(count)) if options.head_count == count else (0,) * count
+        return _plain(options.head_count, count)
     whole = sum((p.products() for p in problems), torch.zeros(1, dtype=torch.float64))
     weights = weight_vector(options, count)
     generator = torch.Generator().manual_seed(options.seed)
@@ -97,7 +66,7 @@ def assign(problems: Sequence[Joint], options: MergeOptions) -> tuple[int, ...]:
 
 
 def _refine(
-    problems: Sequence[Joint], start: tuple[int, ...], weights: torch.Tensor, options: MergeOptions
+    problems: Sequence[Core], start: tuple[int, ...], weights: torch.Tensor, options: MergeOptions
 ) -> tuple[tuple[int, ...], float]:
     """Lloyd's rounds with A refitted; the assignment and the squared norm it keeps."""
     best, most, assignment = start, float("-inf"), start
@@ -114,14 +83,6 @@ def _refine(
         best, most = assignment, kept
         assignment = _move(products, assignment, weights, options.head_count)
     return best, most
-
-
-def top_eigenvectors(gram: torch.Tensor, rank: int) -> torch.Tensor:
-    """Eigenvectors (P, at most rank) of the largest eigenvalues, largest first."""
-    vectors = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank]
-    # An eigenvector's sign is arbitrary; fix it, so that the same input gives the same bytes.
-    largest = vectors.abs().argmax(0, keepdim=True)
-    return vectors * torch.sign(vectors.gather(0, largest))
 
 
 def weight_vector(options: MergeOptions, count: int) -> torch.Tensor:
@@ -172,10 +133,13 @@ def _move(
 def _fill_empty(distances: torch.Tensor) -> list[int]:
     """The nearest head of each task; a head without any takes the task served worst elsewhere."""
     filled: list[int] = distances.argmin(1).tolist()
+    used = Counter(filled)
     for head in range(distances.shape[1]):
-        if head not in filled:
-            movable = [k for k, a in enumerate(filled) if filled.count(a) > 1]
-            filled[max(movable, key=lambda k: float(distances[k, filled[k]]))] = head
+        if head not in used:
+            movable = [k for k, a in enumerate(filled) if used[a] > 1]
+            worst = max(movable, key=lambda k: float(distances[k, filled[k]]))
+            used.subtract([filled[worst]])
+            filled[worst], used[head] = head, 1
     return filled
 
 

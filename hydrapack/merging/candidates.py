@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hydrapack.adapters.update import Update
-from hydrapack.merging.assignment import assign, joint
+from hydrapack.adapters.update import Update, inner_product
+from hydrapack.merging.assignment import assign
 from hydrapack.merging.method import MergeOptions
+from hydrapack.merging.span import Core, core_of
 from hydrapack.merging.spectral import fit
-from hydrapack.merging.two_sided import core_of
+from hydrapack.merging.two_sided import inputs_of, outputs_of
 from hydrapack.program.quantized import (
     SCALE_BYTES,
     core_bits,
@@ -52,6 +53,11 @@ def steps_to(largest: int) -> list[int]:
     return sorted({r for r in (*FINE, *coarse, largest) if r <= largest})
 
 
+def _counts(tasks: int) -> list[int]:
+    """Numbers of heads offered: every one of few tasks, else as ``steps_to``."""
+    return list(range(1, tasks + 1)) if tasks <= FINE[-1] else steps_to(tasks)
+
+
 @dataclass(frozen=True)
 class _Errors:
     """Squared errors of the tasks, and what they weigh."""
@@ -77,14 +83,16 @@ def candidates(
         options: ``head_count`` N, ``rank`` the largest R, ``seed``, ``weights``.
         widths: bits a value.
     """
-    problem = joint(updates)
+    problem = core_of(updates, options.rank)
     weights = torch.tensor([options.weight(k) for k in range(len(updates))], dtype=torch.float64)
-    errors = _Errors(problem.products().diagonal(), weights)
+    squares = [inner_product(A, B, A, B) for A, B in (u.factors() for u in updates)]
+    errors = _Errors(torch.stack(squares), weights)
     found = []
-    for head_count in range(1, options.head_count + 1):
+    for head_count in _counts(options.head_count):
         now = replace(options, head_count=head_count)
         assignment = assign([problem], now)
         A, B = fit(problem, updates, assignment, now)
+        B = B.double()
         route = torch.tensor(assignment)
         # By task and rank: what its head shares with it, and the head's own energy.
         own = torch.stack([b @ (a @ A.T) for a, b in (u.factors() for u in updates)])
@@ -102,17 +110,17 @@ def candidates(
                 size += SCALE_BYTES * len(updates) * (head_count < len(updates))
                 lost = (fitted + noise)[:, rank - 1]
                 found.append(errors.choice(size, lost, (head_count, rank, 0, bits), assignment))
-    return sorted(found + _two_sided(updates, options, widths, errors))
+    return sorted(found + _two_sided(problem, options, widths, errors))
 
 
 def _two_sided(
-    updates: Sequence[Update], options: MergeOptions, widths: Sequence[int], errors: _Errors
+    core: Core, options: MergeOptions, widths: Sequence[int], errors: _Errors
 ) -> list[Choice]:
-    count = len(updates)
-    core = core_of(updates, options)
-    left, right = core.left(None, 1 << 30), core.right(None, options.rank)
+    count = len(core.cores)
+    weighed = core.cores * errors.weights.sqrt()[:, None, None]
+    left, right = outputs_of(weighed, None, 1 << 30), inputs_of(weighed, None, options.rank)
     U, A = core.output @ left, (core.input @ right).T
-    cores = core.projected(left, right) / errors.weights.sqrt()[:, None, None]
+    cores = left.T @ core.cores @ right
     kept = cores.square().cumsum(1).cumsum(2)
     found = []
     for bits in widths:

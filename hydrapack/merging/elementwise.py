@@ -64,19 +64,20 @@ class Pruned(Elementwise):
             raise Invalid(f"`density` {self.density}: must lie between 0 and 1")
 
 
-Prune = Callable[[torch.Tensor, float], torch.Tensor]
+Prune = Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]
 
 
-def _largest(tensor: torch.Tensor, density: float) -> torch.Tensor:
+def _largest(tensor: torch.Tensor, density: float, generator: torch.Generator) -> torch.Tensor:
     """The tensor with all but its largest values zero."""
     mask = torch.zeros_like(tensor).reshape(-1)
     mask[torch.topk(tensor.abs().reshape(-1), int(density * tensor.numel())).indices] = 1
     return tensor * mask.reshape(tensor.shape)
 
 
-def _drawn(tensor: torch.Tensor, density: float) -> torch.Tensor:
+def _drawn(tensor: torch.Tensor, density: float, generator: torch.Generator) -> torch.Tensor:
     """The tensor with values dropped at random, the others scaled up to keep the mean."""
-    return tensor * torch.bernoulli(torch.full_like(tensor, density)) / density
+    kept = torch.bernoulli(torch.full_like(tensor, density), generator=generator)
+    return tensor * kept / density
 
 
 def _method(name: str, paper: str, prune: Prune | None, elect: bool) -> Method:
@@ -89,10 +90,13 @@ def _method(name: str, paper: str, prune: Prune | None, elect: bool) -> Method:
     """
 
     def combine(
-        tensors: list[torch.Tensor], weights: list[float], own: Elementwise
+        tensors: list[torch.Tensor],
+        weights: list[float],
+        own: Elementwise,
+        generator: torch.Generator,
     ) -> torch.Tensor:
         if prune is not None and isinstance(own, Pruned):
-            tensors = [prune(tensor, own.density) for tensor in tensors]
+            tensors = [prune(tensor, own.density, generator) for tensor in tensors]
         stacked = torch.stack(tensors)
         weighed = stacked * torch.tensor(weights).view(-1, *[1] * (stacked.dim() - 1))
         if not elect:
@@ -111,22 +115,20 @@ def _method(name: str, paper: str, prune: Prune | None, elect: bool) -> Method:
         if any(updates[k].scaling < 0 for k in present):
             raise Invalid(f"{name}: takes no adapter with lora_alpha below 0; merge with spectral")
         weights = [options.weight(k) / (1 if elect else len(updates)) for k in present]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.seed)
-            if own.only_a:
-                shared = combine([updates[k].trained[0] for k in present], weights, own)
-                heads = torch.stack([_own_head(u, updates[present[0]]) for u in updates])
-                kept = merged_like(updates[0], shared, heads, tuple(range(len(updates))))
-                if not own.refit_b:
-                    return kept
-                heads = torch.stack([fit_head(u, kept) for u in updates])
-                return merged_like(updates[0], shared, heads, kept.assignment)
-            roots = [
-                math.sqrt(w * updates[k].scaling) for k, w in zip(present, weights, strict=True)
-            ]
-            A, B = (
-                combine([updates[k].trained[part] for k in present], roots, own) for part in (0, 1)
-            )
+        draws = torch.Generator().manual_seed(options.seed)
+        if own.only_a:
+            shared = combine([updates[k].trained[0] for k in present], weights, own, draws)
+            heads = torch.stack([_own_head(u, updates[present[0]]) for u in updates])
+            kept = merged_like(updates[0], shared, heads, tuple(range(len(updates))))
+            if not own.refit_b:
+                return kept
+            heads = torch.stack([fit_head(u, kept) for u in updates])
+            return merged_like(updates[0], shared, heads, kept.assignment)
+        roots = [math.sqrt(w * updates[k].scaling) for k, w in zip(present, weights, strict=True)]
+        A, B = (
+            combine([updates[k].trained[part] for k in present], roots, own, draws)
+            for part in (0, 1)
+        )
         return merged_like(updates[0], A, B[None], (0,) * len(updates))
 
     return Method(name, paper, merge, merge, Elementwise if prune is None else Pruned)

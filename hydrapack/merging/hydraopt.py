@@ -15,7 +15,7 @@ too, to the root mean square of what they move, so that one default fits every s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -161,13 +161,13 @@ def merge_hydraopt(
 
 
 def assign_hydraopt(
-    modules: Sequence[Sequence[Update]], options: MergeOptions, own: HydraOpt | None = None
+    modules: Iterable[Sequence[Update]], options: MergeOptions, own: HydraOpt | None = None
 ) -> tuple[int, ...]:
     """One head a task for all modules, by Eq. (1) with coefficients that all modules share."""
     own = own or HydraOpt()
     if own.init == "spectral":
         return one_route(modules, options)
-    return _train(modules, options, own)[1]
+    return _train(list(modules), options, own)[1]
 
 
 def _train(

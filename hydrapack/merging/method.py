@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
@@ -22,7 +22,7 @@ def divided(updates: Sequence[Update], sizes: Sequence[float] | None) -> Sequenc
 
 
 def with_sizes(merged: Merged, updates: Sequence[Update], sizes: Sequence[float] | None) -> Merged:
-    """A merge of ``divided(updates, sizes)`` as one of ``updates`` themselves.
+    """A merge of ``divided(updates, sizes)`` as one of ``updates`` themselves; it is used up.
 
     Where every task has a head of its own, the heads are multiplied; else every task gets a factor,
     its size times what brings its head nearest to its update (least squares).
@@ -31,9 +31,10 @@ def with_sizes(merged: Merged, updates: Sequence[Update], sizes: Sequence[float]
         return merged
     count = len(sizes)
     if merged.assignment == tuple(range(count)):
-        factors = torch.tensor(sizes, dtype=torch.float64)
-        heads = merged.heads * factors.view(-1, *[1] * (merged.heads.dim() - 1))
-        return replace(merged, heads=heads.float())
+        # In place: of a thousand tasks the heads are large.
+        for head, size in zip(merged.heads, sizes, strict=True):
+            head.copy_(head.double() * size)
+        return merged
     shared = merged.shared().double()
     found = []
     for update, head, size in zip(updates, merged.assignment, sizes, strict=True):
@@ -132,7 +133,7 @@ class Method:
     """That it minimises, its default first; none for a method that minimises no error."""
     calibrates: bool = False
     """Whether its best A lies in the span of the tasks' A's, as calibration needs it."""
-    route: Callable[[Sequence[Sequence[Any]], MergeOptions, Any], tuple[int, ...]] | None = None
+    route: Callable[[Iterable[Sequence[Any]], MergeOptions, Any], tuple[int, ...]] | None = None
     """One route for all modules, of methods with ``shares``."""
 
     @property

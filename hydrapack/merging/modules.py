@@ -9,13 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from hydrapack.adapters.adapter import Adapter
-from hydrapack.adapters.update import ErrorSum, Update, VeraModule
+from hydrapack.adapters.update import ErrorSum, Update, VeraModule, difference_norm
 from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask, describe_source
+from hydrapack.bundle.held import HeldModules
 from hydrapack.bundle.merged import Merged, Objective, stored_values
 from hydrapack.support.errors import Invalid
 from hydrapack.support.progress import Progress
-from hydrapack.support.threads import one_thread
+from hydrapack.support.threads import in_parallel, one_thread
 from hydrapack.support.version import __version__
+
+ROOM = 1 << 30
+"""Bytes that the modules merged at the same time may take."""
 
 
 @one_thread()
@@ -35,26 +39,35 @@ def merge_modules(
         label: what the bundle calls the method.
         bits: by module, the bits a value that a plan gives it.
     """
-    modules: dict[str, Merged] = {}
+    modules, heads, parameters = HeldModules(), 1, 0
     module_errors: dict[str, list[float]] = {}
+    routes: list[tuple[int, ...]] = []
     sums = [ErrorSum() for _ in adapters]
     names = module_names(adapters)
-    for done, name in enumerate(names):
-        progress(done, len(names), "")
+
+    def one(name: str) -> tuple[Merged, list[tuple[float, float]]]:
         updates = module_updates(adapters, name)
-        modules[name] = merged = merge(name, updates)
+        merged = merge(name, updates)
         if not all(bool(torch.isfinite(t).all()) for t in merged.tensors.values()):
             raise Invalid(f"{name}: the merged values exceed single precision; is an alpha wrong?")
-        shared, heads = merged.shared(), [merged.head(head) for head in merged.assignment]
-        module_errors[name] = [
-            error.add(update, shared, head)
-            for error, update, head in zip(sums, updates, heads, strict=True)
+        shared = merged.shared().double()
+        norms = [
+            difference_norm(update, shared, merged.head(head))
+            for update, head in zip(updates, merged.assignment, strict=True)
         ]
-    progress(len(names), len(names), "")
+        return merged, norms
+
+    made = in_parallel(one, names, _at_once(adapters, rank))
+    for done, (name, (merged, norms)) in enumerate(zip(names, made, strict=True)):
+        modules.add(name, merged)
+        heads, parameters = max(heads, len(merged.heads)), parameters + stored_values([merged])
+        routes.append(merged.assignment)
+        module_errors[name] = [error.count(*pair) for error, pair in zip(sums, norms, strict=True)]
+        progress(done + 1, len(names), "")
     tasks = [
         BundleTask(
             name=adapter.task,
-            route=[module.assignment[k] for module in modules.values()],
+            route=[assignment[k] for assignment in routes],
             relative_error=sums[k].relative,
             settings=adapter.settings,
             source=describe_source(adapter),
@@ -70,16 +83,25 @@ def merge_modules(
         method=label,
         objective=objective,
         seed=seed,
-        heads=max(len(m.heads) for m in modules.values()),
+        heads=heads,
         rank=rank,
         modules=names,
         module_errors=module_errors,
         bits=None if bits is None else {name: bits[name] for name in names},
         tasks=tasks,
-        parameters=stored_values(modules.values()),
+        parameters=parameters,
         baseline_parameters=sum(a.parameters for a in adapters),
     )
-    return Bundle(info, modules).as_read()
+    return Bundle(info, modules)
+
+
+def _at_once(adapters: Sequence[Adapter], rank: int) -> int:
+    """How many modules may be merged at a time: each holds its heads and some Gram matrices."""
+    shapes = {module.shape for adapter in adapters for module in adapter.modules.values()}
+    largest = max(
+        4 * len(adapters) * rank * d_out + 32 * max(d_in, d_out) ** 2 for d_out, d_in in shapes
+    )
+    return max(1, ROOM // largest)
 
 
 def module_names(adapters: Sequence[Adapter]) -> list[str]:

@@ -18,6 +18,7 @@ import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.update import inner_product
+from hydrapack.support.threads import in_parallel
 
 ROUNDS = 8
 
@@ -34,10 +35,11 @@ def task_sizes(adapters: Sequence[Adapter], distance: str = "fro") -> list[float
     Returns:
         a number above 0 for each task; 1 for one without any update.
     """
-    sizes = [
-        sum(_distance(*module.factors(), distance) for module in adapter.modules.values())
-        for adapter in adapters
-    ]
+
+    def size(adapter: Adapter) -> float:
+        return sum(_distance(*module.factors(), distance) for module in adapter.modules.values())
+
+    sizes = list(in_parallel(size, adapters))
     return [(size if distance == "mae" else math.sqrt(size)) or 1.0 for size in sizes]
 
 

@@ -28,7 +28,7 @@ def remove(bundle: Bundle | str | Path, task: str) -> Bundle:
     rest, _ = without(Bundle.of(bundle), task)
     if not rest.tasks:
         raise Invalid(f"`task` {task}: is the bundle's only one; there would be nothing left")
-    return rest.as_read()
+    return rest
 
 
 def without(bundle: Bundle, task: str) -> tuple[Bundle, int]:

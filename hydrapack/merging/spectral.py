@@ -2,35 +2,28 @@
 
 HydraOpt (https://arxiv.org/abs/2507.17706) minimises sum_k d(dW_k, B_k A) over a shared A and the
 heads by gradient descent. With d the squared Frobenius norm and M = N that is a truncated
-eigenproblem. Stack the A_k and take a thin QR, [A_1; ...; A_N]^T = Q R. With K the Gram matrix of
-the stacked B_k, sum_k dW_k^T dW_k = Q (R W R^T) Q^T, where W is K with all but the blocks of one
-task's own set to zero. The best A is the top eigenvectors of R W R^T, mapped back by Q; its rows
-are orthonormal, so the best heads are B_k = dW_k A^T.
+eigenproblem: the best A is the top eigenvectors of sum_k dW_k^T dW_k, which ``span.py`` finds in
+the smaller of two spaces; its rows are orthonormal, so the best heads are B_k = dW_k A^T.
 
-For M < N a head is the weighted mean of its tasks, and W keeps the blocks of tasks that share one.
-Lloyd's iterations (``assignment.py``) alternate between assigning each task to its nearest head and
-refitting.
+For M < N a head is the weighted mean of its tasks. Lloyd's iterations (``assignment.py``) alternate
+between assigning each task to its nearest head and refitting.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from hydrapack.adapters.update import Update
 from hydrapack.bundle.merged import MergedModule
-from hydrapack.merging.assignment import (
-    Joint,
-    assign,
-    joint,
-    members,
-    shares,
-    top_eigenvectors,
-    weight_vector,
-)
+from hydrapack.merging.assignment import assign, members, route, shares, weight_vector
 from hydrapack.merging.method import MergeOptions, Method, Shared
+from hydrapack.merging.span import Core, core_of, leading, rows_of, top_eigenvectors
 from hydrapack.merging.vera import merge_vera
+
+TOGETHER = 1 << 19
+"""Values of the cores of one module, where those of all modules are held at once."""
 
 
 def merge_spectral(updates: Sequence[Update], options: MergeOptions) -> MergedModule:
@@ -41,47 +34,73 @@ def merge_spectral(updates: Sequence[Update], options: MergeOptions) -> MergedMo
         options: ``head_count`` M from 1 to N, ``rank`` R of A (cut to the updates' joint rank),
             ``seed`` of the starts when M < N, ``weights``, ``assignment``.
     """
-    problem = joint(updates)
-    assignment = options.assignment or assign([problem], options)
-    A, heads = fit(problem, updates, assignment, options)
-    return MergedModule(A.float(), heads.float(), assignment)
+    assignment = route(updates, options)
+    A = _shared(updates, assignment, options)
+    return MergedModule(A.float(), heads_for(A, updates, assignment, options), assignment)
 
 
 def fit(
-    problem: Joint,
-    updates: Sequence[Update],
-    assignment: tuple[int, ...],
-    options: MergeOptions,
+    problem: Core, updates: Sequence[Update], assignment: tuple[int, ...], options: MergeOptions
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best A (rank, d_in) and heads (M, d_out, rank) for an assignment, float64.
+    """The best A (rank, d_in), float64, in the span of ``problem``, and its heads.
 
-    ``problem`` is ``joint(updates)``; the rank is ``options.rank``, cut to the heads' joint rank.
-    The best A and heads of a smaller rank are the first rows and columns of these.
+    The rank is ``options.rank``, cut to the span. A smaller rank's best A and heads are the first
+    rows and columns of these.
     """
     weights = weight_vector(options, len(updates))
     gram = problem.gram(shares(assignment, weights, options.head_count))
-    vectors = top_eigenvectors(gram, options.rank)
-    vectors = vectors[:, : _spanned(gram, vectors)]
-    A = (problem.basis @ vectors).T
-    heads = A.new_zeros(options.head_count, updates[0].shape[0], A.shape[0])
+    A = (problem.input @ top_eigenvectors(gram, options.rank)).T
+    return A, heads_for(A, updates, assignment, options)
+
+
+def heads_for(
+    A: torch.Tensor,
+    updates: Sequence[Update],
+    assignment: tuple[int, ...],
+    options: MergeOptions,
+) -> torch.Tensor:
+    """The best heads (M, d_out, rank) for an A with orthonormal rows, float32."""
+    weights = weight_vector(options, len(updates))
     totals = members(assignment, options.head_count).T @ weights
-    for k, update in enumerate(updates):
-        head = assignment[k]
-        own_a, own_b = update.factors()
-        heads[head] += (weights[k] / totals[head]) * (own_b @ (own_a @ A.T))
-    return A, heads
+    heads = torch.empty(options.head_count, updates[0].shape[0], len(A))
+    for head, own in enumerate(_tasks(assignment, options.head_count)):
+        total = A.new_zeros(heads.shape[1:])
+        for k in own:
+            own_a, own_b = updates[k].factors()
+            total += (weights[k] / totals[head]) * (own_b @ (own_a @ A.T))
+        heads[head] = total
+    return heads
 
 
-def _spanned(gram: torch.Tensor, vectors: torch.Tensor) -> int:
-    """How many of the eigenvectors, largest first, carry more than rounding; at least 1."""
-    energy = (vectors * (gram @ vectors)).sum(0)
-    # Of squares in float64: what is left out is below single precision.
-    return max(1, int((energy > 1e-14 * len(gram) * energy[0]).sum()))
+def _shared(
+    updates: Sequence[Update], assignment: tuple[int, ...], options: MergeOptions
+) -> torch.Tensor:
+    """The best A (at most rank, d_in), its rows orthonormal, float64."""
+    d_out, d_in = updates[0].shape
+    own = shares(assignment, weight_vector(options, len(updates)), options.head_count)
+    ranks, tasks = [u.rank for u in updates], _tasks(assignment, options.head_count)
+    rows = sum(min(d_out, sum(ranks[k] for k in group)) for group in tasks)
+
+    def heads() -> Iterable[torch.Tensor]:
+        for head, group in enumerate(tasks):
+            if group:
+                each = (updates[k].times(float(own[k, head])).factors() for k in group)
+                yield rows_of(each, sum(ranks[k] for k in group))
+
+    return leading(heads(), rows, d_in, options.rank).T
 
 
-def one_route(modules: Sequence[Sequence[Update]], options: MergeOptions) -> tuple[int, ...]:
+def _tasks(assignment: tuple[int, ...], heads: int) -> list[list[int]]:
+    """Each head's tasks."""
+    found: list[list[int]] = [[] for _ in range(heads)]
+    for k, head in enumerate(assignment):
+        found[head].append(k)
+    return found
+
+
+def one_route(modules: Iterable[Sequence[Update]], options: MergeOptions) -> tuple[int, ...]:
     """One head a task for all modules."""
-    return assign([joint(updates) for updates in modules], options)
+    return assign([core_of(updates, options.rank, TOGETHER) for updates in modules], options)
 
 
 SPECTRAL = Method(

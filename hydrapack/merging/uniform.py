@@ -120,7 +120,7 @@ class _Job:
         self, names: Sequence[str], shared: MergeOptions, progress: Progress
     ) -> tuple[int, ...]:
         """Each task's head in all modules."""
-        modules = [divided(module_updates(self.adapters, name), self.sizes) for name in names]
+        modules = (divided(module_updates(self.adapters, name), self.sizes) for name in names)
         total = len(names)
 
         def report(share: float, loss: float) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from hydrapack.adapters.update import VeraModule, difference_norm
 from hydrapack.bundle.merged import MergedVera
-from hydrapack.merging.assignment import assign, joint
+from hydrapack.merging.assignment import route
 from hydrapack.merging.method import MergeOptions, fit_head
 from hydrapack.support.errors import Invalid
 
@@ -37,7 +37,7 @@ def merge_vera(updates: Sequence[VeraModule], options: MergeOptions) -> MergedVe
     first = updates[0]
     if options.rank != len(first.d):
         raise Invalid(f"`rank` {options.rank}: VeRA's frozen A and B fix the rank, {len(first.d)}")
-    assignment = options.assignment or assign([joint(updates)], options)
+    assignment = route(updates, options)
     weights = [options.weight(k) for k in range(len(updates))]
     present = [k for k, u in enumerate(updates) if u.rank]
     d = torch.stack([updates[k].d.double() for k in present]).mean(0)

@@ -74,28 +74,31 @@ class Lowered:
 
     a: torch.Tensor
     """float32 (a_size,)."""
-    heads: dict[str, torch.Tensor]
-    """By task: float32 (b_size,)."""
+    head: Head
+
+    def b(self, route: torch.Tensor) -> torch.Tensor:
+        """float32 (b_size,) of a route, int64 (modules,) in packing order."""
+        with torch.no_grad():
+            found: torch.Tensor = self.head(route)
+        return found
 
 
 @one_thread()
 def lower_adapters(
     layout: Layout,
     modules: Mapping[str, StoredModule],
-    routes: Mapping[str, torch.Tensor],
     target: Path,
 ) -> Lowered:
     """Write ``adapters.pte``.
 
     Args:
         modules: by name, all of the layout's.
-        routes: by task, int64 (modules,) in packing order.
     """
     from executorch.exir import EdgeCompileConfig, to_edge
 
     shared = Shared(layout, modules).eval()
     head = Head([modules[name] for name in layout.modules()], layout.rank).eval()
-    example = next(iter(routes.values()))
+    example = torch.zeros(len(layout.modules()), dtype=torch.int64)
     metadata: dict[str, Any] = {
         "get_adapter_layout": layout.digest,
         "get_adapter_rank": layout.rank,
@@ -113,4 +116,4 @@ def lower_adapters(
         program = edge.to_executorch()
         with target.open("wb") as file:
             program.write_to_file(file)
-        return Lowered(shared(), {name: head(route) for name, route in routes.items()})
+        return Lowered(shared(), head)

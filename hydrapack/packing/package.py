@@ -152,9 +152,8 @@ def pack(
         for name, module in bundle.modules.items()
         if isinstance(module, MergedModule)
     }
-    routes = {task.name: route_tensor(bundle.info, task, layout) for task in bundle.info.tasks}
     with new_directory(target) as partial:
-        lowered = lower_adapters(layout, stored, routes, partial / ADAPTERS)
+        lowered = lower_adapters(layout, stored, partial / ADAPTERS)
         _check_budget(bundle, (partial / ADAPTERS).stat().st_size)
         with fitting(target / MANIFEST):
             manifest = _manifest(
@@ -355,7 +354,7 @@ def _task(bundle: Bundle, layout: Layout, task: BundleTask, lowered: Lowered) ->
 def _rounding_error(bundle: Bundle, layout: Layout, task: BundleTask, lowered: Lowered) -> float:
     """Norm of (merged update - quantized update) over norm of the merged update."""
     heads = bundle.head(task)
-    rounded = layout.unpack(lowered.a, lowered.heads[task.name])
+    rounded = layout.unpack(lowered.a, lowered.b(route_tensor(bundle.info, task, layout)))
     norms = [
         difference_norm(LoraModule(bundle.modules[name].shared(), heads[name]), a, b)
         for name, (a, b) in zip(layout.modules(), rounded, strict=True)
