@@ -10,7 +10,7 @@ import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.read import read_adapter
-from hydrapack.adapters.update import VeraModule
+from hydrapack.adapters.update import VeraModule, widest
 from hydrapack.support.errors import Invalid, Mismatch
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -117,12 +117,15 @@ def _check_names(adapters: list[Adapter]) -> None:
 
 
 def _check_projections(first: Adapter, adapter: Adapter) -> None:
-    one, other = next(iter(first.modules.values())), next(iter(adapter.modules.values()))
-    if not isinstance(one, VeraModule) or not isinstance(other, VeraModule):
+    both = [
+        [(m.A.float(), m.B.float()) for m in a.modules.values() if isinstance(m, VeraModule)]
+        for a in (first, adapter)
+    ]
+    if not all(both):
         return
-    rows = min(len(one.B), len(other.B))
-    same_a = one.A.shape == other.A.shape and torch.equal(one.A.float(), other.A.float())
-    if not same_a or not torch.equal(one.B[:rows].float(), other.B[:rows].float()):
+    (A, B), (other_a, other_b) = map(widest, both)
+    rows = min(len(B), len(other_b))
+    if not torch.equal(A, other_a) or not torch.equal(B[:rows], other_b[:rows]):
         raise Mismatch(
             f"{adapter.folder}: its vera_A and vera_B are not those of {first.folder}; VeRA "
             "adapters share them only when trained with one projection_prng_key, rank and set of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -67,7 +68,7 @@ class VeraModule:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_out, d_in) of the linear; d_in is the widest of the model's adapted linears."""
+        """(d_out, d_in) of the linear."""
         return self.B.shape[0], self.A.shape[1]
 
     @property
@@ -98,6 +99,11 @@ class VeraModule:
 
 
 Update = LoraModule | VeraModule
+
+
+def widest(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """VeRA's common A (rank, d_in) and B (d_out, rank), from what each module has of them."""
+    return max((A for A, _ in pairs), key=lambda A: A.shape[1]), max((B for _, B in pairs), key=len)
 
 
 def inner_product(

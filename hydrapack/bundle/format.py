@@ -16,7 +16,8 @@ from safetensors.torch import load, save
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.task_card import TaskCard
-from hydrapack.bundle.merged import LOST, Merged, MergedModule, MergedVera, Objective
+from hydrapack.adapters.vera import input_widths
+from hydrapack.bundle.merged import LOST, Merged, MergedModule, MergedVera, Objective, frozen
 from hydrapack.program.quantized import BitWidth
 from hydrapack.support.atomic import new_directory
 from hydrapack.support.digest import bytes_sha256
@@ -247,10 +248,8 @@ def _tensors(modules: dict[str, Merged]) -> dict[str, torch.Tensor]:
         tensors |= {f"{name}.{part}": t.contiguous() for part, t in module.tensors.items()}
         if module.of:
             tensors[f"{name}.of"] = torch.tensor(module.of, dtype=torch.int64)
-        if isinstance(module, MergedVera):
-            wide = "vera_B" not in tensors or len(module.B) > len(tensors["vera_B"])
-            tensors["vera_A"] = module.A.float().contiguous()
-            tensors["vera_B"] = module.B.float().contiguous() if wide else tensors["vera_B"]
+    for part, matrix in frozen(modules.values()).items():
+        tensors[f"vera_{part}"] = matrix.float().contiguous()
     return dict(sorted(tensors.items()))
 
 
@@ -291,6 +290,11 @@ def _modules(info: BundleInfo, tensors: dict[str, torch.Tensor], folder: Path) -
     }
     if tensors:
         raise Invalid(f"{folder / TENSORS}: {sorted(tensors)[0]}: belongs to no module")
+    vera = {name: module for name, module in modules.items() if isinstance(module, MergedVera)}
+    if vera:
+        columns = next(iter(vera.values())).A.shape[1]
+        widths = input_widths({name: len(m.B) for name, m in vera.items()}, columns)
+        return {name: replace(m, A=m.A[:, : widths[name]]) for name, m in vera.items()}
     return modules
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save
 
 from hydrapack.adapters.read import CARD, CONFIG, WEIGHTS
 from hydrapack.bundle.format import Bundle, BundleTask
-from hydrapack.bundle.merged import MergedVera
+from hydrapack.bundle.merged import MergedVera, frozen
 from hydrapack.support.atomic import new_directory
 from hydrapack.support.errors import Invalid
 from hydrapack.support.schema import json_text
@@ -134,9 +134,8 @@ def _vera_tensors(bundle: Bundle, task: BundleTask) -> dict[str, torch.Tensor]:
             continue
         key = f"base_model.model.{name}.vera_lambda_"
         tensors[f"{key}d"], tensors[f"{key}b"] = module.d, module.vector(head)
-        widest = tensors.get("base_model.vera_B", module.B)
-        tensors["base_model.vera_A"] = module.A
-        tensors["base_model.vera_B"] = module.B if len(module.B) > len(widest) else widest
+    for part, matrix in frozen(bundle.modules.values()).items():
+        tensors[f"base_model.vera_{part}"] = matrix
     return tensors
 
 
