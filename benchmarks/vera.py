@@ -1,13 +1,16 @@
 """VeRA on the device: size, error of rounding, time to pack, open and swap, at 4, 8 and 16 bits.
 
-    python benchmarks/vera.py
+    python benchmarks/vera.py [--decode] [--rank 256]
 
 SmolLM2-135M's shape, q,k,v,o, PEFT's default rank 256, five tasks, A and B drawn as PEFT does and
 random vectors: they serve for size, rounding and time only. Swaps of all programs are interleaved.
+With --decode base programs of that rank are exported too (minutes), and tokens timed under a head.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -15,20 +18,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from decode import bundle_of, config
+from decode import bundle_of, config, exported, measure
 
 from hydrapack.support.quiet import silence_libraries
 
 silence_libraries()
 
-RANK, TASKS, ROUNDS = 256, 5, 40
+SHAPE, TASKS, ROUNDS, CONTEXT = "smollm2-135m", 5, 40, 2048
 
 
-def made_bundle():
+def made_bundle(rank: int):
     """Random modules, a vector b a task."""
     from hydrapack.bundle.merged import MergedVera
 
-    layout = config("smollm2-135m").layout(("q", "k", "v", "o"), RANK)
+    layout = config(SHAPE).layout(("q", "k", "v", "o"), rank)
     shapes = dict(layout.shapes)
     generator = torch.Generator().manual_seed(0)
 
@@ -37,15 +40,15 @@ def made_bundle():
         return bound * (2 * torch.rand(rows, columns, generator=generator) - 1)
 
     widest_out, widest_in = map(max, zip(*shapes.values(), strict=True))
-    A, B = uniform(RANK, widest_in), uniform(widest_out, RANK)
+    A, B = uniform(rank, widest_in), uniform(widest_out, rank)
     modules = {}
     for name in layout.modules():
         d_out, d_in = shapes[name.rsplit(".", 1)[-1].removesuffix("_proj")]
-        d = 0.1 + 0.05 * torch.randn(RANK, generator=generator)
+        d = 0.1 + 0.05 * torch.randn(rank, generator=generator)
         b = 0.1 * torch.randn(TASKS, d_out, generator=generator)
         modules[name] = MergedVera(d, b, tuple(range(TASKS)), A[:, :d_in], B[:d_out])
-    bundle = bundle_of(modules, RANK, TASKS)
-    apart = TASKS * sum(RANK + module.shape[0] for module in modules.values())
+    bundle = bundle_of(modules, rank, TASKS)
+    apart = TASKS * sum(rank + module.shape[0] for module in modules.values())
     update = {"adapter_type": "vera", "baseline_parameters": apart}
     return replace(bundle, info=bundle.info.model_copy(update=update))
 
@@ -55,9 +58,12 @@ def main() -> None:
     from hydrapack.packing.package import pack
     from hydrapack.program.load import load_program
 
-    print("$ python benchmarks/vera.py\n")
-    print(f"SmolLM2-135M shape, rank {RANK}, {TASKS} tasks, {torch.get_num_threads()} threads\n")
-    bundle, rows, heads = made_bundle(), {}, {}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rank", type=int, default=256)
+    parser.add_argument("--decode", action="store_true")
+    args = parser.parse_args()
+    print(f"{SHAPE} shape, rank {args.rank}, {TASKS} tasks, {torch.get_num_threads()} threads\n")
+    bundle, rows, heads = made_bundle(args.rank), {}, {}
     with tempfile.TemporaryDirectory() as scratch:
         for bits in (4, 8, 16):
             folder = Path(scratch) / str(bits)
@@ -79,6 +85,12 @@ def main() -> None:
                 started = time.perf_counter()
                 head.execute([route + number % TASKS])
                 times[bits].append(1000 * (time.perf_counter() - started))
+        if args.decode:
+            folder = Path("build/bench") / f"{SHAPE}-r{args.rank}"
+            folder.mkdir(parents=True, exist_ok=True)
+            programs = exported(folder, ("plain", "adapted"), SHAPE, args.rank, CONTEXT)
+            tokens = measure(programs, Path(scratch) / "8", CONTEXT)["decode_ms"]
+            print(json.dumps(tokens, indent=2), "\n")
     print(
         "| bits | adapters.pte kB | over its integers kB | % of fp16 | rounding error | pack s |",
         end="",

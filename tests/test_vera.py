@@ -198,6 +198,8 @@ def test_malformed(vera, tmp_path):
     edit_tensors(other, lambda t: t["base_model.vera_A"].mul_(2))
     with pytest.raises(HydrapackError, match="are not those of"):
         read_adapters([str(vera[0] / "y"), str(other)])
+    with pytest.raises(HydrapackError, match="are not the bundle's"):
+        add(merge_adapters(read_adapters([str(vera[0] / "y")])), other)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])

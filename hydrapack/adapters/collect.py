@@ -6,11 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.read import read_adapter
-from hydrapack.adapters.update import VeraModule, widest
+from hydrapack.adapters.update import VeraModule, same_projections
 from hydrapack.support.errors import Invalid, Mismatch
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -117,15 +115,11 @@ def _check_names(adapters: list[Adapter]) -> None:
 
 
 def _check_projections(first: Adapter, adapter: Adapter) -> None:
-    both = [
-        [(m.A.float(), m.B.float()) for m in a.modules.values() if isinstance(m, VeraModule)]
+    one, other = (
+        [(m.A, m.B) for m in a.modules.values() if isinstance(m, VeraModule)]
         for a in (first, adapter)
-    ]
-    if not all(both):
-        return
-    (A, B), (other_a, other_b) = map(widest, both)
-    rows = min(len(B), len(other_b))
-    if not torch.equal(A, other_a) or not torch.equal(B[:rows], other_b[:rows]):
+    )
+    if one and other and not same_projections(one, other):
         raise Mismatch(
             f"{adapter.folder}: its vera_A and vera_B are not those of {first.folder}; VeRA "
             "adapters share them only when trained with one projection_prng_key, rank and set of "

@@ -106,6 +106,17 @@ def widest(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Te
     return max((A for A, _ in pairs), key=lambda A: A.shape[1]), max((B for _, B in pairs), key=len)
 
 
+def same_projections(
+    one: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    other: Sequence[tuple[torch.Tensor, torch.Tensor]],
+) -> bool:
+    """Whether VeRA modules have the A and B of others, in the rows of B that both have."""
+    (A, B), (other_a, other_b) = widest(one), widest(other)
+    rows = min(len(B), len(other_b))
+    same_b = torch.equal(B[:rows].float(), other_b[:rows].float())
+    return same_b and torch.equal(A.float(), other_a.float())
+
+
 def inner_product(
     A: torch.Tensor, B: torch.Tensor, other_a: torch.Tensor, other_b: torch.Tensor
 ) -> torch.Tensor:

@@ -128,7 +128,7 @@ def planned(
     chosen = parse_targets(targets) if targets else shapes.targets
     layers, rounding = shapes.linears.layers, Precision(bits, bits)
     linears = [shapes.linears.linear(target) for target in chosen]
-    once, modules = _common(rank, linears, rounding) if adapter_type == "vera" else (0, {})
+    once, modules = _common(adapter_type, rank, linears, rounding)
     shared = head = head_bytes = 0
     shared_bytes = sum(modules.values())
     for target, (d_out, d_in) in zip(chosen, linears, strict=True):
@@ -202,13 +202,10 @@ def _of_package(path: Path, model_bytes: int | None) -> Report:
     files = {file.name: file.bytes for file in manifest.files}
     files[MANIFEST] = (path / MANIFEST).stat().st_size
     shapes, vera = dict(manifest.layout.shapes), manifest.adapter_type == "vera"
-    head = most = once = 0
-    modules: dict[str, int] = {}
-    if vera:
-        first = manifest.modules[0]
-        rounding = Precision(first.bits_a, first.bits_b)
-        once, modules = _common(manifest.rank, shapes.values(), rounding)
-    shared = sum(modules.values())
+    first = manifest.modules[0]
+    rounding = Precision(first.bits_a, first.bits_b)
+    once, modules = _common(manifest.adapter_type, manifest.rank, shapes.values(), rounding)
+    shared, head, most = sum(modules.values()), 0, 0
     for module in manifest.modules:
         target = _target(module.name)
         rounding = Precision(module.bits_a, module.bits_b, manifest.group_size)
@@ -253,10 +250,9 @@ def _of_package(path: Path, model_bytes: int | None) -> Report:
 def _of_bundle(bundle: Bundle, name: str, model_bytes: int | None) -> Report:
     info = bundle.info
     planned_bits = info.bits or {}
-    once, modules = 0, dict[str, int]()
-    if info.adapter_type == "vera":
-        bits = max(planned_bits.values(), default=8)
-        once, modules = _common(info.rank, bundle.shapes.values(), Precision(bits, bits))
+    bits = max(planned_bits.values(), default=8)
+    rounding = Precision(bits, bits)
+    once, modules = _common(info.adapter_type, info.rank, bundle.shapes.values(), rounding)
     shared = total = sum(modules.values())
     head = 0
     for module_name, module in bundle.modules.items():
@@ -301,9 +297,11 @@ def _with_factors(shared: int, head: int, choices: int, heads: int) -> tuple[int
 
 
 def _common(
-    rank: int, shapes: Iterable[tuple[int, int]], rounding: Precision
+    adapter_type: str, rank: int, shapes: Iterable[tuple[int, int]], rounding: Precision
 ) -> tuple[int, dict[str, int]]:
     """VeRA's common A and B for linears (d_out, d_in): their values, and their bytes by a name."""
+    if adapter_type != "vera":
+        return 0, {}
     rows, columns = map(max, zip(*shapes, strict=True))
     return rank * (rows + columns), {COMMON: frozen_bytes(rank, (rows, columns), rounding)}
 

@@ -9,9 +9,9 @@ import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import read_adapters
-from hydrapack.adapters.update import ErrorSum, LoraModule, Update, VeraModule
+from hydrapack.adapters.update import ErrorSum, LoraModule, Update, VeraModule, same_projections
 from hydrapack.bundle.format import Bundle, BundleTask, describe_source
-from hydrapack.bundle.merged import Merged, MergedVera, stored_values
+from hydrapack.bundle.merged import Merged, MergedVera, frozen, stored_values
 from hydrapack.merging.method import MergeOptions, fit_head
 from hydrapack.merging.modules import check_any
 from hydrapack.merging.spectral import merge_spectral
@@ -152,6 +152,13 @@ def _check(bundle: Bundle, adapter: Adapter, allow_base_mismatch: bool) -> None:
         raise Mismatch(
             f"{adapter.folder}: peft_type is {adapter.kind}, the bundle's is "
             f"{bundle.info.adapter_type.upper()}"
+        )
+    common = frozen(bundle.modules.values())
+    own = [(u.A, u.B) for u in adapter.modules.values() if isinstance(u, VeraModule)]
+    if common and not same_projections(own, [(common["A"], common["B"])]):
+        raise Mismatch(
+            f"{adapter.folder}: its vera_A and vera_B are not the bundle's; VeRA adapters share "
+            "them only when trained with one projection_prng_key, rank and set of target modules"
         )
     for name, module in adapter.modules.items():
         if name not in bundle.shapes:
