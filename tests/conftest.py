@@ -166,6 +166,46 @@ def tiny(tiny_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def vera_tiny(tiny_model, tmp_path_factory):
+    """A folder with PEFT's VeRA adapters of the tiny model, three tasks, and what becomes of them.
+
+    ``three-heads`` and ``two-heads`` are bundles, model.pte is the base in float32.
+    Rank 7 is odd, and down reads more columns of A than the other targets.
+    """
+    from peft import VeraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    from hydrapack.adapters.collect import read_adapters
+    from hydrapack.base.export import export_base
+    from hydrapack.merging.uniform import merge_adapters
+
+    folder = tmp_path_factory.mktemp("vera")
+    targets = ["q_proj", "v_proj", "o_proj", "down_proj"]
+    for number, task in enumerate(TASKS):
+        config = VeraConfig(r=7, target_modules=targets, task_type="CAUSAL_LM")
+        base = LlamaForCausalLM.from_pretrained(tiny_model)
+        model = get_peft_model(base, config)
+        generator = torch.Generator().manual_seed(number)
+        for name, parameter in sorted(model.named_parameters()):
+            if "vera_lambda" in name:
+                # PEFT starts with b = 0: an adapter that changes nothing.
+                parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+        model.save_pretrained(folder / task)
+        (folder / task / "task.json").write_text(json.dumps({"prompt_template": TEMPLATE}))
+    adapters = read_adapters([str(folder / task) for task in TASKS])
+    merge_adapters(adapters).save(folder / "three-heads")
+    merge_adapters(adapters, heads=2).save(folder / "two-heads")
+    export_base(
+        str(tiny_model),
+        folder / "model.pte",
+        bundle=folder / "three-heads",
+        quant="fp32",
+        max_context=100,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
 def smollm2_program(tmp_path_factory):
     """quant -> model.pte of the demo's base at rank 16, exported once for all processes of a run.
 

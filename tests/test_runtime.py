@@ -174,6 +174,19 @@ def test_same_ids_as_python(native, fixtures, tiny_model, tmp_path, quant):
     assert sum("token" in line for line in lines) == sum(len(a["ids"]) for a in done)
 
 
+def test_vera(native, vera_tiny, tmp_path):
+    """A package of VeRA adapters is a package like any other."""
+    model = vera_tiny / "model.pte"
+    pack(vera_tiny / "two-heads", tmp_path / "package", 8, model=model)
+    expected = answers(model, tmp_path / "package")
+    asked = [
+        {"ids": expected["prompt"], "task": t or None, "max_new_tokens": COUNT}
+        for t in expected["answers"]
+    ]
+    done, _ = serve(native, model, tmp_path / "package", asked)
+    check_answers(done, list(expected["answers"].values()), expected["ends"], COUNT)
+
+
 def test_the_same_guesses(native, fixtures):
     """With lookup: the answers of plain decoding, in as many calls as Python needs."""
     model, package = fixtures / "model.pte", fixtures / "package"

@@ -10,6 +10,7 @@ from test_merge import dense
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.read import read_adapter
 from hydrapack.adapters.update import VeraModule
+from hydrapack.adapters.vera import input_widths
 from hydrapack.analysis.tradeoff import tradeoff
 from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.unpack import unpack
@@ -19,7 +20,6 @@ from hydrapack.merging.method import MergeOptions
 from hydrapack.merging.planned import merge_budget
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.merging.vera import merge_vera
-from hydrapack.packing.package import pack
 from hydrapack.support.errors import HydrapackError
 
 TASKS = ("x", "y", "z")
@@ -167,7 +167,6 @@ def test_what_vera_cannot(vera, tmp_path):
         ("`rank` 8: VeRA", lambda: merge_adapters(adapters, rank=8)),
         ("`budget` and `target_error` plan LoRA", lambda: merge_budget(adapters, 10_000)),
         ("trade-off is of LoRA", lambda: tradeoff(adapters)),
-        ("VeRA bundle cannot be packed", lambda: pack(tmp_path / "b", "p").manifest),
     ]:
         with pytest.raises(HydrapackError, match=match):
             call()
@@ -199,18 +198,63 @@ def test_malformed(vera, tmp_path):
     edit_tensors(other, lambda t: t["base_model.vera_A"].mul_(2))
     with pytest.raises(HydrapackError, match="are not those of"):
         read_adapters([str(vera[0] / "y"), str(other)])
+    with pytest.raises(HydrapackError, match="are not the bundle's"):
+        add(merge_adapters(read_adapters([str(vera[0] / "y")])), other)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
 def test_a_head_in_the_storage_report_is_its_vector(vera, tmp_path, heads):
     """By hand, at 8 bits: d of rank values and b of d_out values a module, a scale each.
 
-    The three tasks share heads, each with a factor: one comes with a head, the others are shared.
+    A and B of 16 x 32 values lie there once, a scale a row. The three tasks share heads, each with
+    a factor: one comes with a head, the others are shared.
     """
     adapters = read_adapters(folders(vera))
     merge_adapters(adapters, heads=heads).save(tmp_path / "b")
     report, modules = storage(tmp_path / "b"), Bundle.load(tmp_path / "b").modules.values()
-    factors = 12 * (heads < 3)
+    factors, once = 12 * (heads < 3), 16 * (32 + 2) + 32 * (16 + 2)
     assert report.head_bytes == sum(m.shape[0] + 2 + factors for m in modules) > 0
-    assert report.shared_bytes == sum(m.rank + 2 + (3 - heads) * factors for m in modules) > 0
+    shared = sum(m.rank + 2 + (3 - heads) * factors for m in modules)
+    assert report.shared_bytes == once + shared
     assert report.bytes == report.shared_bytes + heads * report.head_bytes
+
+
+@pytest.mark.parametrize(
+    ("outputs", "widest", "wanted"),
+    [
+        ({"q": 48, "v": 16}, 32, {"q": 32, "v": 32}),
+        ({"q": 48, "k": 16, "o": 32}, 48, {"q": 32, "k": 32, "o": 48}),
+        ({"v": 16, "down": 32}, 96, {"v": 32, "down": 96}),
+        ({"o": 32, "up": 96, "down": 32}, 96, {"o": 96, "up": 32, "down": 96}),
+        # q writes a gate too, so that o reads half of it: nothing is told.
+        ({"q": 128, "o": 32}, 64, {"q": 64, "o": 64}),
+        ({"qkv": 96, "dense": 32}, 32, {"qkv": 32, "dense": 32}),
+    ],
+)
+def test_what_each_linear_reads(outputs, widest, wanted):
+    def named(values):
+        return {f"model.layers.{i}.x.{n}_proj": v for i in (0, 1) for n, v in values.items()}
+
+    assert input_widths(named(outputs), widest) == named(wanted)
+    odd = {**named(outputs), "model.layers.2.x.q_proj": 7}
+    assert set(input_widths(odd, widest).values()) == {widest} or "q" not in outputs
+
+
+def test_the_last_columns_are_of_those_that_read_them(tmp_path):
+    """As PEFT's own model adapts them, before and after a bundle."""
+    import peft
+    from peft_models import build, output, train
+
+    config = peft.VeraConfig(r=5, target_modules=["q_proj", "o_proj", "down_proj"])
+    model = train(peft.get_peft_model(build("LlamaForCausalLM"), config), 1, 0.3)
+    model.save_pretrained(tmp_path / "a")
+    adapter = read_adapter(tmp_path / "a", "a")
+    merge_adapters([adapter]).save(tmp_path / "b")
+    bundle = Bundle.load(tmp_path / "b")
+    for name, module in adapter.modules.items():
+        delta = model.get_submodule(f"base_model.model.{name}").get_delta_weight("default")
+        torch.testing.assert_close(dense(module).float(), delta)
+        assert module.shape == bundle.modules[name].shape == tuple(delta.shape)
+    unpack(bundle, tmp_path / "u")
+    again = peft.PeftModel.from_pretrained(build("LlamaForCausalLM"), str(tmp_path / "u" / "a"))
+    torch.testing.assert_close(output(again), output(model), atol=1e-4, rtol=1e-4)

@@ -6,11 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.read import read_adapter
-from hydrapack.adapters.update import VeraModule
+from hydrapack.adapters.update import VeraModule, same_projections
 from hydrapack.support.errors import Invalid, Mismatch
 from hydrapack.support.threads import in_parallel
 
@@ -138,12 +136,11 @@ def _check_names(adapters: list[Adapter]) -> None:
 
 
 def _check_projections(first: Adapter, adapter: Adapter) -> None:
-    one, other = next(iter(first.modules.values())), next(iter(adapter.modules.values()))
-    if not isinstance(one, VeraModule) or not isinstance(other, VeraModule):
-        return
-    rows = min(len(one.B), len(other.B))
-    same_a = one.A.shape == other.A.shape and torch.equal(one.A.float(), other.A.float())
-    if not same_a or not torch.equal(one.B[:rows].float(), other.B[:rows].float()):
+    one, other = (
+        [(m.A, m.B) for m in a.modules.values() if isinstance(m, VeraModule)]
+        for a in (first, adapter)
+    )
+    if one and other and not same_projections(one, other):
         raise Mismatch(
             f"{adapter.folder}: its vera_A and vera_B are not those of {first.folder}; VeRA "
             "adapters share them only when trained with one projection_prng_key, rank and set of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -137,7 +138,7 @@ class VeraModule:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_out, d_in) of the linear; d_in is the widest of the model's adapted linears."""
+        """(d_out, d_in) of the linear."""
         return self.B.shape[0], self.A.shape[1]
 
     @property
@@ -173,6 +174,22 @@ class VeraModule:
 
 
 Update = LoraModule | StoredLora | VeraModule
+
+
+def widest(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """VeRA's common A (rank, d_in) and B (d_out, rank), from what each module has of them."""
+    return max((A for A, _ in pairs), key=lambda A: A.shape[1]), max((B for _, B in pairs), key=len)
+
+
+def same_projections(
+    one: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    other: Sequence[tuple[torch.Tensor, torch.Tensor]],
+) -> bool:
+    """Whether VeRA modules have the A and B of others, in the rows of B that both have."""
+    (A, B), (other_a, other_b) = widest(one), widest(other)
+    rows = min(len(B), len(other_b))
+    same_b = torch.equal(B[:rows].float(), other_b[:rows].float())
+    return same_b and torch.equal(A.float(), other_a.float())
 
 
 def inner_product(

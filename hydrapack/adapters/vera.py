@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,21 @@ from hydrapack.adapters.update import Update, VeraModule
 from hydrapack.support.errors import Invalid
 
 _KEY = re.compile(r"^(.+)\.vera_lambda_([bd])(?:\.[^.]+)?$")
+_LAYERS = re.compile(r"\.\d+\.")
+_READS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
+    ),
+    "o_proj": ("q_proj",),
+    "down_proj": ("gate_proj", "up_proj"),
+}
 _PROJECTION = re.compile(r"^(?:base_model\.)?vera_([AB])(?:\.[^.]+)?$")
 
 
 def read_vera(
     tensors: dict[str, torch.Tensor], config: dict[str, Any], path: Path
 ) -> dict[str, Update]:
-    """Modules by name; the widest d_in stands for all, which PEFT does not save.
+    """Modules by name.
 
     Raises:
         HydrapackError: no saved projections, or keys and shapes that do not fit.
@@ -42,7 +51,6 @@ def read_vera(
     if not vectors:
         raise Invalid(f"{path}: holds no VeRA vectors")
     A, B = projection["A"], projection["B"]
-    modules: dict[str, Update] = {}
     for name, pair in vectors.items():
         if set(pair) != {"b", "d"}:
             missing = "b" if "d" in pair else "d"
@@ -58,10 +66,29 @@ def read_vera(
             bound *= max(float(tensor.abs().max().double()), 1.0) if tensor.numel() else 1.0
         if not bound * len(d) * len(b) < torch.finfo(torch.float32).max:
             raise Invalid(f"{path}: {name}: its update exceeds single precision; retrain it")
-        modules[name] = VeraModule(d, b, A, B[: len(b)])
     if A.shape[0] != config.get("r", 256):
         raise Invalid(
             f"{path}: vera_A has rank {A.shape[0]}, r in {CONFIG} is {config.get('r', 256)}; put "
             "back the configuration that the adapter was saved with"
         )
-    return modules
+    widths = input_widths({name: len(pair["b"]) for name, pair in vectors.items()}, A.shape[1])
+    return {
+        name: VeraModule(pair["d"], pair["b"], A[:, : widths[name]], B[: len(pair["b"])])
+        for name, pair in vectors.items()
+    }
+
+
+def input_widths(outputs: Mapping[str, int], widest: int) -> dict[str, int]:
+    """d_in of each module, from the d_out of all; PEFT saves the widest alone, as A's columns.
+
+    In a decoder o reads what q writes, down what gate and up write, and the others what o and down
+    write. The widest stands where such a module is not adapted, and for all where they do not fit.
+    """
+    writes: dict[tuple[str, str], int] = {}
+    places = {name: (_LAYERS.split(name, 1)[0], name.rsplit(".", 1)[-1]) for name in outputs}
+    fits = all(writes.setdefault(places[name], d_out) == d_out for name, d_out in outputs.items())
+    found = {
+        name: next((writes[stack, s] for s in _READS.get(leaf, ()) if (stack, s) in writes), widest)
+        for name, (stack, leaf) in places.items()
+    }
+    return found if fits and max(found.values()) == widest else dict.fromkeys(outputs, widest)

@@ -15,8 +15,9 @@ from safetensors.torch import load
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.task_settings import TaskSettings
+from hydrapack.adapters.vera import input_widths
 from hydrapack.bundle.held import HeldModules, laid
-from hydrapack.bundle.merged import LOST, Merged, MergedModule, MergedVera, Objective
+from hydrapack.bundle.merged import LOST, Merged, MergedModule, MergedVera, Objective, frozen
 from hydrapack.program.quantized import BitWidth
 from hydrapack.support.atomic import new_directory
 from hydrapack.support.digest import bytes_sha256
@@ -236,15 +237,15 @@ def read_description(folder: Path) -> BundleFile:
 def _tensors(modules: Mapping[str, Merged]) -> dict[str, torch.Tensor]:
     """What bundle.safetensors holds."""
     tensors: dict[str, torch.Tensor] = {}
+    vera: list[Merged] = []
     items = modules.unread() if isinstance(modules, HeldModules) else modules.items()
     for name, module in items:
         tensors |= {f"{name}.{part}": tensor for part, tensor in module.tensors.items()}
         if module.of:
             tensors[f"{name}.of"] = torch.tensor(module.of, dtype=torch.int64)
-        if isinstance(module, MergedVera):
-            wide = "vera_B" not in tensors or len(module.B) > len(tensors["vera_B"])
-            tensors["vera_A"] = module.A.float()
-            tensors["vera_B"] = module.B.float() if wide else tensors["vera_B"]
+        vera += [module] if isinstance(module, MergedVera) else []
+    for part, matrix in frozen(vera).items():
+        tensors[f"vera_{part}"] = matrix.float()
     return tensors
 
 
@@ -271,6 +272,11 @@ def _modules(info: BundleInfo, tensors: dict[str, torch.Tensor], folder: Path) -
     }
     if tensors:
         raise Invalid(f"{folder / TENSORS}: {sorted(tensors)[0]}: belongs to no module")
+    vera = {name: module for name, module in modules.items() if isinstance(module, MergedVera)}
+    if vera:
+        columns = next(iter(vera.values())).A.shape[1]
+        widths = input_widths({name: len(m.B) for name, m in vera.items()}, columns)
+        return {name: replace(m, A=m.A[:, : widths[name]]) for name, m in vera.items()}
     return modules
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from hydrapack.adapters.update import Update, VeraModule
+from hydrapack.adapters.update import Update, VeraModule, widest
 
 Objective = Literal["relative", "absolute", "minimax"]
 
@@ -104,13 +104,18 @@ class MergedVera(_WithHeads):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(d_out, d_in) of the linear; d_in is the widest of the model's adapted linears."""
+        """(d_out, d_in) of the linear."""
         return self.B.shape[0], self.A.shape[1]
 
     @property
     def rank(self) -> int:
         """Values of d."""
         return self.d.shape[0]
+
+    @property
+    def output_rank(self) -> int:
+        """0: heads are whole."""
+        return 0
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -126,8 +131,20 @@ class MergedVera(_WithHeads):
         """B (d_out, rank) as a plain LoRA has it."""
         return self.scaled_head(index)[:, None] * self.B.to(self.heads)
 
+    def nearest(self, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+        """The b (d_out,) of least squared error for an update B @ A, float64: row by row."""
+        shared, frozen = self.shared().double(), self.B.double()
+        size = ((frozen @ (shared @ shared.T)) * frozen).sum(1)
+        return ((B @ (A @ shared.T)) * frozen).sum(1) / size.clamp(min=1e-300)
+
 
 Merged = MergedModule | MergedVera
+
+
+def frozen(modules: Iterable[Merged]) -> dict[str, torch.Tensor]:
+    """VeRA's common ``A`` (rank, widest d_in) and ``B`` (widest d_out, rank); none for LoRA."""
+    vera = [(module.A, module.B) for module in modules if isinstance(module, MergedVera)]
+    return dict(zip("AB", widest(vera), strict=True)) if vera else {}
 
 
 def stored_values(modules: Iterable[Merged]) -> int:

@@ -13,7 +13,7 @@ from hydrapack.adapters.files import WEIGHTS
 from hydrapack.adapters.peft_config import CONFIG
 from hydrapack.adapters.task_settings import TASK_FILE, TaskSettings
 from hydrapack.bundle.format import Bundle, BundleTask
-from hydrapack.bundle.merged import Merged, MergedVera
+from hydrapack.bundle.merged import Merged, MergedVera, frozen
 from hydrapack.support.atomic import new_directory
 from hydrapack.support.errors import Invalid
 from hydrapack.support.schema import json_text
@@ -166,9 +166,8 @@ def _vera_tensors(bundle: Bundle, task: BundleTask) -> dict[str, torch.Tensor]:
             continue
         key = f"base_model.model.{name}.vera_lambda_"
         tensors[f"{key}d"], tensors[f"{key}b"] = module.d, module.scaled_head(head)
-        widest = tensors.get("base_model.vera_B", module.B)
-        tensors["base_model.vera_A"] = module.A
-        tensors["base_model.vera_B"] = module.B if len(module.B) > len(widest) else widest
+    for part, matrix in frozen(bundle.modules.values()).items():
+        tensors[f"base_model.vera_{part}"] = matrix
     return tensors
 
 

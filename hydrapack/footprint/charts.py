@@ -14,9 +14,10 @@ from hydrapack.support.plots import pyplot
 def growth_by_tasks(report: Report) -> str:
     """Bytes as tasks grow (the HydraOpt paper's Fig. 12)."""
     counts = range(1, max(2 * report.tasks, 10) + 1)
-    one = report.baseline_bytes / report.tasks
+    one = 2 * report.baseline_parameters / report.tasks
+    common = report.baseline_bytes - 2 * report.baseline_parameters
     figure, axes = _figure()
-    axes.plot(counts, [n * one / 1e6 for n in counts], label="adapters apart, fp16")
+    axes.plot(counts, [(common + n * one) / 1e6 for n in counts], label="adapters apart, fp16")
     grown = [(report.shared_bytes + n * report.head_bytes) / 1e6 for n in counts]
     axes.plot(counts, grown, label="a head for each task")
     fixed = [(report.shared_bytes + min(n, report.heads) * report.head_bytes) / 1e6 for n in counts]

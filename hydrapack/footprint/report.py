@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,18 @@ from hydrapack.footprint.shapes import model_shapes
 from hydrapack.packing.manifest import MANIFEST, read_package
 from hydrapack.packing.package import Package
 from hydrapack.program.layout import ORDER, parse_targets
-from hydrapack.program.quantized import SCALE_BYTES, Precision, check_bits, part_bytes, stored_bytes
+from hydrapack.program.quantized import (
+    SCALE_BYTES,
+    Precision,
+    check_bits,
+    frozen_bytes,
+    part_bytes,
+    vera_bytes,
+)
 from hydrapack.support.errors import Invalid, NotFound
+
+COMMON = "vera_A and vera_B"
+"""What VeRA adapters have in common, as one of the modules."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,8 @@ def planned(
 ) -> Report:
     """The report of a merge that is not made yet, from shapes alone.
 
-    S = (|A| + M |B|) / (N (|A| + |B|)); for VeRA |d| and |b| in their place.
+    S = (|A| + M |B|) / (N (|A| + |B|)); for VeRA |d| and |b| in their place, while bytes have its
+    common A and B too, once.
 
     Raises:
         HydrapackError: an unknown layout, adapter type or width, or numbers out of range.
@@ -115,17 +126,18 @@ def planned(
     if adapter_type not in ("lora", "vera"):
         raise Invalid(f"`adapter_type` {adapter_type}: choose lora or vera")
     chosen = parse_targets(targets) if targets else shapes.targets
-    layers = shapes.linears.layers
-    shared = head = shared_bytes = head_bytes = 0
-    modules: dict[str, int] = {}
-    for target in chosen:
-        d_out, d_in = shapes.linears.linear(target)
+    layers, rounding = shapes.linears.layers, Precision(bits, bits)
+    linears = [shapes.linears.linear(target) for target in chosen]
+    once, modules = _common(adapter_type, rank, linears, rounding)
+    shared = head = head_bytes = 0
+    shared_bytes = sum(modules.values())
+    for target, (d_out, d_in) in zip(chosen, linears, strict=True):
         if adapter_type == "lora":
             own_shared, own_head = rank * d_in, rank * d_out
-            a, b = part_bytes((d_out, d_in), rank, 0, Precision(bits, bits))
+            a, b = part_bytes((d_out, d_in), rank, 0, rounding)
         else:
             own_shared, own_head = rank, d_out
-            a, b = _vera_bytes(rank, d_out, bits)
+            a, b = vera_bytes(rank, d_out, rounding)
         shared, head = shared + layers * own_shared, head + layers * own_head
         if heads < tasks:
             a, b = _with_factors(a, b, tasks, heads)
@@ -142,11 +154,11 @@ def planned(
         parameters=shared + heads * head,
         baseline_parameters=tasks * (shared + head),
         bytes=shared_bytes + heads * head_bytes,
-        baseline_bytes=2 * tasks * (shared + head),
+        baseline_bytes=2 * (tasks * (shared + head) + once),
         shared_bytes=shared_bytes,
         head_bytes=head_bytes,
         modules=modules,
-        baselines=_baselines(tasks, shared + head, None),
+        baselines=_baselines(tasks, shared + head, once, None),
     )
 
 
@@ -184,13 +196,19 @@ def _of_package(path: Path, model_bytes: int | None) -> Report:
     manifest = read_package(path)
     files = {file.name: file.bytes for file in manifest.files}
     files[MANIFEST] = (path / MANIFEST).stat().st_size
-    shapes = dict(manifest.layout.shapes)
-    shared = head = most = 0
-    modules: dict[str, int] = {}
+    shapes, vera = dict(manifest.layout.shapes), manifest.adapter_type == "vera"
+    first = manifest.modules[0]
+    rounding = Precision(first.bits_a, first.bits_b)
+    once, modules = _common(manifest.adapter_type, manifest.rank, shapes.values(), rounding)
+    shared, head, most = sum(modules.values()), 0, 0
     for module in manifest.modules:
         target = _target(module.name)
         rounding = Precision(module.bits_a, module.bits_b, manifest.group_size)
-        a, b = part_bytes(shapes[target], module.rank, module.output_rank, rounding)
+        a, b = (
+            vera_bytes(module.rank, shapes[target][0], rounding)
+            if vera
+            else part_bytes(shapes[target], module.rank, module.output_rank, rounding)
+        )
         if module.stored_heads:
             a, b = _with_factors(a, b, module.heads, module.stored_heads)
         shared, head = shared + a, head + b
@@ -217,7 +235,7 @@ def _of_package(path: Path, model_bytes: int | None) -> Report:
         task_errors={task.name: task.packed_relative_error for task in manifest.tasks},
         modules=modules,
         files=files,
-        baselines=_baselines(len(manifest.tasks), whole, model_bytes),
+        baselines=_baselines(len(manifest.tasks), whole, once, model_bytes),
         model_bytes=model_bytes,
         zip_bytes=zipped,
         zstd_bytes=zstd,
@@ -227,14 +245,17 @@ def _of_package(path: Path, model_bytes: int | None) -> Report:
 def _of_bundle(bundle: Bundle, name: str, model_bytes: int | None) -> Report:
     info = bundle.info
     planned_bits = info.bits or {}
-    modules: dict[str, int] = {}
-    shared = total = head = 0
+    bits = max(planned_bits.values(), default=8)
+    rounding = Precision(bits, bits)
+    once, modules = _common(info.adapter_type, info.rank, bundle.shapes.values(), rounding)
+    shared = total = sum(modules.values())
+    head = 0
     for module_name, module in bundle.modules.items():
         bits = planned_bits.get(module_name, 8)
         a, b = (
             part_bytes(module.shape, module.rank, module.output_rank, Precision(bits, bits))
             if isinstance(module, MergedModule)
-            else _vera_bytes(module.rank, len(module.B), bits)
+            else vera_bytes(module.rank, len(module.B), Precision(bits, bits))
         )
         if module.of:
             a, b = _with_factors(a, b, module.choices, len(module.heads))
@@ -254,13 +275,13 @@ def _of_bundle(bundle: Bundle, name: str, model_bytes: int | None) -> Report:
         parameters=info.parameters,
         baseline_parameters=info.baseline_parameters,
         bytes=total,
-        baseline_bytes=2 * info.baseline_parameters,
+        baseline_bytes=2 * (info.baseline_parameters + once),
         shared_bytes=shared,
         head_bytes=head,
         task_names=tuple(task.name for task in info.tasks),
         task_errors={task.name: task.relative_error for task in info.tasks},
         modules=modules,
-        baselines=_baselines(len(info.tasks), whole, model_bytes),
+        baselines=_baselines(len(info.tasks), whole, once, model_bytes),
         model_bytes=model_bytes,
     )
 
@@ -270,9 +291,14 @@ def _with_factors(shared: int, head: int, choices: int, heads: int) -> tuple[int
     return shared + SCALE_BYTES * (choices - heads), head + SCALE_BYTES
 
 
-def _vera_bytes(rank: int, d_out: int, bits: int) -> tuple[int, int]:
-    """Bytes of a module's d, which all tasks share, and of one b."""
-    return stored_bytes(1, rank, bits), stored_bytes(1, d_out, bits)
+def _common(
+    adapter_type: str, rank: int, shapes: Iterable[tuple[int, int]], rounding: Precision
+) -> tuple[int, dict[str, int]]:
+    """VeRA's common A and B for linears (d_out, d_in): their values, and their bytes by a name."""
+    if adapter_type != "vera":
+        return 0, {}
+    rows, columns = map(max, zip(*shapes, strict=True))
+    return rank * (rows + columns), {COMMON: frozen_bytes(rank, (rows, columns), rounding)}
 
 
 def _target(name: str) -> str:
@@ -280,14 +306,15 @@ def _target(name: str) -> str:
     return short if short in ORDER else name
 
 
-def _baselines(tasks: int, one: int, model_bytes: int | None) -> tuple[Baseline, ...]:
-    """``one``: the values of one adapter."""
+def _baselines(tasks: int, one: int, once: int, model_bytes: int | None) -> tuple[Baseline, ...]:
+    """``one``: values of one adapter; ``once``: of VeRA's A and B, which adapters apart share."""
+    files = f"{tasks} PEFT files, fp16" + (f", {COMMON} once" if once else "")
     found = [
-        Baseline(f"{tasks} PEFT files, fp16", tasks * one, 2 * tasks * one),
-        Baseline("merged to one adapter (TA), fp16", one, 2 * one),
+        Baseline(files, tasks * one, 2 * (tasks * one + once)),
+        Baseline("merged to one adapter (TA), fp16", one, 2 * (one + once)),
     ]
     if model_bytes is not None:
-        size = tasks * (model_bytes + 4 * one)
+        size = tasks * (model_bytes + 4 * (one + once))
         name = f"{tasks} ExecuTorch programs, the adapter (fp32) inside"
         found.append(Baseline(name, tasks * one, size))
     return tuple(found)

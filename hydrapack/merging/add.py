@@ -12,10 +12,17 @@ import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import check_base, check_kind, read_adapters
-from hydrapack.adapters.update import ErrorSum, LoraModule, Update, VeraModule, difference_norm
+from hydrapack.adapters.update import (
+    ErrorSum,
+    LoraModule,
+    Update,
+    VeraModule,
+    difference_norm,
+    same_projections,
+)
 from hydrapack.bundle.format import Bundle, BundleTask, describe_source
 from hydrapack.bundle.held import laid
-from hydrapack.bundle.merged import Merged, MergedModule, MergedVera, stored_values
+from hydrapack.bundle.merged import Merged, MergedModule, MergedVera, frozen, stored_values
 from hydrapack.merging.method import MergeOptions, fit_head
 from hydrapack.merging.program_size import adapters_bytes
 from hydrapack.merging.remove import without
@@ -260,6 +267,13 @@ def _check(bundle: Bundle, adapter: Adapter, allow_base_mismatch: bool) -> None:
     if not allow_base_mismatch:
         check_base(adapter, bundle.info.base_model, bundle.info.base_revision, "the bundle")
     check_kind(adapter, bundle.info.adapter_type.upper(), "the bundle")
+    common = frozen(bundle.modules.values())
+    own = [(u.A, u.B) for u in adapter.modules.values() if isinstance(u, VeraModule)]
+    if common and not same_projections(own, [(common["A"], common["B"])]):
+        raise Mismatch(
+            f"{adapter.folder}: its vera_A and vera_B are not the bundle's; VeRA adapters share "
+            "them only when trained with one projection_prng_key, rank and set of target modules"
+        )
     for name, module in adapter.modules.items():
         if name not in bundle.shapes:
             raise Mismatch(

@@ -215,10 +215,7 @@ def fit_head(update: Update, merged: Merged) -> torch.Tensor:
     Least squares: through the pseudo-inverse of A (and of U), or row by row for VeRA's b.
     """
     A, B = update.factors()
-    shared = merged.shared().double()
     if isinstance(merged, MergedVera):
-        frozen = merged.B.double()
-        size = ((frozen @ (shared @ shared.T)) * frozen).sum(1)
-        return ((B @ (A @ shared.T)) * frozen).sum(1) / size.clamp(min=1e-300)
-    head = B @ (A @ torch.linalg.pinv(shared))
+        return merged.nearest(A, B)
+    head = B @ (A @ torch.linalg.pinv(merged.shared().double()))
     return head if merged.U is None else torch.linalg.pinv(merged.U.double()) @ head

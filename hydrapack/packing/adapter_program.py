@@ -6,7 +6,7 @@ is one ``execute("head", route)``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hydrapack.bundle.stored import StoredModule
+from hydrapack.bundle.stored import Stored, StoredModule, StoredVera
 from hydrapack.packing.banks import Head, MatrixBank
+from hydrapack.packing.vera import VeraHead, VeraShared
 from hydrapack.program.layout import Layout, module_name
 from hydrapack.support.threads import one_thread
 
@@ -74,7 +75,7 @@ class Lowered:
 
     a: torch.Tensor
     """float32 (a_size,)."""
-    head: Head
+    head: nn.Module
 
     def b(self, route: torch.Tensor) -> torch.Tensor:
         """float32 (b_size,) of a route, int64 (modules,) in packing order."""
@@ -83,10 +84,20 @@ class Lowered:
         return found
 
 
+def _methods(layout: Layout, modules: Sequence[Stored]) -> tuple[nn.Module, nn.Module]:
+    """``shared`` and ``head`` of modules in packing order, all of LoRA or all of VeRA."""
+    vera = [module for module in modules if isinstance(module, StoredVera)]
+    if vera:
+        return VeraShared(layout, vera).eval(), VeraHead(layout, vera).eval()
+    lora = [module for module in modules if isinstance(module, StoredModule)]
+    named = dict(zip(layout.modules(), lora, strict=True))
+    return Shared(layout, named).eval(), Head(lora, layout.rank).eval()
+
+
 @one_thread()
 def lower_adapters(
     layout: Layout,
-    modules: Mapping[str, StoredModule],
+    modules: Mapping[str, Stored],
     target: Path,
 ) -> Lowered:
     """Write ``adapters.pte``.
@@ -96,8 +107,7 @@ def lower_adapters(
     """
     from executorch.exir import EdgeCompileConfig, to_edge
 
-    shared = Shared(layout, modules).eval()
-    head = Head([modules[name] for name in layout.modules()], layout.rank).eval()
+    shared, head = _methods(layout, [modules[name] for name in layout.modules()])
     example = torch.zeros(len(layout.modules()), dtype=torch.int64)
     metadata: dict[str, Any] = {
         "get_adapter_layout": layout.digest,

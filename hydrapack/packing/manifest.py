@@ -126,7 +126,7 @@ class Storage(Strict):
     tensor_bytes: int = Field(ge=1)
     """Integers and scales alone, by arithmetic; the rest of the file is the program."""
     baseline_bytes: int = Field(ge=1)
-    """The adapters in half precision, as PEFT files: 2 bytes a value."""
+    """The adapters in half precision: 2 bytes a value, VeRA's common A and B once."""
 
 
 class ManifestContent(Strict):
@@ -134,6 +134,10 @@ class ManifestContent(Strict):
 
     schema_version: Literal[1]
     hydrapack_version: str
+    adapter_type: Literal["lora", "vera"] = Field(
+        default="lora", exclude_if=lambda kind: kind == "lora"
+    )
+    """Of the adapters; left out for LoRA."""
     tools: dict[str, str]
     """Versions of what wrote adapters.pte."""
     base_model: BaseModelInfo

@@ -12,6 +12,8 @@ MODEL_CARD = "README.md"
 def card_text(manifest: ManifestContent) -> str:
     """Markdown with a YAML head (https://huggingface.co/docs/hub/model-cards)."""
     storage = manifest.storage
+    vera = manifest.adapter_type == "vera"
+    shared = "d over VeRA's common A and B" if vera else "A"
     licenses = {source.license for source in manifest.sources}
     head: dict[str, object] = {
         "base_model": manifest.base_model.id,
@@ -19,7 +21,7 @@ def card_text(manifest: ManifestContent) -> str:
         "language": sorted({t.language.split("-")[0] for t in manifest.tasks if t.language}),
         "library_name": "executorch",
         "license": _license(licenses),
-        "tags": ["executorch", "hydrapack", "lora"],
+        "tags": ["executorch", "hydrapack", manifest.adapter_type],
     }
     # JSON is YAML, and quotes what needs it.
     lines = ["---"]
@@ -29,7 +31,7 @@ def card_text(manifest: ManifestContent) -> str:
         "",
         f"# Task heads for {manifest.base_model.id}",
         "",
-        f"{len(manifest.tasks)} tasks on one shared A (rank {manifest.rank}) and up to "
+        f"{len(manifest.tasks)} tasks on one shared {shared} (rank {manifest.rank}) and up to "
         f"{manifest.heads} heads, merged without data by hydrapack {manifest.hydrapack_version} "
         "and packed for ExecuTorch.",
         "",

@@ -12,8 +12,8 @@ import torch
 
 from hydrapack.adapters.update import LoraModule, difference_norm
 from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask
-from hydrapack.bundle.merged import LOST, MergedModule
-from hydrapack.bundle.stored import StoredModule, store
+from hydrapack.bundle.merged import LOST, MergedModule, MergedVera, frozen
+from hydrapack.bundle.stored import Stored, store_modules, tensor_bytes
 from hydrapack.packing.adapter_program import Lowered, lower_adapters
 from hydrapack.packing.manifest import (
     ADAPTERS,
@@ -106,7 +106,7 @@ def pack(
     """Pack ``bundle`` into ``target``: ``adapters.pte`` and ``manifest.json``.
 
     Args:
-        bundle: of LoRA adapters; a merge, or the directory that one was saved to.
+        bundle: a merge, or the directory that one was saved to.
         target: the directory to write, whole or not at all.
         bits: 4, 8, 16 or 32 a value; by default what the bundle was planned for, else 8.
         bits_a, bits_b: of A and of B (or U) apart, in place of ``bits``.
@@ -122,8 +122,8 @@ def pack(
         channel: a name of your own, as ``beta``.
 
     Raises:
-        HydrapackError: bits not offered, modules no base program adapts, a VeRA bundle, or an
-            unwritable target; more bytes than the bundle was planned for; a model.pte or a key that
+        HydrapackError: bits not offered, modules no base program adapts, or an unwritable
+            target; more bytes than the bundle was planned for; a model.pte or a key that
             does not fit; cyclonedx-python-lib or cryptography not installed.
 
     >>> package = hydrapack.pack("bundle", "package", bits=8)
@@ -135,11 +135,6 @@ def pack(
     key = None if signing_key is None else read_private_key(Path(signing_key))
     _roundings(bundle.info, bits, bits_a, bits_b, group_size)
     check_fallback(fallback, [task.name for task in bundle.info.tasks], "`fallback`")
-    if bundle.info.adapter_type != "lora":
-        raise Invalid(
-            "a VeRA bundle cannot be packed: base programs take A and B of LoRA's size; write "
-            "PEFT adapters with hydrapack unpack"
-        )
     layout = layout_of(bundle.shapes, bundle.info.rank)
     base = BaseModelInfo(id=bundle.info.base_model, weights_sha256=None, tokenizer_sha256=None)
     if model is not None:
@@ -147,11 +142,7 @@ def pack(
     bundle = with_all_modules(bundle, layout)
     roundings = _roundings(bundle.info, bits, bits_a, bits_b, group_size)
     _check_range(bundle, roundings)
-    stored = {
-        name: store(module, roundings[name])
-        for name, module in bundle.modules.items()
-        if isinstance(module, MergedModule)
-    }
+    stored = store_modules(bundle.modules, roundings)
     with new_directory(target) as partial:
         lowered = lower_adapters(layout, stored, partial / ADAPTERS)
         _check_budget(bundle, (partial / ADAPTERS).stat().st_size)
@@ -219,7 +210,7 @@ def _base_of(model: Path, name: str, layout: Layout) -> tuple[BaseModelInfo, Lay
 
 
 def with_all_modules(bundle: Bundle, layout: Layout) -> Bundle:
-    """The bundle with a module of zeros, rank 1 and one head, wherever the layout has one more."""
+    """The bundle with a module of zeros, of one head, wherever the layout has one more."""
     missing = layout.missing(bundle.modules)
     if not missing:
         return bundle
@@ -227,22 +218,32 @@ def with_all_modules(bundle: Bundle, layout: Layout) -> Bundle:
         task.model_copy(update={"route": [*task.route, *[0] * len(missing)]})
         for task in bundle.info.tasks
     ]
+    common, route = frozen(bundle.modules.values()), (0,) * len(tasks)
     modules = dict(bundle.modules)
     for name, (d_out, d_in) in missing.items():
-        modules[name] = MergedModule(
-            torch.zeros(1, d_in), torch.zeros(1, d_out, 1), (0,) * len(tasks)
-        )
-    info = bundle.info.model_copy(update={"modules": list(modules), "tasks": tasks})
-    return Bundle(info, modules)
+        if common:
+            A, B = common["A"][:, :d_in], common["B"][:d_out]
+            modules[name] = MergedVera(torch.zeros(len(A)), torch.zeros(1, d_out), route, A, B)
+        else:
+            modules[name] = MergedModule(torch.zeros(1, d_in), torch.zeros(1, d_out, 1), route)
+    update: dict[str, object] = {"modules": list(modules), "tasks": tasks}
+    if bundle.info.bits is not None:
+        # Zeros are exact at any width; one that others have needs no bank of its own.
+        least = min(bundle.info.bits.values())
+        update["bits"] = dict.fromkeys(missing, least) | bundle.info.bits
+    return Bundle(bundle.info.model_copy(update=update), modules)
 
 
 def _check_range(bundle: Bundle, roundings: dict[str, Precision]) -> None:
     """Refuse values that the half-precision scales of a bit width cannot hold."""
     top = {4: 7 * HALF_MAX, 8: 127 * HALF_MAX, 16: HALF_MAX}
+    common = frozen(bundle.modules.values())
     for name, module in bundle.modules.items():
-        for part, tensor in module.tensors.items():
+        for part, tensor in (module.tensors | common).items():
             own = roundings[name]
-            bits = {"A": own.bits_a, "C": core_bits(own.bits_b), "s": 32}.get(part, own.bits_b)
+            small = {"C": core_bits(own.bits_b), "b": core_bits(own.bits_b), "s": 32}
+            small["d"] = core_bits(own.bits_a)
+            bits = {"A": own.bits_a, **small}.get(part, own.bits_b)
             largest = float(tensor.abs().max())
             if largest > top.get(bits, math.inf):
                 raise Invalid(
@@ -271,7 +272,7 @@ def _roundings(
 def _manifest(
     bundle: Bundle,
     layout: Layout,
-    stored: dict[str, StoredModule],
+    stored: dict[str, Stored],
     lowered: Lowered,
     adapters: Path,
     fallback: str,
@@ -280,10 +281,12 @@ def _manifest(
 ) -> ManifestContent:
     file = describe_file(adapters)
     info = bundle.info
+    once = sum(matrix.numel() for matrix in frozen(bundle.modules.values()).values())
     tasks = [_task(bundle, layout, task, lowered) for task in info.tasks]
     return ManifestContent(
         schema_version=1,
         hydrapack_version=__version__,
+        adapter_type=info.adapter_type,
         tools={name: version(name) for name in ("executorch", "torch")},
         base_model=base,
         layout_digest=layout.digest,
@@ -311,8 +314,8 @@ def _manifest(
             baseline_parameters=info.baseline_parameters,
             s_percent=info.s_percent,
             bytes=file.bytes,
-            tensor_bytes=sum(module.bytes for module in stored.values()),
-            baseline_bytes=2 * info.baseline_parameters,
+            tensor_bytes=tensor_bytes(stored.values()),
+            baseline_bytes=2 * (info.baseline_parameters + once),
         ),
     )
 
@@ -324,7 +327,7 @@ def _released(
     return ManifestContent.model_validate(fields)
 
 
-def _module(name: str, stored: StoredModule) -> ModuleInfo:
+def _module(name: str, stored: Stored) -> ModuleInfo:
     merged = stored.merged
     return ModuleInfo(
         name=name,

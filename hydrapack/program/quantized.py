@@ -56,7 +56,7 @@ def check_bits(name: str, bits: int) -> int:
 
 
 def core_bits(bits: int) -> int:
-    """Bits a value of the small C's of a two-sided module whose U has ``bits``."""
+    """Bits a value of what is small beside matrices of ``bits``: C beside U, d and b of VeRA."""
     return max(bits, 8)
 
 
@@ -190,3 +190,16 @@ def part_bytes(
         return shared, stored_bytes(d_out, rank, bits, group)
     shared += stored_bytes(output_rank, d_out, bits, group)
     return shared, stored_bytes(rank, output_rank, core_bits(bits), group)
+
+
+def vera_bytes(rank: int, d_out: int, rounding: Precision) -> tuple[int, int]:
+    """Bytes as packed of a VeRA module's d, which all tasks share, and of one b."""
+    d = stored_bytes(1, rank, core_bits(rounding.bits_a))
+    return d, stored_bytes(1, d_out, core_bits(rounding.bits_b))
+
+
+def frozen_bytes(rank: int, widest: tuple[int, int], rounding: Precision) -> int:
+    """Bytes as packed of VeRA's common A and B, for a widest d_out and d_in: a scale a row."""
+    d_out, d_in = widest
+    A = stored_bytes(rank, d_in, rounding.bits_a, d_in)
+    return A + stored_bytes(d_out, rank, rounding.bits_b, rank)

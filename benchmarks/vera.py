@@ -1,0 +1,110 @@
+"""VeRA on the device: size, error of rounding, time to pack, open and swap, at 4, 8 and 16 bits.
+
+    python benchmarks/vera.py [--decode] [--rank 256]
+
+SmolLM2-135M's shape, q,k,v,o, PEFT's default rank 256, five tasks, A and B drawn as PEFT does and
+random vectors: they serve for size, rounding and time only. Swaps of all programs are interleaved.
+With --decode base programs of that rank are exported too (minutes), and tokens timed under a head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from decode import bundle_of, config, exported, measure
+
+from hydrapack.support.quiet import silence_libraries
+
+silence_libraries()
+
+SHAPE, TASKS, ROUNDS, CONTEXT = "smollm2-135m", 5, 40, 2048
+
+
+def made_bundle(rank: int):
+    """Random modules, a vector b a task."""
+    from hydrapack.bundle.merged import MergedVera
+
+    layout = config(SHAPE).layout(("q", "k", "v", "o"), rank)
+    shapes = dict(layout.shapes)
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(rows: int, columns: int) -> torch.Tensor:
+        bound = (6 / columns) ** 0.5
+        return bound * (2 * torch.rand(rows, columns, generator=generator) - 1)
+
+    widest_out, widest_in = map(max, zip(*shapes.values(), strict=True))
+    A, B = uniform(rank, widest_in), uniform(widest_out, rank)
+    modules = {}
+    for name in layout.modules():
+        d_out, d_in = shapes[name.rsplit(".", 1)[-1].removesuffix("_proj")]
+        d = 0.1 + 0.05 * torch.randn(rank, generator=generator)
+        b = 0.1 * torch.randn(TASKS, d_out, generator=generator)
+        modules[name] = MergedVera(d, b, tuple(range(TASKS)), A[:, :d_in], B[:d_out])
+    bundle = bundle_of(modules, rank, TASKS)
+    apart = TASKS * sum(rank + module.shape[0] for module in modules.values())
+    update = {"adapter_type": "vera", "baseline_parameters": apart}
+    return replace(bundle, info=bundle.info.model_copy(update=update))
+
+
+def main() -> None:
+    from hydrapack.packing.manifest import ADAPTERS
+    from hydrapack.packing.package import pack
+    from hydrapack.program.load import load_program
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rank", type=int, default=256)
+    parser.add_argument("--decode", action="store_true")
+    args = parser.parse_args()
+    print(f"{SHAPE} shape, rank {args.rank}, {TASKS} tasks, {torch.get_num_threads()} threads\n")
+    bundle, rows, heads = made_bundle(args.rank), {}, {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for bits in (4, 8, 16):
+            folder = Path(scratch) / str(bits)
+            started = time.perf_counter()
+            manifest = pack(bundle, folder, bits).manifest
+            packed = time.perf_counter() - started
+            program = load_program(folder / ADAPTERS, "head")
+            heads[bits] = program.method("head")
+            shared = program.method("shared")
+            started = time.perf_counter()
+            shared.execute([])
+            opened = time.perf_counter() - started
+            error = max(task.packed_relative_error for task in manifest.tasks)
+            rows[bits] = (manifest.storage, error, packed, 1000 * opened)
+        times: dict[int, list[float]] = {bits: [] for bits in heads}
+        route = torch.zeros(len(manifest.modules), dtype=torch.int64)
+        for number in range(ROUNDS):
+            for bits, head in heads.items():
+                started = time.perf_counter()
+                head.execute([route + number % TASKS])
+                times[bits].append(1000 * (time.perf_counter() - started))
+        if args.decode:
+            folder = Path("build/bench") / f"{SHAPE}-r{args.rank}"
+            folder.mkdir(parents=True, exist_ok=True)
+            programs = exported(folder, ("plain", "adapted"), SHAPE, args.rank, CONTEXT)
+            tokens = measure(programs, Path(scratch) / "8", CONTEXT)["decode_ms"]
+            print(json.dumps(tokens, indent=2), "\n")
+    print(
+        "| bits | adapters.pte kB | over its integers kB | % of fp16 | rounding error | pack s |",
+        end="",
+    )
+    print(" shared ms | swap ms, min | median |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for bits, (stored, error, packed, opened) in rows.items():
+        frame = stored.bytes - stored.tensor_bytes
+        print(
+            f"| {bits} | {stored.bytes / 1e3:.0f} | {frame / 1e3:.0f} "
+            f"| {100 * stored.bytes / stored.baseline_bytes:.1f} | {error:.4f} | {packed:.0f} "
+            f"| {opened:.0f} | {min(times[bits]):.1f} | {statistics.median(times[bits]):.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
