@@ -84,7 +84,7 @@ def test_cores_of_many_tasks_keep_groups_and_size(monkeypatch):
     assert whole.cores.shape == (24, 48, 64) and small.cores.shape == (24, 8, 8)
     for update, core in zip(updates, whole.cores, strict=True):
         torch.testing.assert_close(whole.output @ core @ whole.input.T, dense(update))
-    assert route(updates, MergeOptions(3, 8)) == (0, 1, 2) * 8
+    assert route(updates, MergeOptions(3, 8))[0] == (0, 1, 2) * 8
     exact = merge_two_sided(updates, MergeOptions(24, 8), 8)
     monkeypatch.setattr(
         "hydrapack.merging.two_sided.core_of", lambda u, width: span.core_of(u, width, 24 * 20**2)

@@ -106,7 +106,7 @@ def test_replace(bundle, sources, tmp_path):
     added = add(bundle, sources[3])
     assert made.relative_error == added.relative_error
     new, alone = made.bundle.info.task("task1"), added.bundle.info.task("task3")
-    assert new.source == alone.source and new.card == alone.card
+    assert new.source == alone.source and new.settings == alone.settings
     for name, head in made.bundle.head(new).items():
         assert torch.equal(head, added.bundle.head(alone)[name])
         assert made.bundle.info.module_errors[name][1] == added.bundle.info.module_errors[name][3]

@@ -153,7 +153,8 @@ def tradeoff(
             assignment = assign([problem], options)
             A, found = fit(problem, sized, assignment, replace(options, rank=max(ranks)))
             for rank in ranks:
-                part = MergedModule(A[:rank].float(), found[:, :, :rank].float(), assignment)
+                heads = found[:, :, :rank].clone()  # with_sizes writes on them
+                part = MergedModule(A[:rank].float(), heads, assignment)
                 stored = with_sizes(part, updates, sizes)
                 _add_points(sums, "spectral", (head_count, rank, 0), updates, stored, bits)
         for rank in sorted({own, *(r for r in ranks if r < own)}):

@@ -19,13 +19,14 @@ REFINED = 2
 MAX_ROUNDS = 50
 
 
-def route(updates: Sequence[Update], options: MergeOptions) -> tuple[int, ...]:
-    """Each task's head in one module: as ``options`` say, or the best one found."""
+def route(updates: Sequence[Update], options: MergeOptions) -> tuple[tuple[int, ...], Core | None]:
+    """Each task's head in one module: as ``options`` say, or the best one found, and where."""
     if options.assignment is not None:
-        return options.assignment
+        return options.assignment, None
     if options.head_count in (1, len(updates)):
-        return _plain(options.head_count, len(updates))
-    return assign([core_of(updates, options.rank)], options)
+        return _plain(options.head_count, len(updates)), None
+    core = core_of(updates, options.rank)
+    return assign([core], options), core
 
 
 def _plain(heads: int, count: int) -> tuple[int, ...]:

@@ -45,6 +45,8 @@ class Core:
     """(d_out, Q), orthonormal."""
     cores: torch.Tensor
     """(N, Q, P)."""
+    whole: bool
+    """Whether the updates lie in these directions, all of them."""
 
     def products(self, inputs: torch.Tensor | None = None) -> torch.Tensor:
         """Inner products (N, N) of the updates, projected on (P, rank) orthonormal inputs."""
@@ -69,16 +71,20 @@ def core_of(updates: Sequence[Update], width: int, exact: int = EXACT) -> Core:
     d_out, d_in = updates[0].shape
     count, ranks = len(updates), sum(u.rank for u in updates)
     ways_in, ways_out = min(ranks, d_in), min(ranks, d_out)
-    rough = count * ways_in * ways_out > exact
-    if rough:
-        room = math.isqrt(min(ROOM, 2 * exact) // count)
-        ways_in = ways_out = max(width, min(2 * width, room))
+    if count * ways_in * ways_out <= exact:
+        factors = [update.factors() for update in updates]
+        own = [len(A) for A, _ in factors]
+        basis_in, inner = torch.linalg.qr(torch.cat([A for A, _ in factors]).T)
+        basis_out, outer = torch.linalg.qr(torch.cat([B for _, B in factors], 1))
+        parts = zip(outer.split(own, 1), inner.split(own, 1), strict=True)
+        return Core(basis_in, basis_out, torch.stack([b @ a.T for b, a in parts]), whole=True)
+    ways = max(width, min(2 * width, math.isqrt(min(ROOM, 2 * exact) // count)))
     pairs = (update.factors() for update in updates)
     turned = ((B.T, A.T) for A, B in (update.factors() for update in updates))
-    basis_in = leading(map(_rows, pairs), ranks, d_in, ways_in, rough)
-    basis_out = leading(map(_rows, turned), ranks, d_out, ways_out, rough)
+    basis_in = leading(map(_rows, pairs), ranks, d_in, ways, rough=True)
+    basis_out = leading(map(_rows, turned), ranks, d_out, ways, rough=True)
     cores = [(basis_out.T @ B) @ (A @ basis_in) for A, B in (u.factors() for u in updates)]
-    return Core(basis_in, basis_out, torch.stack(cores))
+    return Core(basis_in, basis_out, torch.stack(cores), whole=False)
 
 
 def _rows(pair: Pair) -> torch.Tensor:
@@ -126,13 +132,21 @@ def leading(
             gram += square(chunk)
         vectors = top_eigenvectors(gram, count, rough)
         energy = (vectors * (gram @ vectors)).sum(0)
-    # Of squares in float64: what is left out is below single precision.
-    spanned = max(1, int((energy > 1e-14 * len(gram) * energy[0]).sum()))
-    sized = vectors[:, :spanned] / energy[:spanned].sqrt().clamp(min=1e-150)
-    vectors = torch.linalg.qr(sized).Q
-    # A singular vector's sign is arbitrary; fix it, so that the same input gives the same bytes.
+    kept = spanned(energy, len(gram))
+    sized = vectors[:, :kept] / energy[:kept].sqrt().clamp(min=1e-150)
+    return _signed(torch.linalg.qr(sized).Q)
+
+
+def _signed(vectors: torch.Tensor) -> torch.Tensor:
+    """The columns, each with its largest value above 0: the same input gives the same bytes."""
     largest = vectors.abs().argmax(0, keepdim=True)
     return vectors * torch.sign(vectors.gather(0, largest))
+
+
+def spanned(energy: torch.Tensor, size: int) -> int:
+    """How many of the directions, largest first, carry more than rounding; at least 1."""
+    # Of squares in float64: what is left out is below single precision.
+    return max(1, int((energy > 1e-14 * size * energy[0]).sum()))
 
 
 def square(rows: torch.Tensor) -> torch.Tensor:
@@ -158,8 +172,8 @@ def top_eigenvectors(gram: torch.Tensor, count: int, rough: bool = False) -> tor
     if size > DENSE and 3 * count < size:
         found = _iterated(gram, count) if rough else _krylov(gram, count)
         if found is not None:
-            return found
-    return torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :count]
+            return _signed(found)
+    return _signed(torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :count])
 
 
 def _iterated(gram: torch.Tensor, count: int) -> torch.Tensor:

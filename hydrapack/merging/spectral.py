@@ -19,7 +19,7 @@ from hydrapack.adapters.update import Update
 from hydrapack.bundle.merged import MergedModule
 from hydrapack.merging.assignment import assign, members, route, shares, weight_vector
 from hydrapack.merging.method import MergeOptions, Method, Shared
-from hydrapack.merging.span import Core, core_of, leading, rows_of, top_eigenvectors
+from hydrapack.merging.span import Core, core_of, leading, rows_of, spanned, top_eigenvectors
 from hydrapack.merging.vera import merge_vera
 
 TOGETHER = 1 << 19
@@ -34,8 +34,11 @@ def merge_spectral(updates: Sequence[Update], options: MergeOptions) -> MergedMo
         options: ``head_count`` M from 1 to N, ``rank`` R of A (cut to the updates' joint rank),
             ``seed`` of the starts when M < N, ``weights``, ``assignment``.
     """
-    assignment = route(updates, options)
-    A = _shared(updates, assignment, options)
+    assignment, core = route(updates, options)
+    if core is not None and core.whole:
+        A = _within(core, updates, assignment, options)
+    else:
+        A = _shared(updates, assignment, options)
     return MergedModule(A.float(), heads_for(A, updates, assignment, options), assignment)
 
 
@@ -47,9 +50,7 @@ def fit(
     The rank is ``options.rank``, cut to the span. A smaller rank's best A and heads are the first
     rows and columns of these.
     """
-    weights = weight_vector(options, len(updates))
-    gram = problem.gram(shares(assignment, weights, options.head_count))
-    A = (problem.input @ top_eigenvectors(gram, options.rank)).T
+    A = _within(problem, updates, assignment, options)
     return A, heads_for(A, updates, assignment, options)
 
 
@@ -70,6 +71,17 @@ def heads_for(
             total += (weights[k] / totals[head]) * (own_b @ (own_a @ A.T))
         heads[head] = total
     return heads
+
+
+def _within(
+    core: Core, updates: Sequence[Update], assignment: tuple[int, ...], options: MergeOptions
+) -> torch.Tensor:
+    """The best A (at most rank, d_in) in the span of ``core``, its rows orthonormal, float64."""
+    weights = weight_vector(options, len(updates))
+    gram = core.gram(shares(assignment, weights, options.head_count))
+    vectors = top_eigenvectors(gram, options.rank)
+    kept = spanned((vectors * (gram @ vectors)).sum(0), len(gram))
+    return (core.input @ vectors[:, :kept]).T
 
 
 def _shared(

@@ -37,7 +37,7 @@ def merge_vera(updates: Sequence[VeraModule], options: MergeOptions) -> MergedVe
     first = updates[0]
     if options.rank != len(first.d):
         raise Invalid(f"`rank` {options.rank}: VeRA's frozen A and B fix the rank, {len(first.d)}")
-    assignment = route(updates, options)
+    assignment, _ = route(updates, options)
     weights = [options.weight(k) for k in range(len(updates))]
     present = [k for k, u in enumerate(updates) if u.rank]
     d = torch.stack([updates[k].d.double() for k in present]).mean(0)
