@@ -14,9 +14,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 LAYERS, DIM, HEADS, KV_HEADS, INTERMEDIATE, VOCAB = 2, 64, 4, 2, 96, 300
 TEMPLATE = "<|user|>{input}<|end|>"
@@ -83,6 +85,44 @@ def edit_tensors(folder: Path, change) -> Path:
     return folder
 
 
+# Minutes each: begun first, so that no worker is left alone with one of them.
+LONGEST = ("test_android", "test_runtime", "test_device", "test_base")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.fixture(scope="session", autouse=WORKER)
+def one_thread_a_worker():
+    """Workers with a thread for each core wait for each other's, and are ten times slower."""
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+
+    _unsafe_reset_threadpool(1)
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory):
+    """(name, make) -> the folder of that name, made by the first process of a run that asks."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if WORKER else root
+
+    def folder(name, make):
+        made, whole = root / name, root / f"{name}.made"
+        with FileLock(root / f"{name}.lock"):
+            if not whole.exists():
+                shutil.rmtree(made, ignore_errors=True)
+                made.mkdir()
+                make(made)
+                whole.touch()
+        return made
+
+    return folder
+
+
 @pytest.fixture
 def adapters(tmp_path: Path) -> list[Path]:
     """Three adapters from one initialisation of A."""
@@ -95,12 +135,15 @@ def adapters(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model(once) -> Path:
     """A random two-layer Llama with grouped-query attention and llama3 rope, and a tokenizer."""
+    return once("model", lambda folder: write_tiny_model(folder / "tiny")) / "tiny"
+
+
+def write_tiny_model(folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("model") / "tiny"
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCAB,
@@ -132,7 +175,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
     tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
 
 
 TASKS = ("one", "two", "three")
@@ -150,23 +192,22 @@ def make_package(folder, adapters, bits=32, **options):
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_model, tmp_path_factory):
-    """(model.pte, package, folder) of the tiny model with three tasks on two heads."""
+def exported(tiny_model, once):
+    """What ``export_base`` takes, of the tiny model -> model.pte, made once for all tests."""
     from hydrapack.base.export import export_base
 
-    folder = tmp_path_factory.mktemp("tiny")
-    adapters = []
-    for k, task in enumerate(TASKS):
-        adapter = write_adapter(folder / task, seed=k + 1, shared_seed=99)
-        (adapter / "task.json").write_text(json.dumps({"prompt_template": TEMPLATE}))
-        adapters.append(adapter)
-    export_base(str(tiny_model), folder / "model.pte", 4, quant="fp32", max_context=100)
-    package = make_package(folder, adapters, heads=2)
-    return folder / "model.pte", package, folder
+    def program(rank, targets=None, **options):
+        def make(folder):
+            export_base(str(tiny_model), folder / "model.pte", rank, targets, **options)
+
+        said = (f"{name}={value}" for name, value in options.items())
+        return once("-".join(("model", str(rank), *(targets or ()), *said)), make) / "model.pte"
+
+    return program
 
 
 @pytest.fixture(scope="session")
-def vera_tiny(tiny_model, tmp_path_factory):
+def vera_tiny(tiny_model, once):
     """A folder with PEFT's VeRA adapters of the tiny model, three tasks, and what becomes of them.
 
     ``three-heads`` and ``two-heads`` are bundles, model.pte is the base in float32.
@@ -179,62 +220,92 @@ def vera_tiny(tiny_model, tmp_path_factory):
     from hydrapack.base.export import export_base
     from hydrapack.merging.uniform import merge_adapters
 
-    folder = tmp_path_factory.mktemp("vera")
-    targets = ["q_proj", "v_proj", "o_proj", "down_proj"]
-    for number, task in enumerate(TASKS):
-        config = VeraConfig(r=7, target_modules=targets, task_type="CAUSAL_LM")
-        base = LlamaForCausalLM.from_pretrained(tiny_model)
-        model = get_peft_model(base, config)
-        generator = torch.Generator().manual_seed(number)
-        for name, parameter in sorted(model.named_parameters()):
-            if "vera_lambda" in name:
-                # PEFT starts with b = 0: an adapter that changes nothing.
-                parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
-        model.save_pretrained(folder / task)
-        (folder / task / "task.json").write_text(json.dumps({"prompt_template": TEMPLATE}))
-    adapters = read_adapters([str(folder / task) for task in TASKS])
-    merge_adapters(adapters).save(folder / "three-heads")
-    merge_adapters(adapters, heads=2).save(folder / "two-heads")
-    export_base(
-        str(tiny_model),
-        folder / "model.pte",
-        bundle=folder / "three-heads",
-        quant="fp32",
-        max_context=100,
-    )
-    return folder
+    def make(folder):
+        targets = ["q_proj", "v_proj", "o_proj", "down_proj"]
+        for number, task in enumerate(TASKS):
+            config = VeraConfig(r=7, target_modules=targets, task_type="CAUSAL_LM")
+            base = LlamaForCausalLM.from_pretrained(tiny_model)
+            model = get_peft_model(base, config)
+            generator = torch.Generator().manual_seed(number)
+            for name, parameter in sorted(model.named_parameters()):
+                if "vera_lambda" in name:
+                    # PEFT starts with b = 0: an adapter that changes nothing.
+                    parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+            model.save_pretrained(folder / task)
+            (folder / task / "task.json").write_text(json.dumps({"prompt_template": TEMPLATE}))
+        adapters = read_adapters([str(folder / task) for task in TASKS])
+        merge_adapters(adapters).save(folder / "three-heads")
+        merge_adapters(adapters, heads=2).save(folder / "two-heads")
+        export_base(
+            str(tiny_model),
+            folder / "model.pte",
+            bundle=folder / "three-heads",
+            quant="fp32",
+            max_context=100,
+        )
+
+    return once("vera", make)
 
 
 @pytest.fixture(scope="session")
-def smollm2_program(tmp_path_factory):
+def tiny(tiny_model, once):
+    """(model.pte, package, folder) of the tiny model with three tasks on two heads."""
+    from hydrapack.base.export import export_base
+
+    def make(folder):
+        adapters = []
+        for k, task in enumerate(TASKS):
+            adapter = write_adapter(folder / task, seed=k + 1, shared_seed=99)
+            (adapter / "task.json").write_text(json.dumps({"prompt_template": TEMPLATE}))
+            adapters.append(adapter)
+        export_base(str(tiny_model), folder / "model.pte", 4, quant="fp32", max_context=100)
+        make_package(folder, adapters, heads=2)
+
+    folder = once("tiny", make)
+    return folder / "model.pte", folder / "package", folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_program(once):
     """quant -> model.pte of the demo's base at rank 16, exported once for all processes of a run.
 
     Beside it lie its description and its tokenizer. Skips where HYDRAPACK_OFFLINE is set.
     """
-    from filelock import FileLock
-
     from hydrapack.base import smollm2
     from hydrapack.base.export import export_base
     from hydrapack.demo import job
     from hydrapack.support.progress import silently
 
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
-
-    def exported(quant: str) -> Path:
+    def program(quant: str) -> Path:
         if os.environ.get("HYDRAPACK_OFFLINE"):
             pytest.skip("HYDRAPACK_OFFLINE is set")
-        model = root / f"smollm2-{quant}" / "model.pte"
-        with FileLock(root / f"smollm2-{quant}.lock"):
-            if quant == "gguf":
-                # The demo's own, which stays in its cache.
-                return job._base_program(16, ("q", "k", "v", "o"), silently)
-            if not model.with_name("model.pte.json").exists():
-                export_base(smollm2.NAME, model, 16, quant=quant, max_context=job.CONTEXT)
-        return model
 
-    return exported
+        def make(folder):
+            if quant != "gguf":
+                options = {"quant": quant, "max_context": job.CONTEXT}
+                export_base(smollm2.NAME, folder / "model.pte", 16, **options)
+                return
+            # The demo's own, which stays in its cache.
+            for file in job._base_program(16, ("q", "k", "v", "o"), silently).parent.iterdir():
+                (folder / file.name).symlink_to(file)
+
+        return once(f"smollm2-{quant}", make) / "model.pte"
+
+    return program
+
+
+@pytest.fixture(scope="session")
+def smollm2_package(once):
+    """bits -> the package of the demo's five adapters, beside its bundle; packed once a run."""
+    from hydrapack.demo.job import example_adapters
+
+    def package(bits):
+        def make(folder):
+            make_package(folder, example_adapters(), bits)
+
+        return once(f"smollm2-{bits}-bit", make) / "package"
+
+    return package
 
 
 def hydrapack(*arguments: object, input: str | None = None):
@@ -315,6 +386,6 @@ def build(folder, *options, executorch=SITE / "executorch", targets=()):
 
 
 @pytest.fixture(scope="session")
-def native(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("native")
-    return build(folder, "-DCMAKE_BUILD_TYPE=Release", "-DHYDRAPACK_TESTS=ON")
+def native(once):
+    options = ("-DCMAKE_BUILD_TYPE=Release", "-DHYDRAPACK_TESTS=ON")
+    return once("native", lambda folder: build(folder, *options))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import module_names, process, write_adapter
+from conftest import hydrapack, module_names, write_adapter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -172,6 +172,6 @@ def test_fuzz_at_length(good):
 def test_the_command(config, good, tmp_path):
     """What the functions promise, the command keeps: exit code 2, one line, nothing written."""
     folder = changed(good, tmp_path / "a", config, {}, 0)
-    done = process("merge", folder, good, "-o", tmp_path / "b", env={"OMP_NUM_THREADS": "1"})
+    done = hydrapack("merge", folder, good, "-o", tmp_path / "b")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("hydrapack: error: ") and not os.path.lexists(tmp_path / "b")
