@@ -15,6 +15,7 @@ _CONSTANTS = (
     "get_adapter_layout",
     "get_adapter_rank",
     "get_base_model",
+    "get_chat_template",
     "get_quant",
     "get_quant_scheme",
     "get_weights_sha256",

@@ -81,6 +81,8 @@ class GgufModel:
             "k_proj": self._integer(reader, "attention.head_count_kv"),
         }
         freqs = [t for t in reader.tensors if t.name == "rope_freqs.weight"]
+        chat = reader.fields.get("tokenizer.chat_template")
+        self._chat_template = str(chat.contents()) if chat else ""
         self._rope_factors = [float(x) for x in freqs[0].data] if freqs else None
 
     def _integer(self, reader: Any, key: str) -> int:
@@ -150,6 +152,10 @@ class GgufModel:
             raw["rope_theta"] = read.rope_parameters["rope_theta"]
             raw["rope_parameters"] = {"rope_type": "factors", "factors": self._rope_factors}
         return raw
+
+    def chat_template(self) -> str:
+        """Jinja of the file's chat template; empty if it has none."""
+        return self._chat_template
 
     def tokenizer(self) -> bytes:
         """The file's tokenizer as the content of a tokenizer.json.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hydrapack.device.answer import Answer, Stats, Turns
-from hydrapack.device.manifest import Task, read_device_manifest
+from hydrapack.device.manifest import DeviceManifest, Task, find_task, read_device_manifest
 from hydrapack.device.options import resolve
 from hydrapack.device.text import Pieces, check_prompt, load_tokenizer, prompt_ids, stop_ids
 from hydrapack.support.errors import HydrapackError, Invalid, Io, NotFound, RuntimeFailure, of_kind
@@ -52,7 +52,7 @@ class NativeSession:
     def __init__(
         self,
         model: str | Path,
-        package: str | Path,
+        package: str | Path | None = None,
         tokenizer: str | Path | None = None,
         *,
         check_digests: bool = True,
@@ -66,8 +66,10 @@ class NativeSession:
             HydrapackError: no program, or a manifest or tokenizer that ``Session`` refuses too.
         """
         model = Path(model)
-        self.manifest, _ = read_device_manifest(Path(package), check_digests)
-        self._context, digest = _stated(model, check_digests)
+        self.manifest: DeviceManifest | None = None
+        if package is not None:
+            self.manifest, _ = read_device_manifest(Path(package), check_digests)
+        self._context, digest, self.chat_template = _stated(model, check_digests)
         self.tokenizer = load_tokenizer(Path(tokenizer or model.parent / "tokenizer.json"), digest)
         self.stats = Stats()
         self._turns = Turns(self.stats)
@@ -76,7 +78,8 @@ class NativeSession:
         self._running: int | None = None
         options = [] if check_digests else ["--no-digests"]
         options += [] if public_key is None else ["--public-key", public_key]
-        command = [find_program(), str(model), str(package), *options]
+        files = [str(model)] + ([] if package is None else [str(package)])
+        command = [find_program(), *files, *options]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -107,8 +110,8 @@ class NativeSession:
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the package's tasks."""
-        return [task.name for task in self.manifest.tasks]
+        """Names of the package's tasks; none without a package."""
+        return [task.name for task in self.manifest.tasks] if self.manifest else []
 
     @property
     def task(self) -> str | None:
@@ -124,7 +127,7 @@ class NativeSession:
         with self._turns.hold():
             self._turns.end()
             self._task = None
-            self._task = None if task is None else self.manifest.find(task)
+            self._task = find_task(self.manifest, task)
         return self
 
     def generate(
@@ -153,7 +156,7 @@ class NativeSession:
             if task is not None and task != self.task:
                 self._turns.end()
                 self._task = None
-                self._task = self.manifest.find(task)
+                self._task = find_task(self.manifest, task)
             used = self._task
             options = resolve(used, max_new_tokens, temperature, top_k, top_p, stop, seed)
             ids = prompt_ids(self.tokenizer, used, text, prompt_template)
@@ -253,18 +256,23 @@ class NativeSession:
         return RuntimeFailure(f"{PROGRAM} ended with exit code {code}{last}")
 
 
-def _stated(model: Path, check_digests: bool) -> tuple[int | None, str | None]:
-    """Context length and SHA-256 of the tokenizer by model.pte.json, which the program checks."""
+def _stated(model: Path, check_digests: bool) -> tuple[int | None, str | None, str | None]:
+    """Context length, SHA-256 of the tokenizer and chat template by model.pte.json."""
     if not model.is_file():
         raise NotFound(f"{model}: no such file")
     path = model.with_name(model.name + ".json")
     if not check_digests and not path.exists():
-        return None, None
+        return None, None, None
     stated = parse_json(read_bytes(path, "; export-base writes it beside the model"), path)
     context, digest = stated.get("get_max_context_len"), stated.get("get_tokenizer_sha256")
     if check_digests and not isinstance(digest, str):
         raise Invalid(f"{path}: get_tokenizer_sha256: is missing; export the model again")
-    return (context if type(context) is int else None), (digest if check_digests else None)
+    chat = stated.get("get_chat_template")
+    return (
+        context if type(context) is int else None,
+        digest if check_digests else None,
+        chat if isinstance(chat, str) and chat else None,
+    )
 
 
 def _keep_lines(stream: IO[str], lines: deque[str]) -> None:

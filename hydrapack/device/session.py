@@ -18,16 +18,17 @@ import torch
 
 from hydrapack.device.answer import Answer, Stats, Turns
 from hydrapack.device.lookup import Lookup
-from hydrapack.device.manifest import Task
+from hydrapack.device.manifest import Task, find_task
 from hydrapack.device.opening import open_files
 from hydrapack.device.options import Options, resolve
 from hydrapack.device.programs import Programs
 from hydrapack.device.sampler import Sampler
 from hydrapack.device.text import Pieces, check_prompt, prompt_ids, stop_ids
+from hydrapack.support.errors import Invalid
 
 
 class Session:
-    """One base program and one package; the position, the cache and the head are its state.
+    """One base program and perhaps a package; position, cache and head are its state.
 
     A second thread that calls it meanwhile gets ``Busy``.
 
@@ -41,7 +42,7 @@ class Session:
     def __init__(
         self,
         model: str | Path,
-        package: str | Path,
+        package: str | Path | None = None,
         tokenizer: str | Path | None = None,
         *,
         check_digests: bool = True,
@@ -51,7 +52,7 @@ class Session:
 
         Args:
             model: ``model.pte`` of ``hydrapack export-base``.
-            package: the directory ``hydrapack pack`` wrote.
+            package: the directory ``hydrapack pack`` wrote; None for the bare base model alone.
             tokenizer: ``tokenizer.json``; the one beside the model by default.
             check_digests: compare every file with its SHA-256; sizes are compared anyway.
             public_key: Ed25519, 64 hex digits, that must have signed the package.
@@ -62,10 +63,12 @@ class Session:
         started = time.perf_counter()
         model = Path(model)
         beside = Path(tokenizer or model.parent / "tokenizer.json")
-        opened = open_files(model, Path(package), beside, check_digests, public_key)
+        folder = None if package is None else Path(package)
+        opened = open_files(model, folder, beside, check_digests, public_key)
         self.manifest, self.tokenizer = opened.manifest, opened.tokenizer
         self._model = opened.model
-        self._programs = Programs(opened.model, opened.adapters, len(self.manifest.modules))
+        modules = len(self.manifest.modules) if self.manifest else 0
+        self._programs = Programs(opened.model, opened.adapters, modules)
         self.max_context = self._programs.max_context
         self.stats = Stats(load_ms=_ms_since(started))
         self.position = 0
@@ -91,8 +94,18 @@ class Session:
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the package's tasks."""
-        return [task.name for task in self.manifest.tasks]
+        """Names of the package's tasks; none without a package."""
+        return [task.name for task in self.manifest.tasks] if self.manifest else []
+
+    @property
+    def chat_template(self) -> str | None:
+        """``{input}`` as a turn of the model's own chat; a ``prompt_template`` of ``generate``.
+
+        None where the model's tokenizer has no chat template.
+        """
+        name = "get_chat_template"
+        known = name in self._model.method_names
+        return str(self._model.constant(name)) or None if known else None
 
     @property
     def task(self) -> str | None:
@@ -108,7 +121,7 @@ class Session:
         A cache filled under another head would be wrong, so the next prompt starts at 0.
 
         Raises:
-            NotFound: the package has no such task.
+            NotFound: the package has no such task, or there is no package.
             RuntimeFailure: the head does not run.
         """
         with self._turns.hold():
@@ -120,7 +133,7 @@ class Session:
         started = time.perf_counter()
         self._programs.unbind()
         self._task = None
-        chosen = None if task is None else self.manifest.find(task)
+        chosen = find_task(self.manifest, task)
         if chosen is not None:
             self._programs.bind(chosen.route)
             self._task = chosen
@@ -130,9 +143,11 @@ class Session:
         """Run under any packed adapter until the next ``use``; resets the position.
 
         Raises:
-            Invalid: vectors of another size or type than the program takes.
+            Invalid: vectors of another size or type than the program takes, or no package.
         """
         with self._turns.hold():
+            if self.manifest is None:
+                raise Invalid("the vectors a and b have the sizes of a package, and there is none")
             self._start_over()
             self._programs.bind_vectors(a, b)
 

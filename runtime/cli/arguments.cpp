@@ -8,9 +8,10 @@ using hydrapack::Code;
 using hydrapack::Error;
 
 const char* help_text() {
-  static constexpr char kHelp[] = R"(Usage: hydrapack-run MODEL.pte PACKAGE [options]
+  static constexpr char kHelp[] = R"(Usage: hydrapack-run MODEL.pte [PACKAGE] [options]
 
-Reads one JSON object a line from standard input and writes JSON lines.
+Reads one JSON object a line from standard input and writes JSON lines. Without PACKAGE the bare base
+model answers.
 
   in:   {"id": 7, "ids": [1, 2, 3], "task": "summary", "max_new_tokens": 64, "temperature": 0,
          "top_k": 0, "top_p": 1, "seed": 0, "lookup": false, "stop_ids": []}
@@ -103,10 +104,14 @@ hydrapack::Result<Arguments> read_arguments(int count, char** given) {
     return Error{
         Code::Invalid, argument + ": no such option, or it lacks its value; --help lists them"};
   }
-  if (files.size() != 2) {
+  if (files.empty() || files.size() > 2) {
     return Error{Code::Invalid, "give MODEL.pte and PACKAGE; --help has examples"};
   }
   arguments.model = files[0];
-  arguments.package = files[1];
+  if (files.size() == 2) {
+    arguments.package = files[1];
+  } else if (arguments.bench || arguments.swaps > 0) {
+    return Error{Code::Invalid, "--bench and --swaps: need a PACKAGE"};
+  }
   return arguments;
 }
