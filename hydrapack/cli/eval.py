@@ -36,7 +36,7 @@ def evaluate(
     """
     from hydrapack.evaluate.run import Evaluation
     from hydrapack.evaluate.spec import quick_config, read_config
-    from hydrapack.evaluate.tables import by_group, markdown, plot
+    from hydrapack.evaluate.tables import by_group, markdown, nats_cell, plot
     from hydrapack.support.atomic import new_file
     from hydrapack.support.extras import need
 
@@ -62,9 +62,9 @@ def evaluate(
     console = output()
     for group, rows in by_group(results):
         tasks = list(rows[0].scores)
-        table = Table("method", "S %", *tasks, "average", title=group or None)
+        table = Table("method", "S %", *tasks, "average", "nats", title=group or None)
         for r in rows:
             scores = (f"{r.scores[task]:.1f}" for task in tasks)
-            table.add_row(r.label, f"{r.s_percent:.1f}", *scores, f"{r.average:.1f}")
+            table.add_row(r.label, f"{r.s_percent:.1f}", *scores, f"{r.average:.1f}", nats_cell(r))
         console.print(table)
     console.print(f"{out}: results.json, results.md, results.png", soft_wrap=True)

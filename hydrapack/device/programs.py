@@ -38,7 +38,7 @@ class Programs:
         self.vocabulary = int(model.constant("get_vocab_size"))
         self.eos_ids = {int(i) for i in model.constants("get_eos_ids")}
         self._forward = model.method("forward")
-        shapes = matrix_shapes(self._forward)
+        shapes = matrix_shapes(self._forward.metadata)
         if adapters is None:
             self.matrices = [torch.zeros(shape) for shape in shapes]
             self.unbind()

@@ -24,6 +24,7 @@ from hydrapack.device.options import Options, resolve
 from hydrapack.device.programs import Programs
 from hydrapack.device.sampler import Sampler
 from hydrapack.device.text import Pieces, check_prompt, prompt_ids, stop_ids
+from hydrapack.program.load import runtime
 from hydrapack.support.errors import Invalid
 
 
@@ -60,6 +61,7 @@ class Session:
         Raises:
             HydrapackError: files missing, malformed, or of another rank, layout, base or digest.
         """
+        runtime()  # Its import is no part of the load.
         started = time.perf_counter()
         model = Path(model)
         beside = Path(tokenizer or model.parent / "tokenizer.json")
@@ -173,17 +175,26 @@ class Session:
         with self._turns.hold():
             return prompt_ids(self.tokenizer, self._task, text)
 
-    def forward(self, ids: Sequence[int]) -> torch.Tensor:
+    def forward(self, ids: Sequence[int], rows: int | None = None) -> torch.Tensor:
         """Append ``ids`` to the text; float32 logits (V,) of the next token.
 
+        Args:
+            rows: logits (rows, V) after the last so many of the ids, all of one call of the
+                program: at most its get_max_rows, and no more ids than its get_max_seq_len.
+
         Raises:
-            Invalid: no ids, or some not in the vocabulary.
+            Invalid: no ids, or some not in the vocabulary, or more rows than a call gives.
             ContextFull: more than the context holds.
             RuntimeFailure: the program fails.
         """
         with self._turns.hold():
             self._turns.end()
-            return self._append(ids)
+            if rows is None:
+                return self._append(ids)[0]
+            most = min(len(ids), self._programs.max_rows)
+            if not 1 <= rows <= most or len(ids) > self._programs.max_seq:
+                raise Invalid(f"`rows` {rows}: must be from 1 to {most} of one call's tokens")
+            return self._append(ids, rows)
 
     def generate(
         self,
@@ -245,7 +256,7 @@ class Session:
         ends = self._programs.eos_ids | stop_ids(self.tokenizer, options.stop)
         sampler, stats = Sampler(options.seed), self.stats
         started = time.perf_counter()
-        logits = self._append(ids)
+        logits = self._append(ids)[0]
         stats.prefill_ms, stats.prefill_tokens = _ms_since(started), len(ids)
         stats.decode_ms, stats.decode_tokens, stats.decode_calls = 0.0, 0, 0
         for made in count(1):
@@ -271,7 +282,7 @@ class Session:
             return known
         self.stats.decode_calls += 1
         if guesses is None:
-            return self._append([token])
+            return self._append([token])[0]
         room = self.max_context - self.position - 1
         guessed = guesses.guess(token, min(useful, room, self._programs.max_rows - 1))
         ids = [token, *guessed]
@@ -280,11 +291,12 @@ class Session:
         self.position += 1
         return guesses.found(guessed, logits)
 
-    def _append(self, ids: Sequence[int]) -> torch.Tensor:
+    def _append(self, ids: Sequence[int], rows: int = 1) -> torch.Tensor:
+        """Logits (rows, V) after the last of ``ids``."""
         check_prompt(len(ids), self.position, self.max_context)
-        logits = self._programs.run(ids, self.position)
+        logits = self._programs.run(ids, self.position, rows)
         self.position += len(ids)
-        return logits[0]
+        return logits
 
 
 def _ms_since(started: float) -> float:
