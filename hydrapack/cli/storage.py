@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from hydrapack.cli.terminal import output, print_json
+from hydrapack.cli.terminal import output, print_json, print_table
 from hydrapack.support.errors import Invalid
 
 if TYPE_CHECKING:
@@ -25,8 +24,10 @@ def storage(
     layout: Annotated[
         str | None,
         typer.Option(
-            help="Reckon from shapes: llama-3.2-1b, llama-3.2-3b, gemma-2-2b, phi-3.5-mini, "
-            "smollm2-135m, or a Hugging Face config.json."
+            help="Reckon from shapes: llama-3.2-1b, llama-3.2-3b, gemma-2-2b, gemma-3-270m, "
+            "gemma-3-1b, phi-3.5-mini, qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-3b, qwen3-0.6b, "
+            "qwen3-1.7b, smollm2-135m, smollm2-360m, smollm2-1.7b, tinyllama-1.1b, or a Hugging "
+            "Face config.json."
         ),
     ] = None,
     rank: Annotated[int, typer.Option(help="With --layout: the adapters' rank.")] = 32,
@@ -149,9 +150,6 @@ def _print_tables(reports: list[Report], judged: list[Judged], growth: Growth | 
         tables.append((render.BUDGET_COLUMNS, render.budget_rows(judged)))
     tables.append((render.BASELINE_COLUMNS, render.baseline_rows(reports)))
     for columns, body in tables:
-        table = Table(*columns)
-        for row in body:
-            table.add_row(*row)
-        console.print(table)
+        print_table(console, columns, body)
     for line in growth.lines() if growth else []:
         console.print(line, soft_wrap=True)
