@@ -62,6 +62,7 @@ def test_older_keys_and_half_precision(tmp_path):
     adapter = read_adapter(folder, "t")
     assert sorted(adapter.modules) == sorted(module_names())
     assert adapter.modules[module_names()[0]].A.dtype == torch.bfloat16
+    assert adapter.bytes == 2 * adapter.parameters
 
 
 def test_task_settings(tmp_path):

@@ -13,6 +13,7 @@ import yaml
 from conftest import TEMPLATE, hydrapack, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
+from hydrapack.adapters.prompt import encode_prompt
 from hydrapack.analysis.similarity import analyze
 from hydrapack.bundle.stored import store
 from hydrapack.evaluation import metrics
@@ -154,14 +155,24 @@ def test_batched_answers_are_pefts(setting, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(config.base_model, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(adapter.folder))
     for text, answer in zip(texts, got, strict=True):
-        from hydrapack.adapters.prompt import encode_prompt
-
         ids = torch.tensor([encode_prompt(backend.tokenizer, TEMPLATE, text)])
         made = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=10, do_sample=False
         )
         tokens = made[0, ids.shape[1] :].tolist()
         assert answer == backend.tokenizer.decode(tokens, skip_special_tokens=True)
+    # The end token, 2, counts too.
+    right = ["y", "a right answer", ""]
+    nats, count = backend.nats(list(zip(texts, right, strict=True)), TEMPLATE, [2], pairs)
+    lost = 0.0
+    for text, answer in zip(texts, right, strict=True):
+        prompt = encode_prompt(backend.tokenizer, TEMPLATE, text)
+        told = [*backend.tokenizer.encode(answer).ids, 2]
+        ids = torch.tensor([prompt + told])
+        labels = torch.tensor([[-100] * len(prompt) + told])
+        with torch.inference_mode():
+            lost += float(model(input_ids=ids, labels=labels).loss) * len(told)
+    assert count == sum(map(len, right)) + 3 and nats == pytest.approx(lost, rel=1e-5)
 
 
 def test_command_resumes(setting, tmp_path):
@@ -220,22 +231,42 @@ def test_a_plot_that_fails_leaves_nothing(setting, tmp_path, monkeypatch):
 
 
 def test_executorch_backend(setting, tmp_path):
+    """In float32 the device answers as PyTorch does: the bare base, each adapter and a merge."""
     content = yaml.safe_load(setting.read_text())
-    content["methods"] = [{"method": "spectral", "heads": [3], "bits": 8, "backend": "executorch"}]
+    device = {"backend": "executorch", "program": "fp32"}
+    content["methods"] = [
+        *({"method": method, **more} for method in ("zero-shot", "own") for more in ({}, device)),
+        {"method": "own", "bits": 8, **device},
+        {"method": "spectral", "heads": [3], "bits": 8, **device},
+    ]
     content["tasks"][1]["prompt_template"] = "Mine: {input}\n"
+    for task in content["tasks"]:
+        rows = [{"input": "text", "output": "nine ten eleven"}, {"input": "b", "output": "x"}]
+        (tmp_path / task["data"]).write_text("\n".join(map(json.dumps, rows)))
     config = EvalConfig.model_validate({**content, "rows": 2})
     evaluation = Evaluation(config, setting.parent, tmp_path / "out")
-    (result,) = evaluation.run()
-    assert result.label == "spectral M=3, 8 bits, ExecuTorch" and set(result.scores)
-    values = result.s_percent / 100 * sum(a.parameters for a in evaluation.adapters.values())
-    assert values < result.stored_bytes < 1.5 * values
-    (package,) = (tmp_path / "out" / "packages").glob("*/package")
+    results = evaluation.run()
+    bare, bare_device, own, own_device, own_8, merged = results
+    for torch_row, device_row in ((bare, bare_device), (own, own_device)):
+        assert torch_row.scores == device_row.scores
+        assert device_row.nats == pytest.approx(torch_row.nats, rel=1e-4)
+    assert bare.nats != pytest.approx(own.nats, rel=1e-2)
+    assert own_8.nats == pytest.approx(own.nats, rel=0.05) and own_8.nats != own_device.nats
+    assert merged.label == "spectral M=3, 8 bits, ExecuTorch fp32" and set(merged.scores)
+    parameters = sum(a.parameters for a in evaluation.adapters.values())
+    values = merged.s_percent / 100 * parameters
+    assert values < merged.stored_bytes < 1.5 * values
+    assert [r.stored_bytes for r in results[:3]] == [0, 0, 4 * parameters]
+    assert parameters < own_8.stored_bytes < own_device.stored_bytes
+    package = evaluation._package_folder(evaluation.cases()[-1]) / "package"
     prompts = [task.prompt_template for task in read_package(package).tasks]
     assert prompts == [TEMPLATE, "Mine: {input}\n", TEMPLATE]
-    with pytest.raises(HydrapackError, match="executorch backend runs merged methods"):
-        content["methods"] = [{"method": "own", "backend": "executorch"}]
-        config = EvalConfig.model_validate({**content, "rows": 2})
-        Evaluation(config, setting.parent, tmp_path / "out2").run()
+    assert "| average | nats |" in markdown(results)
+    # A program of another base that lies where this one's would.
+    (beside,) = (tmp_path / "out").glob("*.pte.json")
+    beside.write_text(json.dumps({**json.loads(beside.read_text()), "get_weights_sha256": "0"}))
+    with pytest.raises(HydrapackError, match=r"weights_sha256 is 0.*or give another `output`"):
+        Evaluation(config, setting.parent, tmp_path / "out").run()
 
 
 def test_a_budgets_plan_is_kept(setting, tmp_path, monkeypatch):
@@ -284,7 +315,7 @@ def test_a_budgets_plan_is_kept(setting, tmp_path, monkeypatch):
             assert ("planned bits" if bits is None else "4 bits") in row.label
             assert row.stored_bytes == stored == manifest.storage.tensor_bytes
     # Each row has its own answers: PEFT's and ExecuTorch's, planned and not.
-    assert len(list((tmp_path / "out" / "cache").iterdir())) == 4 * 3
+    assert len(list((tmp_path / "out" / "cache").iterdir())) == 2 * 4 * 3
 
 
 @pytest.mark.parametrize(
@@ -295,6 +326,8 @@ def test_a_budgets_plan_is_kept(setting, tmp_path, monkeypatch):
         ({"budget": "1MB", "output_rank": 4}, "budget 1MB: chooses heads"),
         ({"budget": "1MB", "method": "ties"}, "budget 1MB: chooses heads"),
         ({"bits": 5}, "bits"),
+        ({"method": "own", "bits": 8}, "own, 8 bits: adapters are rounded where they are packed"),
+        ({"method": "zero-shot", "bits": 8}, "zero-shot stores nothing"),
     ],
 )
 def test_methods_that_do_not_fit(setting, method, match):
@@ -321,7 +354,7 @@ def test_groups(setting, tmp_path):
     own = {r.group: r for r in found if r.label == "own"}
     assert own["pair"].scores.items() <= own["all"].scores.items()
     # Two own in both groups, and each merge's.
-    assert len(list((tmp_path / "answers").iterdir())) == 3 + 2 * 2 + 3 * 3
+    assert len(list((tmp_path / "answers").iterdir())) == 2 * (3 + 2 * 2 + 3 * 3)
     assert markdown(found).count("### ") == 2
     plot(found, tmp_path / "plot.png")
     assert all(r.merge_seconds > 0 for r in found if r.method == "spectral")

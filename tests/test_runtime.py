@@ -353,6 +353,8 @@ def test_command_line(native, fixtures):
     for arguments, words in [
         ((), "give MODEL.pte and PACKAGE"),
         (("a", "b", "--what"), "no such option"),
+        ((fixtures / "model.pte", "--bench"), "--bench and --swaps: need a PACKAGE"),
+        ((fixtures / "model.pte", "--public-key", "0" * 64), "public_key: is of a package"),
         ((fixtures / "none.pte", fixtures / "package"), "no such file"),
         ((fixtures / "model.pte", fixtures), "manifest.json: no such file"),
         ((fixtures / "other.pte", fixtures / "package"), "adapters of rank 2"),
@@ -437,6 +439,11 @@ def test_native_engine(native, fixtures, monkeypatch):
         time.sleep(pause)
         with pytest.raises(Mismatch, match="adapters of rank 2"):
             "".join(other.generate("x"))
+    bare = ("run", TEXT, "--model", model, "--max-new-tokens", 20, "--engine")
+    alone = [hydrapack(*bare, engine).stdout for engine in ("python", "native")]
+    assert alone[0] == alone[1] != "\n"
+    done = hydrapack(*bare, "native", "--task", "one")
+    assert done.returncode == 2 and "the session has no package" in done.stderr
     monkeypatch.setenv("HYDRAPACK_RUN", "/nowhere/hydrapack-run")
     done = hydrapack("run", package, TEXT, "--model", model, "--engine", "native")
     assert done.returncode == 2 and "cannot be run" in done.stderr

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 import shlex
 import shutil
@@ -13,13 +14,16 @@ from pathlib import Path
 
 import pytest
 from conftest import TASKS, hydrapack, make_package, module_names, write_adapter
+from rich.console import Console
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.stored import store
+from hydrapack.cli.terminal import print_table
 from hydrapack.footprint import render
 from hydrapack.footprint.budgets import PRESETS, judge, read_budgets
 from hydrapack.footprint.report import planned, storage
+from hydrapack.footprint.shapes import KNOWN, model_shapes
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.adapter_program import Shared
 from hydrapack.packing.banks import Head
@@ -282,6 +286,52 @@ def test_formats(tiny, tmp_path):
     ]:
         done = hydrapack("storage", *arguments)
         assert done.returncode == 2 and words in done.stderr
+
+
+# Millions of parameters outside the embeddings, as the models' publishers give them or, of SmolLM2
+# and TinyLlama, as all parameters less the embeddings.
+BODIES = {
+    "gemma-3-270m": 100,
+    "gemma-3-1b": 698,
+    "qwen2.5-0.5b": 360,
+    "qwen2.5-1.5b": 1310,
+    "qwen2.5-3b": 2770,
+    "qwen3-0.6b": 440,
+    "qwen3-1.7b": 1400,
+    "smollm2-135m": 106,
+    "smollm2-360m": 315,
+    "smollm2-1.7b": 1611,
+    "tinyllama-1.1b": 969,
+    "llama-3.2-1b": 973,
+    "llama-3.2-3b": 2819,
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_known_shapes_make_the_models_size(name):
+    linears = model_shapes(name).linears
+    each = [math.prod(linears.linear(t)) for t in ("q", "k", "v", "o", "gate", "up", "down")]
+    assert linears.layers * sum(each) / 1e6 == pytest.approx(BODIES[name], rel=0.015)
+
+
+def test_help_names_every_known_layout():
+    shown = " ".join(hydrapack("storage", "--help").stdout.replace("│", " ").split())
+    listed = re.search(r"Reckon from shapes: (.*), or a Hugging Face config", shown)[1]
+    assert set(listed.split(", ")) == set(KNOWN)
+
+
+def test_no_figure_is_cut_on_a_narrow_terminal():
+    report = planned("llama-3.2-1b", 32, 5, 2)
+    for columns, rows in (
+        (render.COLUMNS, render.rows([report])),
+        (render.BASELINE_COLUMNS, render.baseline_rows([report])),
+    ):
+        for width in (80, 120):
+            console = Console(width=width, file=io.StringIO())
+            print_table(console, columns, rows)
+            shown = console.file.getvalue()
+            assert "…" not in shown and max(map(len, shown.splitlines())) <= width
+            assert all(cell in shown for row in rows for cell in row[2:])
 
 
 def test_zip_size_is_that_of_a_zip(tiny, tmp_path):

@@ -57,6 +57,11 @@ class Adapter:
         """Values the adapter stores (VeRA: the common frozen A and B apart)."""
         return sum(module.values for module in self.modules.values())
 
+    @property
+    def bytes(self) -> int:
+        """Of those values in the file's own precision."""
+        return sum(m.bytes for m in self.modules.values())
+
 
 WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What torch.compile, DistributedDataParallel, FSDP and checkpointing put into names."""

@@ -42,6 +42,11 @@ class LoraModule:
         """What training changed, float32: A, which a merge shares, and B."""
         return self.A.float(), self.B.float()
 
+    @property
+    def bytes(self) -> int:
+        """Of A and B in the file's precision."""
+        return self.A.nbytes + self.B.nbytes
+
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """A and the scaled B, float64: the update is B @ A."""
         return self.A.double(), self.B.double() * self.scaling
@@ -101,6 +106,11 @@ class StoredLora:
         return self.rank * sum(self.shape)
 
     @property
+    def bytes(self) -> int:
+        """Of A and B in the file's precision."""
+        return self.place_a.nbytes + self.place_b.nbytes
+
+    @property
     def trained(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What training changed, float32: A, which a merge shares, and B."""
         return self.read().trained
@@ -155,6 +165,11 @@ class VeraModule:
     def trained(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What training changed, float32: d, which a merge shares, and b."""
         return self.d.float(), self.b.float()
+
+    @property
+    def bytes(self) -> int:
+        """Of d and b in the file's precision; A and B follow from a seed."""
+        return self.d.nbytes + self.b.nbytes
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
         """diag(d) A and diag(b) B, float64: the update is the second times the first."""

@@ -176,6 +176,7 @@ def export_base(
         "get_adapter_layout": layout.digest if layout else "",
         "get_adapter_rank": rank or 0,
         "get_base_model": source.name,
+        "get_chat_template": source.chat_template(),
         "get_quant": quant,
         "get_quant_scheme": json.dumps(formats, sort_keys=True),
         "get_weights_sha256": source.weights_sha256,

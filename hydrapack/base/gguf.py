@@ -99,6 +99,8 @@ class GgufModel:
         length = f"{architecture}.attention.key_length"
         self._head_dim = int(reader.fields[length].contents()) if length in reader.fields else None
         freqs = [t for t in reader.tensors if t.name == "rope_freqs.weight"]
+        chat = reader.fields.get("tokenizer.chat_template")
+        self._chat_template = str(chat.contents()) if chat else ""
         self._rope_factors = [float(x) for x in freqs[0].data] if freqs else None
 
     def _integer(self, reader: Any, key: str) -> int:
@@ -180,6 +182,10 @@ class GgufModel:
                 "factor": 1.0,
             }
         return raw
+
+    def chat_template(self) -> str:
+        """Jinja of the file's chat template; empty if it has none."""
+        return self._chat_template
 
     def tokenizer(self) -> bytes:
         """The file's tokenizer as the content of a tokenizer.json.

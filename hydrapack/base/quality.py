@@ -83,7 +83,7 @@ def program_logits(model: Path, rows: Sequence[Sequence[int]]) -> list[torch.Ten
     from hydrapack.program.load import forward_inputs, load_program, matrix_shapes
 
     forward = load_program(model, "forward").method("forward")
-    matrices = [torch.zeros(shape) for shape in matrix_shapes(forward)]
+    matrices = [torch.zeros(shape) for shape in matrix_shapes(forward.metadata)]
     found = []
     for row in rows:
         steps = [

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from hydrapack.base import smollm2
+from hydrapack.base.chat import chat_template_of, one_turn
 from hydrapack.base.config import DecoderConfig, parse_config, read_config
 from hydrapack.base.gguf import Blocks, GgufModel
 from hydrapack.program.layout import FUSED
@@ -77,6 +78,18 @@ class Source:
     def blocks(self, name: str) -> Blocks | None:
         """The tensor's 4-bit blocks, where a GGUF file stores it so."""
         return self._gguf.blocks(name) if self._gguf and name in self._gguf else None
+
+    def chat_template(self) -> str:
+        """``{input}`` as the user's turn of a chat, as the tokenizer's own template puts it.
+
+        Empty where it has none, or one that makes something else of a single turn.
+
+        Raises:
+            HydrapackError: unreadable.
+        """
+        template = chat_template_of(self.path) if self._gguf is None else self._gguf.chat_template()
+        ids = {"bos_token": self.config.bos_id, "eos_token": (self.config.eos_ids or (-1,))[0]}
+        return one_turn(template, self.tokenizer(), ids) if template else ""
 
     def tokenizer(self) -> bytes:
         """The content of the model's tokenizer.json.

@@ -35,6 +35,10 @@ def evaluate(
         hydrapack eval examples/eval.yaml -o results --quick
     """
     import hydrapack as hp
+    from hydrapack.support.extras import need
+
+    need("matplotlib")
+    from hydrapack.evaluation.tables import nats_cell
 
     with progress_bar("evaluating") as progress:
         results = hp.evaluate(config, out, cache, quick=quick, progress=progress)
@@ -45,9 +49,9 @@ def evaluate(
     for group, members in groupby(results, key=lambda result: result.group):
         rows = list(members)
         tasks = list(rows[0].scores)
-        table = Table("method", "S %", *tasks, "average", title=group or None)
+        table = Table("method", "S %", *tasks, "average", "nats", title=group or None)
         for r in rows:
             scores = (f"{r.scores[task]:.1f}" for task in tasks)
-            table.add_row(r.label, f"{r.s_percent:.1f}", *scores, f"{r.average:.1f}")
+            table.add_row(r.label, f"{r.s_percent:.1f}", *scores, f"{r.average:.1f}", nats_cell(r))
         console.print(table)
     console.print(f"{out}: results.json, results.md, results.png", soft_wrap=True)

@@ -13,11 +13,22 @@ from hydrapack.support.errors import Invalid
 
 
 def run(
-    package: Annotated[Path, typer.Argument(metavar="PACKAGE_DIR", help="What pack wrote.")],
-    text: Annotated[str, typer.Argument(help="The task's input; - reads standard input.")],
+    given: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[PACKAGE_DIR] TEXT",
+            help="What pack wrote (none: the bare base model); the input, - for standard input.",
+        ),
+    ],
     model: Annotated[Path, typer.Option(help="What export-base wrote.")],
     task: Annotated[
         str | None, typer.Option(help="A task of the package; without it, the bare base model.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Prompt by the chat template of the base's tokenizer.")
+    ] = False,
+    prompt_template: Annotated[
+        str | None, typer.Option(help="Text around {input}, in place of the task's own.")
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="tokenizer.json; the one beside the model by default.")
@@ -68,7 +79,7 @@ def run(
 
         hydrapack run package "He go to school." --model model.pte --task grammar --stats
 
-        hydrapack run package "He go to school." --model model.pte --task grammar --engine native
+        hydrapack run "Why is the sky blue?" --model model.pte --chat
 
         cat mail.txt | hydrapack run package - --model model.pte --task summary
     """
@@ -78,12 +89,24 @@ def run(
 
     if engine not in ("python", "native"):
         raise Invalid(f"--engine {engine}: choose python or native")
+    if chat and prompt_template is not None:
+        raise Invalid("--chat and --prompt-template: give one of them")
+    package, text = _package_and_text(given)
     start = hp.Session if engine == "python" else NativeSession
     key = None if public_key is None else read_public_key(public_key)
     session = start(model, package, tokenizer, check_digests=not no_digests, public_key=key)
     source = sys.stdin.read() if text == "-" else text
+    if chat and (prompt_template := session.chat_template) is None:
+        raise Invalid(f"--chat: {model} holds no chat template; give --prompt-template")
     answer = session.use(task).generate(
-        source, max_new_tokens, temperature, seed, top_k=top_k, top_p=top_p, lookup=lookup
+        source,
+        max_new_tokens,
+        temperature,
+        seed,
+        prompt_template,
+        top_k=top_k,
+        top_p=top_p,
+        lookup=lookup,
     )
     if as_json:
         whole = "".join(answer)
@@ -102,3 +125,13 @@ def run(
             f"finish {answer.finish}",
             file=sys.stderr,
         )
+
+
+def _package_and_text(given: list[str]) -> tuple[Path | None, str]:
+    if len(given) > 2:
+        raise Invalid(f"{given[2]!r}: one text too many; put the text between quotes")
+    if len(given) == 2:
+        return Path(given[0]), given[1]
+    if (Path(given[0]) / "manifest.json").is_file():
+        raise Invalid(f"{given[0]}: is a package; give the text after it")
+    return None, given[0]

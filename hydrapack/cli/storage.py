@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from hydrapack.cli.terminal import output, print_json
+from hydrapack.cli.terminal import output, print_json, print_table
 from hydrapack.support.errors import Invalid
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def storage(
         typer.Option(
             help="Compute from shapes: llama-3.2-1b, -3b; qwen2.5-0.5b, -1.5b, -3b; qwen3-0.6b, "
             "-1.7b, -4b; gemma-2-2b; gemma-3-270m, -1b; phi-3.5-mini; smollm2-135m, -360m, -1.7b; "
-            "or a Hugging Face config.json."
+            "tinyllama-1.1b; or a Hugging Face config.json."
         ),
     ] = None,
     rank: Annotated[int, typer.Option(help="With --layout: the adapters' rank.")] = 32,
@@ -141,9 +140,6 @@ def _print_tables(reports: list[Report], judged: list[Judged], growth: Growth | 
         tables.append((render.BUDGET_COLUMNS, render.budget_rows(judged)))
     tables.append((render.BASELINE_COLUMNS, render.baseline_rows(reports)))
     for columns, body in tables:
-        table = Table(*columns)
-        for row in body:
-            table.add_row(*row)
-        console.print(table)
+        print_table(console, columns, body)
     for line in growth.lines() if growth else []:
         console.print(line, soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from hydrapack.support.progress import Progress as Report
 from hydrapack.support.progress import Stage
@@ -53,6 +54,29 @@ def as_options(text: str) -> str:
 def print_json(value: Any) -> None:
     """One JSON document on standard output, keys sorted."""
     print(json_text(value), end="")
+
+
+def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table; where it is wider than the console, each row is one, so that no figure is cut."""
+    plain = [not any(re.search("[a-z]", row[i]) for row in rows) for i in range(len(columns))]
+    table = Table()
+    for name, figures in zip(columns, plain, strict=True):
+        table.add_column(name, no_wrap=figures, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    if (
+        console.measure(table, options=console.options.update_width(10_000)).minimum
+        <= console.width
+    ):
+        console.print(table)
+        return
+    for row in rows:
+        record = Table(show_header=False)
+        record.add_column(no_wrap=True)
+        record.add_column(overflow="fold")
+        for name, cell in zip(columns, row, strict=True):
+            record.add_row(name, cell)
+        console.print(record)
 
 
 @contextmanager

@@ -19,7 +19,8 @@ Self = TypeVar("Self", bound="Asking")
 class Asking(ABC):
     """The tasks of a package, the one in use, and how an answer begins."""
 
-    manifest: DeviceManifest
+    manifest: DeviceManifest | None
+    """None without a package."""
     tokenizer: Tokenizer
     max_context: int | None
     """Positions; None where nothing says."""
@@ -47,8 +48,8 @@ class Asking(ABC):
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the package's tasks."""
-        return [task.name for task in self.manifest.tasks]
+        """Names of the package's tasks; none without a package."""
+        return [task.name for task in self.manifest.tasks] if self.manifest else []
 
     @property
     def task(self) -> str | None:
@@ -64,7 +65,7 @@ class Asking(ABC):
         A cache filled under another head would be wrong, so the next prompt starts at 0.
 
         Raises:
-            NotFound: the package has no such task.
+            NotFound: the package has no such task, or there is no package.
             RuntimeFailure: the head does not run.
         """
         with self._turns.hold():

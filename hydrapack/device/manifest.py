@@ -109,6 +109,19 @@ class DeviceManifest(Read):
         return None if self.fallback == "base" else tasks[self.fallback]
 
 
+def find_task(manifest: DeviceManifest | None, name: str | None) -> Task | None:
+    """The task called ``name``; None for no name, the bare base model.
+
+    Raises:
+        NotFound: see ``DeviceManifest.find``, or there is no package.
+    """
+    if name is None:
+        return None
+    if manifest is None:
+        raise NotFound(f"unknown task {name!r}: the session has no package")
+    return manifest.find(name)
+
+
 def read_device_manifest(package: Path, check_digest: bool = True) -> tuple[DeviceManifest, bytes]:
     """The manifest of a package, and its bytes (which a signature is of).
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from hydrapack.device.answer import Answer, Stats, Turns
 from hydrapack.device.asking import Asking
-from hydrapack.device.manifest import read_device_manifest
+from hydrapack.device.manifest import find_task, read_device_manifest
 from hydrapack.device.options import Options
 from hydrapack.device.text import Pieces, load_tokenizer, stop_ids
 from hydrapack.support.errors import HydrapackError, Invalid, Io, NotFound, RuntimeFailure, of_kind
@@ -53,7 +53,7 @@ class NativeSession(Asking):
     def __init__(
         self,
         model: str | Path,
-        package: str | Path,
+        package: str | Path | None = None,
         tokenizer: str | Path | None = None,
         *,
         check_digests: bool = True,
@@ -67,8 +67,10 @@ class NativeSession(Asking):
             HydrapackError: no program, or a manifest or tokenizer that ``Session`` refuses too.
         """
         model = Path(model)
-        self.manifest, _ = read_device_manifest(Path(package), check_digests)
-        self.max_context, digest = _stated(model, check_digests)
+        self.manifest = None
+        if package is not None:
+            self.manifest, _ = read_device_manifest(Path(package), check_digests)
+        self.max_context, digest, self.chat_template = _stated(model, check_digests)
         self.tokenizer = load_tokenizer(Path(tokenizer or model.parent / "tokenizer.json"), digest)
         self.stats = Stats()
         self._turns = Turns(self.stats)
@@ -76,7 +78,8 @@ class NativeSession(Asking):
         self._running: int | None = None
         options = [] if check_digests else ["--no-digests"]
         options += [] if public_key is None else ["--public-key", public_key]
-        command = [find_program(), str(model), str(package), *options]
+        files = [str(model)] + ([] if package is None else [str(package)])
+        command = [find_program(), *files, *options]
         try:
             self._process = subprocess.Popen(
                 command,
@@ -102,7 +105,7 @@ class NativeSession(Asking):
     def _swap(self, task: str | None) -> None:
         self._turns.end()
         self._task = None
-        self._task = None if task is None else self.manifest.find(task)
+        self._task = find_task(self.manifest, task)
 
     def _begin(self, ids: Sequence[int], options: Options, lookup: bool) -> Answer:
         if not self._end_program.alive:
@@ -201,18 +204,23 @@ class NativeSession(Asking):
         return RuntimeFailure(f"{PROGRAM} ended with exit code {code}{last}")
 
 
-def _stated(model: Path, check_digests: bool) -> tuple[int | None, str | None]:
-    """Context length and SHA-256 of the tokenizer by model.pte.json, which the program checks."""
+def _stated(model: Path, check_digests: bool) -> tuple[int | None, str | None, str | None]:
+    """Context length, SHA-256 of the tokenizer and chat template by model.pte.json."""
     if not model.is_file():
         raise NotFound(f"{model}: no such file")
     path = model.with_name(model.name + ".json")
     if not check_digests and not path.exists():
-        return None, None
+        return None, None, None
     stated = parse_json(read_bytes(path, "; export-base writes it beside the model"), path)
     context, digest = stated.get("get_max_context_len"), stated.get("get_tokenizer_sha256")
     if check_digests and not isinstance(digest, str):
         raise Invalid(f"{path}: get_tokenizer_sha256: is missing; export the model again")
-    return (context if type(context) is int else None), (digest if check_digests else None)
+    chat = stated.get("get_chat_template")
+    return (
+        context if type(context) is int else None,
+        digest if check_digests else None,
+        chat if isinstance(chat, str) and chat else None,
+    )
 
 
 def _keep_lines(stream: IO[str], lines: deque[str]) -> None:

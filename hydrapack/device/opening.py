@@ -18,7 +18,7 @@ from hydrapack.packing.manifest import ADAPTERS, MANIFEST
 from hydrapack.packing.signature import verify_signature
 from hydrapack.program.load import LoadedProgram, check_forward, load_program
 from hydrapack.support.digest import is_file
-from hydrapack.support.errors import Mismatch, NotFound
+from hydrapack.support.errors import Invalid, Mismatch, NotFound
 from hydrapack.support.schema import Digest, fitting, parse_json, read_bytes
 
 
@@ -31,22 +31,22 @@ class Description(Read):
 
 @dataclass(frozen=True)
 class Opened:
-    """Files that belong together."""
+    """Files that belong together; manifest and adapters are a package's."""
 
-    manifest: DeviceManifest
+    manifest: DeviceManifest | None
     model: LoadedProgram
-    adapters: LoadedProgram
+    adapters: LoadedProgram | None
     tokenizer: Tokenizer
 
 
 def open_files(
-    model: Path, package: Path, tokenizer: Path, check_digests: bool, public_key: str | None
+    model: Path, package: Path | None, tokenizer: Path, check_digests: bool, public_key: str | None
 ) -> Opened:
     """Read and load all of them.
 
     Args:
         model: model.pte.
-        package: the directory with manifest.json and adapters.pte.
+        package: the directory with manifest.json and adapters.pte; None for the base model alone.
         tokenizer: tokenizer.json.
         check_digests: compare SHA-256 digests too; sizes always are.
         public_key: Ed25519, hex, that must have signed the manifest.
@@ -54,18 +54,33 @@ def open_files(
     Raises:
         HydrapackError: of the kind that docs/runtime-contract.md has for it.
     """
+    if package is None:
+        return _open_base(model, tokenizer, check_digests, public_key)
     manifest, data = read_device_manifest(package, check_digests)
     if public_key is not None:
         verify_signature(package, data, public_key)
     stated = manifest.adapters
     _check_file(package / ADAPTERS, stated.bytes, stated.sha256, check_digests, MANIFEST)
     check_model_file(model, check_digests)
-    programs = load_program(model, "forward"), load_program(package / ADAPTERS, "head")
-    check_forward(programs[0])
-    _check_layout(manifest, *programs)
-    check_base(manifest, programs[0])
-    own = str(programs[0].constant("get_tokenizer_sha256")) if check_digests else None
-    return Opened(manifest, *programs, load_tokenizer(tokenizer, own))
+    program, adapters = load_program(model, "forward"), load_program(package / ADAPTERS, "head")
+    check_forward(program)
+    _check_layout(manifest, program, adapters)
+    check_base(manifest, program)
+    return Opened(manifest, program, adapters, _tokenizer(tokenizer, program, check_digests))
+
+
+def _open_base(model: Path, tokenizer: Path, check_digests: bool, public_key: str | None) -> Opened:
+    if public_key is not None:
+        raise Invalid("`public_key`: is of a package, and none is given")
+    check_model_file(model, check_digests)
+    program = load_program(model, "forward")
+    check_forward(program)
+    return Opened(None, program, None, _tokenizer(tokenizer, program, check_digests))
+
+
+def _tokenizer(path: Path, model: LoadedProgram, check_digests: bool) -> Tokenizer:
+    own = str(model.constant("get_tokenizer_sha256")) if check_digests else None
+    return load_tokenizer(path, own)
 
 
 def check_model_file(model: Path, check_digests: bool) -> None:

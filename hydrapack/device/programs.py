@@ -23,11 +23,11 @@ from hydrapack.support.errors import Invalid, Mismatch
 class Programs:
     """Loaded, with no head bound."""
 
-    def __init__(self, model: LoadedProgram, adapters: LoadedProgram, modules: int) -> None:
+    def __init__(self, model: LoadedProgram, adapters: LoadedProgram | None, modules: int) -> None:
         """Args:
         model: the base program.
-        adapters: the package's.
-        modules: how many the manifest has, a head chosen for each.
+        adapters: the package's; None for the bare base model alone.
+        modules: how many the manifest has, a head chosen for each; 0 without a package.
 
         Raises:
             HydrapackError: a constant is missing, or the two do not fit each other.
@@ -38,9 +38,13 @@ class Programs:
         self.vocabulary = int(model.constant("get_vocab_size"))
         self.eos_ids = {int(i) for i in model.constants("get_eos_ids")}
         self._forward = model.method("forward")
+        shapes = matrix_shapes(self._forward.metadata)
+        if adapters is None:
+            self.matrices = [torch.zeros(shape) for shape in shapes]
+            self.unbind()
+            return
         self._head = adapters.method("head")
         self._shared = self.a = execute(adapters.method("shared"), [], "shared")[0]
-        shapes = matrix_shapes(self._forward)
         # A head chooses for each module, and each has a matrix of its own in b.
         self._a_shapes, self._b_shapes = shapes[:-modules], shapes[-modules:]
         self.b = torch.zeros(sum(map(math.prod, self._b_shapes)))

@@ -19,15 +19,18 @@ import torch
 from hydrapack.device.answer import Answer, Stats, Turns
 from hydrapack.device.asking import Asking
 from hydrapack.device.lookup import Lookup
+from hydrapack.device.manifest import find_task
 from hydrapack.device.opening import open_files
 from hydrapack.device.options import Options
 from hydrapack.device.programs import Programs
 from hydrapack.device.sampler import Sampler
 from hydrapack.device.text import Pieces, check_prompt, prompt_ids, stop_ids
+from hydrapack.program.load import runtime
+from hydrapack.support.errors import Invalid
 
 
 class Session(Asking):
-    """One base program and one package; the position, the cache and the head are its state.
+    """One base program and perhaps a package; position, cache and head are its state.
 
     A second thread that calls it meanwhile gets ``Busy``.
 
@@ -41,7 +44,7 @@ class Session(Asking):
     def __init__(
         self,
         model: str | Path,
-        package: str | Path,
+        package: str | Path | None = None,
         tokenizer: str | Path | None = None,
         *,
         check_digests: bool = True,
@@ -51,7 +54,7 @@ class Session(Asking):
 
         Args:
             model: ``model.pte`` of ``hydrapack export-base``.
-            package: the directory ``hydrapack pack`` wrote.
+            package: the directory ``hydrapack pack`` wrote; None for the bare base model alone.
             tokenizer: ``tokenizer.json``; the one beside the model by default.
             check_digests: compare every file with its SHA-256; sizes are compared anyway.
             public_key: Ed25519, 64 hex digits, that must have signed the package.
@@ -59,13 +62,16 @@ class Session(Asking):
         Raises:
             HydrapackError: files missing, malformed, or of another rank, layout, base or digest.
         """
+        runtime()  # Its import is no part of the load.
         started = time.perf_counter()
         model = Path(model)
         beside = Path(tokenizer or model.parent / "tokenizer.json")
-        opened = open_files(model, Path(package), beside, check_digests, public_key)
+        folder = None if package is None else Path(package)
+        opened = open_files(model, folder, beside, check_digests, public_key)
         self.manifest, self.tokenizer = opened.manifest, opened.tokenizer
         self._model = opened.model
-        self._programs = Programs(opened.model, opened.adapters, len(self.manifest.modules))
+        modules = len(self.manifest.modules) if self.manifest else 0
+        self._programs = Programs(opened.model, opened.adapters, modules)
         self.max_context: int = self._programs.max_context
         self.stats = Stats(load_ms=_ms_since(started))
         self.position = 0
@@ -82,12 +88,22 @@ class Session(Asking):
                 self._turns.close()
                 del self._programs, self._model
 
+    @property
+    def chat_template(self) -> str | None:
+        """``{input}`` as a turn of the model's own chat; a ``prompt_template`` of ``generate``.
+
+        None where the model's tokenizer has no chat template.
+        """
+        name = "get_chat_template"
+        known = name in self._model.method_names
+        return str(self._model.constant(name)) or None if known else None
+
     def _swap(self, task: str | None) -> None:
         self._start_over()
         started = time.perf_counter()
         self._programs.unbind()
         self._task = None
-        chosen = None if task is None else self.manifest.find(task)
+        chosen = find_task(self.manifest, task)
         if chosen is not None:
             self._programs.bind(chosen.route)
             self._task = chosen
@@ -97,9 +113,11 @@ class Session(Asking):
         """Run under any packed adapter until the next ``use``; resets the position.
 
         Raises:
-            Invalid: vectors of another size or type than the program takes.
+            Invalid: vectors of another size or type than the program takes, or no package.
         """
         with self._turns.hold():
+            if self.manifest is None:
+                raise Invalid("the vectors a and b have the sizes of a package, and there is none")
             self._start_over()
             self._programs.bind_vectors(a, b)
 
@@ -125,17 +143,26 @@ class Session(Asking):
         with self._turns.hold():
             return prompt_ids(self.tokenizer, self._task, text)
 
-    def forward(self, ids: Sequence[int]) -> torch.Tensor:
+    def forward(self, ids: Sequence[int], rows: int | None = None) -> torch.Tensor:
         """Append ``ids`` to the text; float32 logits (V,) of the next token.
 
+        Args:
+            rows: logits (rows, V) after the last so many of the ids, all of one call of the
+                program: at most its get_max_rows, and no more ids than its get_max_seq_len.
+
         Raises:
-            Invalid: no ids, or some not in the vocabulary.
+            Invalid: no ids, or some not in the vocabulary, or more rows than a call gives.
             ContextFull: more than the context holds.
             RuntimeFailure: the program fails.
         """
         with self._turns.hold():
             self._turns.end()
-            return self._append(ids)
+            if rows is None:
+                return self._append(ids)[0]
+            most = min(len(ids), self._programs.max_rows)
+            if not 1 <= rows <= most or len(ids) > self._programs.max_seq:
+                raise Invalid(f"`rows` {rows}: must be from 1 to {most} of one call's tokens")
+            return self._append(ids, rows)
 
     def _begin(self, ids: Sequence[int], options: Options, lookup: bool) -> Answer:
         self._start_over()
@@ -153,7 +180,7 @@ class Session(Asking):
         ends = self._programs.eos_ids | stop_ids(self.tokenizer, options.stop)
         sampler, stats = Sampler(options.seed), self.stats
         started = time.perf_counter()
-        logits = self._append(ids)
+        logits = self._append(ids)[0]
         stats.prefill_ms, stats.prefill_tokens = _ms_since(started), len(ids)
         stats.decode_ms, stats.decode_tokens, stats.decode_calls = 0.0, 0, 0
         for made in count(1):
@@ -179,7 +206,7 @@ class Session(Asking):
             return known
         self.stats.decode_calls += 1
         if guesses is None:
-            return self._append([token])
+            return self._append([token])[0]
         room = self.max_context - self.position - 1
         guessed = guesses.guess(token, min(useful, room, self._programs.max_rows - 1))
         ids = [token, *guessed]
@@ -188,11 +215,12 @@ class Session(Asking):
         self.position += 1
         return guesses.found(guessed, logits)
 
-    def _append(self, ids: Sequence[int]) -> torch.Tensor:
+    def _append(self, ids: Sequence[int], rows: int = 1) -> torch.Tensor:
+        """Logits (rows, V) after the last of ``ids``."""
         check_prompt(len(ids), self.position, self.max_context)
-        logits = self._programs.run(ids, self.position)
+        logits = self._programs.run(ids, self.position, rows)
         self.position += len(ids)
-        return logits[0]
+        return logits
 
 
 def _ms_since(started: float) -> float:

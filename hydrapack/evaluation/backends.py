@@ -7,12 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hydrapack.adapters.prompt import encode_prompt
 from hydrapack.support.extras import need
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from hydrapack.device.session import Session
 
 Pairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 """A (rank, d_in) and B (d_out, rank), scaled, by module name."""
@@ -67,6 +72,34 @@ class TorchBackend:
                     found[index] = _cut(text, stop)
                 progress(start + len(batch))
         return found
+
+    def nats(
+        self,
+        rows: Sequence[tuple[str, str]],
+        template: str,
+        end: Sequence[int],
+        pairs: Pairs,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> tuple[float, int]:
+        """How unlikely the right answers are: nats, summed, and of how many tokens.
+
+        Row by row, so that no padding is summed with.
+
+        Args:
+            rows: inputs and right answers.
+            end: ids after an answer, which count too (``end_ids``).
+            pairs: as of ``answers``.
+        """
+        total, tokens = 0.0, 0
+        with self._patched(pairs), torch.inference_mode():
+            for done, (text, answer) in enumerate(rows, 1):
+                prompt, ids = _ids(self.tokenizer, template, text, answer, end)
+                told = torch.tensor([prompt + ids[:-1]])
+                logits = self.model(input_ids=told, use_cache=False, logits_to_keep=len(ids)).logits
+                total += _nats(logits[0], ids)
+                tokens += len(ids)
+                progress(done)
+        return total, tokens
 
     def _end_ids(self, stop: Sequence[str]) -> list[int]:
         own = self.model.generation_config.eos_token_id
@@ -129,22 +162,64 @@ class TorchBackend:
 
 
 def executorch_answers(
-    model: Path,
-    package: Path,
-    task: str,
+    session: Session,
     inputs: Sequence[str],
+    template: str,
+    stop: Sequence[str],
     max_new_tokens: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
-    """Greedy answers of a package's head on the ExecuTorch runtime."""
-    from hydrapack.device.session import Session
-
-    session = Session(model, package).use(task)
+    """Greedy answers of the head in use on the ExecuTorch runtime."""
     found = []
     for text in inputs:
-        found.append("".join(session.generate(text, max_new_tokens, temperature=0.0)))
+        answer = session.generate(text, max_new_tokens, 0.0, prompt_template=template, stop=stop)
+        found.append("".join(answer))
         progress(len(found))
     return found
+
+
+def executorch_nats(
+    session: Session,
+    rows: Sequence[tuple[str, str]],
+    template: str,
+    end: Sequence[int],
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[float, int]:
+    """As ``TorchBackend.nats``, under the head in use on the ExecuTorch runtime."""
+    total, tokens, most = 0.0, 0, int(session.model_constant("get_max_rows"))
+    for done, (text, answer) in enumerate(rows, 1):
+        prompt, ids = _ids(session.tokenizer, template, text, answer, end)
+        # The last token needs no room; what the context cannot hold beside it is left out.
+        ids = ids[: session.max_context - len(prompt) + 1]
+        session.reset()
+        logits = [session.forward(prompt)[None]]
+        for start in range(0, len(ids) - 1, most):
+            part = ids[:-1][start : start + most]
+            logits.append(session.forward(part, len(part)))
+        total += _nats(torch.cat(logits), ids)
+        tokens += len(ids)
+        progress(done)
+    return total, tokens
+
+
+def end_ids(tokenizer: Tokenizer, stop: Sequence[str], eos: Sequence[int]) -> list[int]:
+    """What ends a right answer: the first stop string that is a token, else the model's own end."""
+    named = [tokenizer.token_to_id(text) for text in stop]
+    return [i for i in [*named, *eos] if i is not None][:1]
+
+
+def _ids(
+    tokenizer: Tokenizer, template: str, text: str, answer: str, end: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Token ids of the prompt, and of the answer with its end."""
+    prompt = encode_prompt(tokenizer, template, text)
+    return prompt, [*tokenizer.encode(answer, add_special_tokens=False).ids, *end]
+
+
+def _nats(logits: torch.Tensor, ids: Sequence[int]) -> float:
+    """Summed negative log-likelihood of ids; each row of logits (len(ids), V) is of the next."""
+    target = torch.tensor(ids)
+    return float(torch.nn.functional.cross_entropy(logits.double(), target, reduction="sum"))
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:

@@ -43,6 +43,8 @@ class Result:
     relative_errors: dict[str, float] = field(default_factory=dict)
     """By task, before rounding: norm of (update - merged) over norm of the update."""
     scores: dict[str, float] = field(default_factory=dict)
+    nats: dict[str, float] = field(default_factory=dict)
+    """By task: of a token of the right answers, given the prompt; empty where not measured."""
     merge_seconds: float = 0.0
     merge_peak_bytes: int = 0
     """Resident memory above what was there before the merge, at its peak."""
@@ -55,6 +57,11 @@ class Result:
     def average(self) -> float:
         """Mean over the tasks."""
         return sum(self.scores.values()) / len(self.scores)
+
+    @property
+    def average_nats(self) -> float | None:
+        """Mean over the tasks; None where it was not measured."""
+        return sum(self.nats.values()) / len(self.nats) if self.nats else None
 
     def as_json(self) -> dict[str, Any]:
         """JSON form."""

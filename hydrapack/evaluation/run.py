@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,15 +17,21 @@ from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.prompt import check_template
 from hydrapack.base.config import read_config as read_model_config
-from hydrapack.base.export import export_base
 from hydrapack.base.source import resolve_model, weights_sha256
 from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.merged import Merged, MergedModule, stored_values
 from hydrapack.bundle.stored import StoredModule, store
 from hydrapack.evaluation import metrics
-from hydrapack.evaluation.backends import Pairs, TorchBackend, executorch_answers
+from hydrapack.evaluation.backends import (
+    Pairs,
+    TorchBackend,
+    end_ids,
+    executorch_answers,
+    executorch_nats,
+)
 from hydrapack.evaluation.cases import Case, Result, cases
 from hydrapack.evaluation.memory import PeakMemory
+from hydrapack.evaluation.programs import BasePrograms, describe
 from hydrapack.evaluation.spec import (
     EvalConfig,
     Row,
@@ -50,7 +56,8 @@ from hydrapack.support.sizes import parse_size
 from hydrapack.support.threads import one_thread
 from hydrapack.support.version import __version__
 
-CONTEXT = 1024
+if TYPE_CHECKING:
+    from hydrapack.device.session import Session
 
 
 class Evaluation:
@@ -88,9 +95,14 @@ class Evaluation:
                 "hub id or demo:smollm2-135m-q4_1"
             )
         self.weights = weights_sha256(self.model_folder)
+        short = {n.rsplit(".", 1)[-1] for a in self.adapters.values() for n in a.modules}
         self._backend: TorchBackend | None = None
-        self._packed: tuple[Case, Path] | None = None
+        self._programs = BasePrograms(
+            out, config.base_model, self.model_folder, self.weights, parse_targets(short)
+        )
+        self._opened: tuple[tuple[Case, str], Session] | None = None
         self._modules: dict[str, Merged] = {}
+        self._alone: dict[tuple[str, int], Bundle] = {}
         self._tasks = {task.name: task for task in config.tasks}
 
     def run(self, progress: Progress = quietly) -> list[Result]:
@@ -134,7 +146,7 @@ class Evaluation:
         merge: Bundle | None = None
         if method.method == "own":
             result.s_percent = 100.0
-            result.stored_bytes = 4 * sum(self.adapters[name].parameters for name in names)
+            result.stored_bytes = sum(self._own_bytes(case, name) for name in names)
         elif method.method != "zero-shot":
             started = time.monotonic()
             with PeakMemory() as peak:
@@ -155,9 +167,7 @@ class Evaluation:
             def report(share: float, index: int = index, name: str = name) -> None:
                 progress(done + index + share, total, f"{where}, {name}")
 
-            score, seconds = self._score(self._tasks[name], index, case, merge, report)
-            result.scores[name] = score
-            result.answer_seconds += seconds
+            self._score(self._tasks[name], index, case, merge, report, result)
         return result
 
     def _merge(self, case: Case) -> Bundle:
@@ -188,61 +198,71 @@ class Evaluation:
         case: Case,
         merge: Bundle | None,
         report: Callable[[float], None],
-    ) -> tuple[float, float]:
-        rows, adapter = self.rows[task.name], self.adapters[task.name]
+        result: Result,
+    ) -> None:
+        """Add the task's figures to the result."""
+        rows, settings = self.rows[task.name], self.adapters[task.name].settings
         pairs = self._pairs(task.name, index, case, merge)
         on_device = case.method.backend == "executorch"
-        key = _digest(
-            {
-                "backend": case.method.backend,
-                "base": self._program_sha256(case, merge) if on_device else self.config.dtype,
-                "bits": self._packed_bits(case, merge),
-                "inputs": [row.input for row in rows],
-                "max_new_tokens": task.max_new_tokens,
-                "pairs": _tensors_digest(pairs),
-                "stop": adapter.settings.stop,
-                "template": adapter.settings.prompt_template,
-                "weights": self.weights,
-            }
-        )
-        path = self.cache / f"{key}.json"
-        if path.exists():
-            made = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            started = time.monotonic()
-            inputs = [row.input for row in rows]
-            answers = self._answers(task, case, merge, pairs, inputs, report)
-            made = {"answers": answers, "seconds": round(time.monotonic() - started, 3)}
-            with new_file(path) as partial:
-                partial.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
-        references, sources = [row.outputs for row in rows], [row.input for row in rows]
-        return metrics.score(task.metric, made["answers"], references, sources), made["seconds"]
+        bundle = self._served(task.name, case, merge)
+        what = {
+            "backend": case.method.backend,
+            "base": self._program_sha256(case, bundle) if on_device else self.config.dtype,
+            "bits": self._packed_bits(case, bundle),
+            "inputs": [row.input for row in rows],
+            "pairs": _tensors_digest(pairs),
+            "stop": settings.stop,
+            "template": settings.prompt_template,
+            "weights": self.weights,
+        }
+        inputs = [row.input for row in rows]
+        told = [(row.input, row.outputs[0]) for row in rows]
 
-    def _answers(
-        self,
-        task: TaskConfig,
-        case: Case,
-        merge: Bundle | None,
-        pairs: Pairs,
-        inputs: list[str],
-        report: Callable[[float], None],
-    ) -> list[str]:
         def progress(done: int) -> None:
-            report(done / len(inputs))
+            report(done / len(rows))
 
-        if case.method.backend == "executorch":
-            assert merge is not None
-            package, model = self._package(case, merge), self._program(case, merge)
-            return executorch_answers(
-                model, package, task.name, inputs, task.max_new_tokens, progress
-            )
+        def answers() -> dict[str, Any]:
+            asked = (inputs, settings.prompt_template, settings.stop, task.max_new_tokens)
+            if on_device:
+                session = self._session(task.name, case, bundle)
+                return {"answers": executorch_answers(session, *asked, progress)}
+            return {"answers": self._torch().answers(*asked, pairs, progress)}
+
+        def nats() -> dict[str, Any]:
+            session = self._session(task.name, case, bundle) if on_device else None
+            tokenizer = session.tokenizer if session else self._torch().tokenizer
+            end = end_ids(tokenizer, settings.stop, read_model_config(self.model_folder).eos_ids)
+            if session:
+                found = executorch_nats(session, told, settings.prompt_template, end, progress)
+            else:
+                found = self._torch().nats(told, settings.prompt_template, end, pairs, progress)
+            return {"nats": found[0], "tokens": found[1]}
+
+        made = self._kept({**what, "max_new_tokens": task.max_new_tokens}, answers)
+        likely = self._kept({**what, "references": [answer for _, answer in told]}, nats)
+        references = [row.outputs for row in rows]
+        result.scores[task.name] = metrics.score(task.metric, made["answers"], references, inputs)
+        result.nats[task.name] = likely["nats"] / max(likely["tokens"], 1)
+        result.answer_seconds += made["seconds"]
+
+    def _kept(self, what: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What an earlier run made of the same, or make it and keep it, with its seconds."""
+        path = self.cache / f"{_digest(what)}.json"
+        if path.exists():
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return found
+        started = time.monotonic()
+        made = make()
+        made["seconds"] = round(time.monotonic() - started, 3)
+        with new_file(path) as partial:
+            partial.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+        return made
+
+    def _torch(self) -> TorchBackend:
         if self._backend is None:
             dtype = getattr(torch, self.config.dtype)
             self._backend = TorchBackend(self.model_folder, self.config.batch_size, dtype)
-        settings = self.adapters[task.name].settings
-        return self._backend.answers(
-            inputs, settings.prompt_template, settings.stop, task.max_new_tokens, pairs, progress
-        )
+        return self._backend
 
     @one_thread()
     def _pairs(self, name: str, index: int, case: Case, merge: Bundle | None) -> Pairs:
@@ -258,40 +278,53 @@ class Evaluation:
         }
 
     @staticmethod
-    def _packed_bits(case: Case, merge: Bundle | None) -> int | dict[str, int]:
+    def _packed_bits(case: Case, bundle: Bundle | None) -> int | dict[str, int]:
         """What the answers' digest holds of the package's bits: PEFT's pairs are rounded."""
-        if case.method.backend != "executorch" or merge is None:
+        if case.method.backend != "executorch" or bundle is None:
             return 0
-        return merge.info.bits or 0 if case.planned else case.method.bits
+        return bundle.info.bits or 0 if case.planned else case.method.bits
 
-    def _package(self, case: Case, merge: Bundle) -> Path:
-        # A case's tasks come one after the other: one package serves them all.
-        if self._packed is not None and self._packed[0] is case:
-            return self._packed[1]
-        folder = self._package_folder(case)
-        pack(merge, folder / "package")
-        self._packed = case, folder / "package"
-        return folder / "package"
+    def _served(self, name: str, case: Case, merge: Bundle | None) -> Bundle | None:
+        """What a package is made of: the merge, or the task's own adapter alone."""
+        if case.method.method != "own" or case.method.backend != "executorch":
+            return merge
+        key = name, case.method.bits
+        if key not in self._alone:
+            alone = merge_adapters([self.adapters[name]], "spectral", 1, seed=self.config.seed)
+            self._alone[key] = alone.with_bits(case.method.bits)
+        return self._alone[key]
 
-    def _package_folder(self, case: Case) -> Path:
-        return self.out / "packages" / _digest([case.group, case.label])[:16]
+    def _own_bytes(self, case: Case, name: str) -> int:
+        bundle = self._served(name, case, None)
+        if bundle is None:
+            return self.adapters[name].bytes
+        return sum(_bytes(module) for module in _stored(bundle).values())
 
-    def _program(self, case: Case, merge: Bundle | None) -> Path:
-        if merge is None:
-            raise Invalid(f"{case.label}: the executorch backend runs merged methods")
-        rank, quant = merge.rank, case.method.program
-        path = self.out / f"model-{quant or 'default'}-r{rank}.pte"
-        # The description is the last that export_base writes, and a session needs it.
-        if not (path.exists() and path.with_name(path.name + ".json").exists()):
-            short = {n.rsplit(".", 1)[-1] for a in self.adapters.values() for n in a.modules}
-            context = min(CONTEXT, read_model_config(self.model_folder).max_position)
-            export_base(self.config.base_model, path, rank, parse_targets(short), quant, context)
-        return path
+    def _session(self, name: str, case: Case, bundle: Bundle | None) -> Session:
+        """The device under the task's head; packed and opened once for all that it serves."""
+        from hydrapack.device.session import Session
 
-    def _program_sha256(self, case: Case, merge: Bundle | None) -> str:
-        path = self._program(case, merge)
-        described = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
-        return str(described["sha256"])
+        key = case, name if case.method.method == "own" else ""
+        if self._opened is None or self._opened[0] != key:
+            package = None if bundle is None else self._package_folder(*key) / "package"
+            if bundle is not None and package is not None:
+                pack(bundle, package)
+            if self._opened is not None:
+                self._opened[1].close()
+            self._opened = key, Session(self._program(case, bundle), package)
+        return self._opened[1].use(None if bundle is None else name)
+
+    def _package_folder(self, case: Case, task: str = "") -> Path:
+        served = [case.group, case.label] + ([task] if task else [])
+        return self.out / "packages" / _digest(served)[:16]
+
+    def _program(self, case: Case, bundle: Bundle | None) -> Path:
+        # Without an adapter any rank will do: that of own's program, which is there already.
+        ranks = [self.adapters[name].rank for name in self.groups[case.group]]
+        return self._programs.find(bundle.rank if bundle else max(ranks), case.method.program)
+
+    def _program_sha256(self, case: Case, bundle: Bundle | None) -> str:
+        return str(describe(self._program(case, bundle))["sha256"])
 
     def document(self, results: Sequence[Result]) -> dict[str, Any]:
         """The content of results.json."""

@@ -140,6 +140,14 @@ def read_config(path: Path) -> EvalConfig:
             raise Invalid(f"{path}: methods: {error}") from error
         if method.program not in (None, *QUANTS):
             raise Invalid(f"{path}: program {method.program!r}: choose one of {', '.join(QUANTS)}")
+        rounded = method.bits != 32 or method.budget is not None
+        if rounded and method.method == "zero-shot":
+            raise Invalid(f"{path}: methods: zero-shot stores nothing: leave bits out")
+        if rounded and method.method == "own" and method.backend == "peft":
+            raise Invalid(
+                f"{path}: methods: own, {method.bits} bits: adapters are rounded where they are "
+                "packed; give backend: executorch, or leave bits out"
+            )
     for task in config.tasks:
         if task.metric not in METRICS:
             raise Invalid(

@@ -26,12 +26,13 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def _table(results: Sequence[Result]) -> str:
-    # error: of the merge, mean over the tasks; peak MB: of memory while merging.
+    # nats: a token of the right answers, and error: of the merge, both means over the tasks; peak
+    # MB: of memory while merging.
     tasks = list(results[0].scores)
-    lines = [
-        f"| method | S % | stored MB | {' | '.join(tasks)} | average | error | merge s | peak MB |",
-        "|---" + "|---:" * (len(tasks) + 6) + "|",
-    ]
+    # Results of before it was measured have no such column.
+    told = ["nats"] if any(r.nats for r in results) else []
+    head = ["method", "S %", "stored MB", *tasks, "average", *told, "error", "merge s", "peak MB"]
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for r in results:
         scores = " | ".join(f"{r.scores[task]:.1f}" for task in tasks)
         cost = " | | "
@@ -39,8 +40,14 @@ def _table(results: Sequence[Result]) -> str:
             error = sum(r.relative_errors.values()) / len(r.relative_errors)
             cost = f"{error:.2f} | {r.merge_seconds:.1f} | {r.merge_peak_bytes / 1e6:.0f}"
         stored = f"{r.s_percent:.1f} | {r.stored_bytes / 1e6:.2f}"
-        lines.append(f"| {r.label} | {stored} | {scores} | {r.average:.1f} | {cost} |")
+        nats = f"{nats_cell(r)} | " if told else ""
+        lines.append(f"| {r.label} | {stored} | {scores} | {r.average:.1f} | {nats}{cost} |")
     return "\n".join(lines) + "\n"
+
+
+def nats_cell(result: Result) -> str:
+    """Nats a token of the right answers, mean over the tasks; empty where not measured."""
+    return "" if result.average_nats is None else f"{result.average_nats:.3f}"
 
 
 def plot(results: Sequence[Result], target: Path) -> None:

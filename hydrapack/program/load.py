@@ -59,6 +59,20 @@ class LoadedProgram:
         return self.constants(name)[0]
 
 
+def runtime() -> Any:
+    """ExecuTorch's runtime; its first import takes seconds.
+
+    Raises:
+        Invalid: it is not installed.
+    """
+    need("executorch", "device")
+    # Registers the quantized kernels with the runtime.
+    import executorch.kernels.quantized  # noqa: F401
+    from executorch.runtime import Runtime
+
+    return Runtime.get()
+
+
 def load_program(path: Path, method: str | None = None) -> LoadedProgram:
     """The program at ``path``.
 
@@ -74,13 +88,9 @@ def load_program(path: Path, method: str | None = None) -> LoadedProgram:
         magic = file.read(8)[_MAGIC]
     if magic != b"ET":
         raise Invalid(f"{path}: not an ExecuTorch program, or a damaged one")
-    need("executorch", "device")
-    # Registers the quantized kernels with the runtime.
-    import executorch.kernels.quantized  # noqa: F401
-    from executorch.runtime import Runtime
-
+    loader = runtime()
     try:
-        program = Runtime.get().load_program(path)
+        program = loader.load_program(path)
         names = program.method_names
     except Exception as error:  # the binding raises bare RuntimeErrors
         raise Invalid(f"{path}: not an ExecuTorch program, or a damaged one") from error
@@ -114,9 +124,8 @@ def forward_inputs(
     return [*text, *switch, *matrices]
 
 
-def matrix_shapes(forward: Any) -> list[tuple[int, ...]]:
-    """Of the matrices among the inputs of a loaded ``forward``; none if it takes no adapter."""
-    meta = forward.metadata
+def matrix_shapes(meta: Any) -> list[tuple[int, ...]]:
+    """Of the matrices among ``forward``'s inputs, by its metadata; none if it takes no adapter."""
     return [tuple(meta.input_tensor_meta(i).sizes()) for i in range(_MATRICES, meta.num_inputs())]
 
 

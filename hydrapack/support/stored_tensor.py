@@ -34,6 +34,11 @@ class StoredTensor:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def read(self) -> torch.Tensor:
         """The tensor, float8 as float32.
 
@@ -111,7 +116,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor | StoredTensor]
     end = 0
     for name in order:
         tensor = tensors[name]
-        start, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
+        start, end = end, end + tensor.nbytes
         offsets, shape = [start, end], list(tensor.shape)
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": shape, "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

@@ -8,10 +8,11 @@ using hydrapack::Code;
 using hydrapack::Error;
 
 const char* help_text() {
-  static constexpr char kHelp[] = R"(Usage: hydrapack-run MODEL.pte PACKAGE [options]
+  static constexpr char kHelp[] = R"(Usage: hydrapack-run MODEL.pte [PACKAGE] [options]
        hydrapack-run --apply PATCH PACKAGE TARGET [--public-key KEY]
 
-Reads one JSON object a line from standard input and writes JSON lines.
+Reads one JSON object a line from standard input and writes JSON lines. Without PACKAGE the bare base
+model answers.
 
   in:   {"id": 7, "ids": [1, 2, 3], "task": "summary", "max_new_tokens": 64, "temperature": 0,
          "top_k": 0, "top_p": 1, "seed": 0, "lookup": false, "stop_ids": []}
@@ -109,13 +110,22 @@ hydrapack::Result<Arguments> read_arguments(int count, char** given) {
     return Error{
         Code::Invalid, argument + ": no such option, or it lacks its value; --help lists them"};
   }
-  const bool apply = !arguments.patch.empty();
-  if (files.size() != 2) {
-    const std::string wanted = apply ? "PACKAGE and TARGET" : "MODEL.pte and PACKAGE";
-    return Error{Code::Invalid, "give " + wanted + "; --help has examples"};
+  if (!arguments.patch.empty()) {
+    if (files.size() != 2) {
+      return Error{Code::Invalid, "--apply: give PACKAGE and TARGET; --help has examples"};
+    }
+    arguments.package = files[0];
+    arguments.target = files[1];
+    return arguments;
   }
-  arguments.model = apply ? "" : files[0];
-  arguments.package = files[apply ? 0 : 1];
-  arguments.target = files[1];
+  if (files.empty() || files.size() > 2) {
+    return Error{Code::Invalid, "give MODEL.pte and PACKAGE; --help has examples"};
+  }
+  arguments.model = files[0];
+  if (files.size() == 2) {
+    arguments.package = files[1];
+  } else if (arguments.bench || arguments.swaps > 0) {
+    return Error{Code::Invalid, "--bench and --swaps: need a PACKAGE"};
+  }
   return arguments;
 }

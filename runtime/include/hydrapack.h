@@ -131,7 +131,8 @@ static inline hydrapack_options hydrapack_default_options(void) {
   return options;
 }
 
-/* What sessions share, opened and checked once. options may be null: the default ones. */
+/* What sessions share, opened and checked once. package may be "": the bare base model alone.
+ * options may be null: the default ones. */
 HYDRAPACK_API int hydrapack_engine_open(
     const char* model,
     const char* package,
@@ -149,7 +150,7 @@ HYDRAPACK_API void hydrapack_engine_close(hydrapack_engine* engine);
 HYDRAPACK_API int hydrapack_apply_patch(
     const char* package, const char* patch, const char* target, const char* public_key);
 
-/* A session with an engine of its own. options may be null: the default ones. */
+/* A session with an engine of its own; arguments as of hydrapack_engine_open. */
 HYDRAPACK_API int hydrapack_open(
     const char* model,
     const char* package,

@@ -50,9 +50,13 @@ Result<std::vector<float>> matrices_of_a(const std::string& path, Module& adapte
 }  // namespace
 
 Error Engine::Shared::read(const OpenOptions& options) {
-  auto read = read_package(paths, options);
-  if (!read.ok()) return read.error();
-  manifest = std::move(read.value());
+  if (!paths.package.empty()) {
+    auto read = read_package(paths, options);
+    if (!read.ok()) return read.error();
+    manifest = std::move(read.value());
+  } else if (!options.public_key.empty()) {
+    return {Code::Invalid, "public_key: is of a package, and none is given"};
+  }
   for (const ManifestTask& task : manifest.tasks) tasks.push_back(task.shown);
   const auto model_sha256 = check_model_file(paths.model, options.check_digests);
   if (!model_sha256.ok()) return model_sha256.error();
@@ -66,12 +70,15 @@ Error Engine::Shared::load_programs() {
   auto loaded = load_module(paths.model, "forward");
   if (!loaded.ok()) return loaded.error();
   model = std::move(loaded.value());
-  loaded = load_module(paths.adapters, "head");
-  if (!loaded.ok()) return loaded.error();
-  adapters = std::move(loaded.value());
+  const bool bare = paths.package.empty();
+  if (!bare) {
+    loaded = load_module(paths.adapters, "head");
+    if (!loaded.ok()) return loaded.error();
+    adapters = std::move(loaded.value());
+  }
   Error error = check_forward(paths.model, *model);
-  if (error.ok()) error = check_layout(paths, *model, *adapters, manifest);
-  if (error.ok()) error = check_base(paths, *model, manifest);
+  if (error.ok() && !bare) error = check_layout(paths, *model, *adapters, manifest);
+  if (error.ok() && !bare) error = check_base(paths, *model, manifest);
   if (!error.ok()) return error;
   const auto read_as_limits = read_limits(paths.model, *model);
   if (!read_as_limits.ok()) return read_as_limits.error();
@@ -79,6 +86,20 @@ Error Engine::Shared::load_programs() {
   auto ends = read_eos_ids(paths.model, *model);
   if (!ends.ok()) return ends.error();
   eos_ids = std::move(ends.value());
+  const auto bytes = file_bytes(paths.model);
+  model_bytes = bytes.ok() ? bytes.value() : 0;
+  return bare ? take_no_adapter() : take_adapter();
+}
+
+Error Engine::Shared::take_no_adapter() {
+  auto found = unused_sizes(paths.model, *model);
+  if (!found.ok()) return found.error();
+  sizes = std::move(found.value());
+  a.assign(static_cast<size_t>(sizes.a_values), 0.0f);
+  return {};
+}
+
+Error Engine::Shared::take_adapter() {
   auto matched = match_sizes(paths, *model, *adapters, manifest);
   if (!matched.ok()) return matched.error();
   sizes = std::move(matched.value());
@@ -88,8 +109,6 @@ Error Engine::Shared::load_programs() {
   auto matrices = matrices_of_a(paths.adapters, *adapters);
   if (!matrices.ok()) return matrices.error();
   a = std::move(matrices.value());
-  const auto bytes = file_bytes(paths.model);
-  model_bytes = bytes.ok() ? bytes.value() : 0;
   return {};
 }
 

@@ -205,6 +205,9 @@ Result<const ManifestTask*> Manifest::find(const std::string& name) const {
     }
     return nullptr;
   };
+  if (tasks.empty()) {
+    return Error{Code::NotFound, "unknown task '" + name + "': the session has no package"};
+  }
   const ManifestTask* task = named(name);
   if (task != nullptr || fallback == "base") return task;
   if (fallback != "error") return named(fallback);

@@ -90,6 +90,17 @@ Result<std::vector<int64_t>> read_eos_ids(const std::string& path, Module& model
   return ids;
 }
 
+Result<AdapterSizes> unused_sizes(const std::string& path, Module& model) {
+  const auto forward = model.method_meta("forward");
+  AdapterSizes found;
+  for (size_t i = kAdapter; forward.ok() && i < forward->num_inputs(); i++) {
+    found.a.push_back(matrix_sizes(forward->input_tensor_meta(i)));
+    if (found.a.back().empty()) return Error{Code::Invalid, path + " is no program of hydrapack"};
+    found.a_values += values(found.a.back());
+  }
+  return found;
+}
+
 Result<AdapterSizes> match_sizes(
     const Paths& paths, Module& model, Module& adapters, const Manifest& manifest) {
   const std::string both = paths.model + " or " + paths.adapters;

@@ -52,6 +52,10 @@ struct AdapterSizes {
   int64_t a_values = 0, b_values = 0;
 };
 
+// All of them as a's, of a model that runs without a package. Invalid.
+Result<AdapterSizes> unused_sizes(
+    const std::string& path, executorch::extension::Module& model);
+
 // They must be those in the vectors of shared() and head(). Invalid, Mismatch.
 Result<AdapterSizes> match_sizes(
     const Paths& paths,

@@ -30,7 +30,7 @@ struct Engine::Shared {
 
   // Holds the mapped program and runs its constants only: forward is loaded once a session.
   std::unique_ptr<executorch::extension::Module> model;
-  std::unique_ptr<executorch::extension::Module> adapters;
+  std::unique_ptr<executorch::extension::Module> adapters;  // null without a package
   std::optional<WeightCache> weights;  // none: each session packs its own
   std::mutex heads;  // one thread at a time
   // One thread at a time opens or closes a session, of any engine: XNNPACK keeps a workspace and caches
@@ -40,6 +40,8 @@ struct Engine::Shared {
   // The files and what they say of each other, then the programs. As Engine::open.
   Error read(const OpenOptions& options);
   Error load_programs();
+  Error take_adapter();
+  Error take_no_adapter();  // without a package: the matrices are bound all the same, and never read
 
   // The head of a route, as the matrices of b lie one after the other. Runtime.
   Error head(const std::vector<int64_t>& route, std::vector<float>& b);

@@ -37,6 +37,7 @@ Error Session::State::bind(size_t input, void* data, const Sizes& sizes, ScalarT
 }
 
 Error Session::State::bind_all() {
+  if (engine->sizes.a.empty()) return {};  // the model takes no adapter, nor the switch of one
   Error error = bind(kOn, &on, {}, ScalarType::Long);
   size_t input = kAdapter;
   const AdapterSizes& sizes = engine->sizes;

@@ -53,6 +53,18 @@ TEST(Open, MissingFiles) {
   EXPECT_EQ(copy.code(false), Code::NotFound);
 }
 
+TEST(Open, TheBareBaseModelAlone) {
+  NEED_FIXTURES();
+  const auto session = std::move(Session::open(model(), "").value());
+  EXPECT_TRUE(session->tasks().empty());
+  EXPECT_EQ(session->use("one").code, Code::NotFound);
+  ASSERT_TRUE(session->use(std::nullopt).ok());
+  const auto whole = opened();
+  EXPECT_EQ(
+      session->generate(prompt(), {}).value().ids, whole->generate(prompt(), {}).value().ids);
+  EXPECT_EQ(refused(model(), "", signed_by(public_key())).code, Code::Invalid);
+}
+
 TEST(Open, FilesThatCannotBeRead) {
   NEED_FIXTURES();
   for (const char* name : {"manifest.json", "adapters.pte"}) {

@@ -66,7 +66,7 @@ struct Task {
 
 class Engine {
  public:
-  // NotFound, Io: a file. Invalid: a malformed file or option. Mismatch: a digest, the signature,
+  // An empty package: the bare base model alone, without tasks. NotFound, Io: a file. Invalid: a malformed file or option. Mismatch: a digest, the signature,
   // rank or layout, or the package is bound to another base model.
   static Result<Engine> open(
       const std::string& model, const std::string& package, const OpenOptions& options = {});
