@@ -121,6 +121,7 @@ def test_large_heads_wait_in_a_file(tmp_path, monkeypatch):
     plain = merge_adapters(adapters)
     monkeypatch.setattr(held, "HELD", 3000)
     spilled = merge_adapters(adapters)
+    assert spilled.shapes == plain.shapes
     assert spilled.modules._places and len(spilled.modules._places) < len(spilled.modules)
     for name, module in plain.modules.items():
         assert torch.equal(module.heads, spilled.modules[name].heads)
@@ -132,6 +133,14 @@ def test_large_heads_wait_in_a_file(tmp_path, monkeypatch):
     assert {n: m.assignment for n, m in loaded.modules.items()} == {
         n: m.assignment for n, m in spilled.modules.items()
     }
+
+
+def test_no_room_for_large_heads(tmp_path, monkeypatch):
+    write_adapter(tmp_path / "a")
+    monkeypatch.setattr(held, "HELD", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(HydrapackError, match=r"none: cannot be written: No such file.*TMPDIR"):
+        merge_adapters(read_adapters([tmp_path / "a"]))
 
 
 def test_written_as_the_library_does(tmp_path):

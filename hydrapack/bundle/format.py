@@ -16,7 +16,7 @@ from safetensors.torch import load
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.task_settings import TaskSettings
 from hydrapack.adapters.vera import input_widths
-from hydrapack.bundle.held import HeldModules, laid
+from hydrapack.bundle.held import laid, unread
 from hydrapack.bundle.merged import LOST, Merged, MergedModule, MergedVera, Objective, frozen
 from hydrapack.program.quantized import BitWidth
 from hydrapack.support.atomic import new_directory
@@ -156,7 +156,7 @@ class Bundle:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(d_out, d_in) by module name."""
-        return {name: module.shape for name, module in self.modules.items()}
+        return {name: module.shape for name, module in unread(self.modules)}
 
     def head(self, task: BundleTask) -> dict[str, torch.Tensor]:
         """The task's B (d_out, rank) by module name."""
@@ -238,8 +238,7 @@ def _tensors(modules: Mapping[str, Merged]) -> dict[str, torch.Tensor]:
     """What bundle.safetensors holds."""
     tensors: dict[str, torch.Tensor] = {}
     vera: list[Merged] = []
-    items = modules.unread() if isinstance(modules, HeldModules) else modules.items()
-    for name, module in items:
+    for name, module in unread(modules):
         tensors |= {f"{name}.{part}": tensor for part, tensor in module.tensors.items()}
         if module.of:
             tensors[f"{name}.of"] = torch.tensor(module.of, dtype=torch.int64)

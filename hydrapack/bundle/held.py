@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, BinaryIO, cast
 
 import torch
 
 from hydrapack.bundle.merged import Merged, MergedVera
+from hydrapack.support.errors import Invalid
 from hydrapack.support.stored_tensor import StoredTensor, bytes_of
 
 HELD = 256 << 20
@@ -34,14 +35,23 @@ class HeldModules(Mapping[str, Merged]):
         merged = laid(merged)
         self._bytes += merged.heads.nbytes
         if self._bytes > HELD:
-            # Without a name, so that it goes with the process however that ends.
-            self._file = self._file or cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115
-            start, heads = self._file.seek(0, 2), merged.heads
-            self._file.write(bytes_of(heads))
-            self._file.flush()
-            self._places[name] = StoredTensor(self._file, start, heads.dtype, tuple(heads.shape))
+            self._places[name] = self._put(merged.heads)
             merged = replace(merged, heads=torch.empty(0))
         self._modules[name] = merged
+
+    def _put(self, heads: torch.Tensor) -> StoredTensor:
+        try:
+            # Without a name, so that it goes with the process however that ends.
+            self._file = self._file or cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115
+            start = self._file.seek(0, 2)
+            self._file.write(bytes_of(heads))
+            self._file.flush()
+        except OSError as error:
+            raise Invalid(
+                f"{tempfile.gettempdir()}: cannot be written: {error.strerror}; the heads of this "
+                "merge wait there: set TMPDIR to a folder with more room, or take fewer `heads`"
+            ) from error
+        return StoredTensor(self._file, start, heads.dtype, tuple(heads.shape))
 
     def __getitem__(self, name: str) -> Merged:
         merged, place = self._modules[name], self._places.get(name)
@@ -54,10 +64,15 @@ class HeldModules(Mapping[str, Merged]):
         return len(self._modules)
 
     def unread(self) -> Iterator[tuple[str, Merged]]:
-        """The modules with a ``StoredTensor`` for heads that lie in the file, to be written on."""
+        """As the function of that name."""
         for name, merged in self._modules.items():
             place: Any = self._places.get(name, merged.heads)
             yield name, replace(merged, heads=place)
+
+
+def unread(modules: Mapping[str, Merged]) -> Iterable[tuple[str, Merged]]:
+    """The modules with a ``StoredTensor`` in place of heads that lie in a file."""
+    return modules.unread() if isinstance(modules, HeldModules) else modules.items()
 
 
 def laid(merged: Merged) -> Merged:
