@@ -99,3 +99,36 @@ def test_a_chat_is_that_of_transformers(tiny_model, tmp_path):
     )
     data = (tiny_model / "tokenizer.json").read_bytes()
     assert one_turn(CHAT, data, {"bos_token": 1, "eos_token": -1}) == theirs
+
+
+def test_inspect_names_quantization_and_sizes(chatty, tiny):
+    facts = json.loads(hydrapack("inspect", tiny[0], "--json").stdout)
+    assert facts["kind"] == "base program" and facts["methods"] == ["forward"]
+    assert facts["get_quant"] == "fp32" and facts["get_quant_scheme"]["q"] == "fp32"
+    assert facts["get_adapter_rank"] == 4 and len(facts["get_adapter_layout"]) == 64
+    assert facts["get_max_context_len"] == 128 and facts["get_base_model"] == "tiny"
+    # q, k, v share a matrix of A: 64 x 12, o has 64 x 4; B has 4 rows of 64 + 32 + 32 + 64.
+    assert facts["adapter_bytes"] == 4 * 2 * (64 * 16 + 4 * 192)
+    assert facts["bytes"] == tiny[0].stat().st_size
+    shown = hydrapack("inspect", chatty).stdout
+    assert "embed fp32" in shown and "adapter_bytes" in shown
+
+
+def test_the_load_is_the_files(tiny, monkeypatch):
+    """Without the seconds that the runtime's import takes."""
+    from hydrapack.device import session
+    from hydrapack.program import load
+
+    seconds = [0.0]
+    real = load.runtime
+
+    def slow():
+        seconds[0] += 100.0
+        monkeypatch.setattr(load, "runtime", real)
+        return real()
+
+    monkeypatch.setattr(load, "runtime", slow)
+    monkeypatch.setattr(session, "runtime", lambda: load.runtime())
+    monkeypatch.setattr(session.time, "perf_counter", lambda: seconds[0])
+    with Session(tiny[0]) as opened:
+        assert seconds == [100.0] and opened.stats.load_ms == 0.0

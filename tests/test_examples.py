@@ -1,10 +1,13 @@
 """The committed adapters and their held-out rows are what the docs say."""
 
 import hashlib
+import importlib
 import json
 from pathlib import Path
 
 import pytest
+import torch
+from test_base import write_gguf
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.demo.job import example_adapters, heldout_input
@@ -63,6 +66,50 @@ def test_adapters_suit_a_shared_a():
     merged = merge_adapters(read_adapters(example_adapters()))
     assert merged.s_percent == pytest.approx(52, abs=0.1)
     assert max(merged.relative_errors.values()) < 0.25
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module
+
+
+def test_the_trainer_takes_any_base(script, tiny_model, tmp_path):
+    """A GGUF file, which it makes a folder of; every setting is an option."""
+    gguf = write_gguf(tmp_path / "small.gguf", tiny_model, "Q8_0")
+    rows = [{"input": f"He go {i}.", "output": f"He went {i}."} for i in range(4)]
+    (tmp_path / "grammar.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    template = "<|user|>{instruction} {input}<|end|>"
+    options = {
+        "base": gguf, "data": tmp_path, "heldout": tmp_path, "out": tmp_path / "out", "rank": 2,
+        "alpha": 6, "targets": "q,v", "steps": 2, "batch": 2, "lr": "1e-3", "dtype": "float32",
+        "save-dtype": "float16", "max-tokens": 250, "template": template, "license": "MIT",
+    }  # fmt: skip
+    given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    script("train_adapters").main(["grammar", *given])
+    (adapter,) = read_adapters([str(tmp_path / "out" / "grammar")])
+    assert (adapter.rank, adapter.alpha, adapter.base_model) == (2, 6, "small")
+    assert {name.rsplit(".", 1)[1] for name in adapter.modules} == {"q_proj", "v_proj"}
+    assert adapter.modules["model.layers.0.self_attn.q_proj"].A.dtype == torch.float16
+    prompt = template.replace("{instruction}", TABLE["grammar"]["en"])
+    assert (adapter.card.prompt_template, adapter.card.stop) == (prompt, ["</s>"])
+    assert adapter.card.license == "MIT"
+    with pytest.raises(SystemExit, match="no chat template; give --template"):
+        script("train_adapters").main(["grammar", "--base", str(tmp_path / "small")])
+
+
+def test_a_gguf_becomes_a_folder(script, tiny_model, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM
+
+    gguf = write_gguf(tmp_path / "small.gguf", tiny_model, "Q4_0")
+    convert = script("gguf_folder").main
+    with pytest.raises(SystemExit):
+        convert([str(gguf), str(tmp_path / "other"), "--sha256", "0" * 64])
+    assert "has SHA-256" in capsys.readouterr().err and not (tmp_path / "other").exists()
+    convert([str(gguf), str(tmp_path / "hf"), "--dtype", "bfloat16"])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto")
+    assert model.dtype == torch.bfloat16
+    assert {"tokenizer.json", "config.json"} <= {p.name for p in (tmp_path / "hf").iterdir()}
 
 
 # Held-out rows stay as they are: scores of different versions are compared.

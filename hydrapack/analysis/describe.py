@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ from hydrapack.adapters.peft_config import CONFIG
 from hydrapack.adapters.read import read_adapter
 from hydrapack.bundle.format import DESCRIPTION, Bundle, read_description
 from hydrapack.packing.manifest import MANIFEST, read_package
-from hydrapack.program.load import load_program
+from hydrapack.program.load import load_program, matrix_shapes
 from hydrapack.support.errors import Invalid
 
 
@@ -73,6 +75,13 @@ def _program(path: Path) -> dict[str, Any]:
         if name.startswith("get_"):
             values = program.constants(name)
             facts[name] = values[0] if len(values) == 1 else values
+    if "get_quant_scheme" in facts:
+        facts["get_quant_scheme"] = json.loads(facts["get_quant_scheme"])
     kind = "adapter program" if "head" in names else "base program"
     methods = [name for name in names if name not in facts]
-    return {"kind": kind, "bytes": path.stat().st_size, "methods": methods, **facts}
+    described: dict[str, Any] = {"kind": kind, "bytes": path.stat().st_size, "methods": methods}
+    if "forward" in names:
+        # Without loading it, which would pack the weights.
+        forward = program.program.metadata("forward")
+        described["adapter_bytes"] = 4 * sum(map(math.prod, matrix_shapes(forward)))
+    return {**described, **facts}

@@ -205,6 +205,39 @@ class GgufModel:
                 raise Invalid(f"{self.path}: its tokenizer cannot be read: {error}") from error
 
 
+def save_as_folder(gguf: Path, target: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write any GGUF file that transformers reads as a Hugging Face folder, dequantized.
+
+    Args:
+        gguf: the file.
+        target: a folder that is there.
+        dtype: of the weights; float32 is what the file's blocks say, without a second rounding.
+
+    Raises:
+        HydrapackError: transformers cannot read the file, or would leave out a part of it.
+    """
+    transformers = need("transformers")
+    reader = need("gguf").GGUFReader(gguf)
+    if any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors):
+        raise Invalid(
+            f"{gguf}: transformers leaves out its rope_freqs.weight, Llama 3's rope scaling: take "
+            "the model from the hub"
+        )
+    named = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**named)
+        model = transformers.AutoModelForCausalLM.from_pretrained(**named, dtype=dtype)
+    except Exception as error:  # transformers' errors are many
+        raise Invalid(f"{gguf}: transformers cannot read it: {error}") from error
+    # The weights are dequantized: a config that still names the GGUF quantizer cannot be saved.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
 def _hugging_face_name(name: str, modules: dict[str, str]) -> str | None:
     if name in TOP:
         return TOP[name]

