@@ -14,7 +14,7 @@
 namespace hydrapack {
 namespace {
 
-constexpr int64_t kMaxText = int64_t{64} << 20;
+constexpr int64_t kMaxFile = int64_t{64} << 20;
 
 Error not_read(const std::string& path, int reason) {
   if (reason == ENOENT || reason == ENOTDIR) return {Code::NotFound, path + ": no such file"};
@@ -49,14 +49,14 @@ Result<std::string> read_text(const std::string& path) {
   const auto size = file_bytes(path);
   if (!size.ok()) return size.error();
   std::string text;
-  if (size.value() <= kMaxText) {
+  if (size.value() <= kMaxFile) {
     const Error error = read_file(path, [&](const char* data, size_t count) {
       text.append(data, count);
-      return static_cast<int64_t>(text.size()) <= kMaxText;
+      return static_cast<int64_t>(text.size()) <= kMaxFile;
     });
     if (!error.ok()) return error;
   }
-  if (size.value() > kMaxText || static_cast<int64_t>(text.size()) > kMaxText) {
+  if (size.value() > kMaxFile || static_cast<int64_t>(text.size()) > kMaxFile) {
     return Error{Code::Invalid, path + ": is larger than 64 MiB"};
   }
   return text;
