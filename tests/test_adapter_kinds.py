@@ -521,21 +521,20 @@ def test_modules_that_no_adapter_has_get_zeros(tmp_path):
     assert checks and all(check.passed for check in checks), checks
 
 
-def test_layers_are_counted_by_the_model(tiny_model, tmp_path):
-    from hydrapack.base.export import export_base
+def test_layers_are_counted_by_the_model(exported, tmp_path):
     from hydrapack.verification.checks import verify
 
-    export_base(str(tiny_model), tmp_path / "model.pte", 4, ("q", "v"), "fp32", max_context=64)
+    model = exported(4, ("q", "v"), quant="fp32", max_context=64)
     folder = write_adapter(tmp_path / "a", 1, names=module_names("qv")[:2])
     bundle = merged([folder], tmp_path / "bundle")
     assert len(pack(bundle, tmp_path / "short", 32).manifest.modules) == 2
-    pack(bundle, tmp_path / "package", 32, model=tmp_path / "model.pte")
-    checks = verify(tmp_path / "package", model=tmp_path / "model.pte")
+    pack(bundle, tmp_path / "package", 32, model=model)
+    checks = verify(tmp_path / "package", model=model)
     assert checks and all(check.passed for check in checks), checks
     deep = renamed(folder, "layers.0.", "layers.7.")
     with pytest.raises(HydrapackError, match="another adapter layout"):
         bundle = merged([deep], tmp_path / "deep")
-        pack(bundle, tmp_path / "no", 32, model=tmp_path / "model.pte")
+        pack(bundle, tmp_path / "no", 32, model=model)
 
 
 @pytest.mark.parametrize("name", ["lm_head", "model.layers.0.self_attn.qkv_proj", "x.q_proj"])

@@ -20,11 +20,9 @@ from conftest import ROOT, SITE, TASKS, have, tool
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from hydrapack.adapters.collect import read_adapters
 from hydrapack.base import smollm2
 from hydrapack.demo import job
-from hydrapack.merging.uniform import merge_adapters
-from hydrapack.packing.package import pack
+from hydrapack.packing.manifest import read_manifest
 from hydrapack.packing.signature import sign_manifest
 from hydrapack.support.version import __version__
 
@@ -61,15 +59,14 @@ def library(tmp_path_factory):
     return folder / "libhydrapack_desktop.so"
 
 
-def smollm2_examples(folder, program):
+def smollm2_examples(folder, program, package):
     """SmolLM2 as three programs, each with a package of the five example adapters."""
-    adapters = read_adapters(job.example_adapters())
-    bundle = merge_adapters(adapters)
-    asked = [(a.task, job.heldout_input(a.task, 0)[:100]) for a in adapters]
+    tasks = [task.name for task in read_manifest(package).tasks]
+    asked = [(task, job.heldout_input(task, 0)[:100]) for task in tasks]
     asked.append((None, asked[-1][1]))
     for quant in ("8da4w", "fp32", "gguf"):
         here = folder / f"smollm2-{quant}"
-        pack(bundle, here / "package", 4)
+        shutil.copytree(package, here / "package")
         for name in ("model.pte", "model.pte.json", "tokenizer.json"):
             (here / name).symlink_to(program(quant).parent / name)
         exact = quant == "fp32"
@@ -77,7 +74,7 @@ def smollm2_examples(folder, program):
 
 
 @pytest.fixture(scope="module")
-def fixtures(tiny, smollm2_program, tmp_path_factory):
+def fixtures(tiny, smollm2_program, smollm2_package, tmp_path_factory):
     """What the tests in Kotlin compare with."""
     # All that they need: nothing is made for tests that are skipped.
     need("java", "javac", "mvn", "c++")
@@ -98,7 +95,7 @@ def fixtures(tiny, smollm2_program, tmp_path_factory):
     asked = [(task, text) for task in (*TASKS, None) for text in INPUTS]
     vectors.write_session(folder / "tiny", asked, 24)
     if not offline:
-        smollm2_examples(folder, smollm2_program)
+        smollm2_examples(folder, smollm2_program, smollm2_package(4))
     return folder
 
 

@@ -45,15 +45,15 @@ def rows_of(model: Path) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("quant", ["fp32", "8da8w", "8da4w", "mixed"])
-def test_a_program_is_the_decoder_quantized_in_eager_mode(tiny_model, tmp_path, quant):
+def test_a_program_is_the_decoder_quantized_in_eager_mode(tiny_model, exported, quant):
     rows = rows_of(tiny_model)
     decoder = decoder_of(tiny_model)
     reference = decoder_logits(decoder, rows)
     formats = quantize_decoder(decoder, scheme_of(quant))
     eager = decoder_logits(decoder, rows)
-    made = export_base(str(tiny_model), tmp_path / "m.pte", None, quant=quant, max_context=100)
-    assert made.quant == quant and made.scheme == formats == scheme_of(quant)
-    lowered = program_logits(tmp_path / "m.pte", rows)
+    model = exported(None, quant=quant, max_context=100)
+    assert formats == scheme_of(quant)
+    lowered = program_logits(model, rows)
     against_eager = compare(eager, lowered)
     assert against_eager.tokens == sum(map(len, rows)) > 40
     assert against_eager.kl_nats < 1e-3
@@ -63,22 +63,22 @@ def test_a_program_is_the_decoder_quantized_in_eager_mode(tiny_model, tmp_path, 
         # What rounding costs is far more than what lowering changes.
         assert compare(reference, lowered).kl_nats > 3 * against_eager.kl_nats
     # The scheme stands in the program and beside it.
-    described = describe(tmp_path / "m.pte")
+    described = describe(model)
     assert described["get_quant"] == quant
     assert json.loads(described["get_quant_scheme"]) == formats
-    beside = json.loads((tmp_path / "m.pte.json").read_text())
+    beside = json.loads(model.with_name("model.pte.json").read_text())
     assert beside["get_quant_scheme"] == formats and beside["get_quant"] == quant
 
 
-def test_schemes_rank_by_size_and_error(tiny_model, tmp_path):
+def test_schemes_rank_by_size_and_error(tiny_model, exported):
     rows = rows_of(tiny_model)
     decoder = decoder_of(tiny_model)
     reference = decoder_logits(decoder, rows)
     nats, sizes = {}, {}
     for quant in ("8da4w", "mixed", "8da8w"):
-        made = export_base(str(tiny_model), tmp_path / "m.pte", None, quant=quant, max_context=64)
-        nats[quant] = compare(reference, program_logits(tmp_path / "m.pte", rows)).kl_nats
-        sizes[quant] = made.bytes
+        model = exported(None, quant=quant, max_context=100)
+        nats[quant] = compare(reference, program_logits(model, rows)).kl_nats
+        sizes[quant] = model.stat().st_size
     assert sizes["8da4w"] < sizes["mixed"] < sizes["8da8w"]
     assert nats["8da4w"] > nats["mixed"] > nats["8da8w"] > 0
 
@@ -306,9 +306,14 @@ def test_q4_k_blocks():
 def test_gguf_blocks_are_not_rounded_again(tiny_model, tmp_path, kind):
     """The program is nearer to the file's values than the same file rounded to int4 anew."""
     path = write_gguf(tmp_path / "m.gguf", tiny_model, kind)
-    made = export_base(str(path), tmp_path / "m.pte", None, max_context=100)
-    assert made.quant == "gguf" and "own 4-bit blocks" in made.why
-    assert made.scheme == dict.fromkeys(KINDS, "blocks") | {"lm_head": "int8", "embed": "int8"}
+    done = hydrapack(
+        "export-base", path, "-o", tmp_path / "m.pte", "--rank", 4, "--max-context", 64
+    )
+    assert done.returncode == 0, done.stderr
+    assert "gguf (the file's own 4-bit blocks, not rounded again)" in done.stdout
+    made = json.loads((tmp_path / "m.pte.json").read_text())
+    scheme = dict.fromkeys(KINDS, "blocks") | {"lm_head": "int8", "embed": "int8"}
+    assert made["get_quant"] == "gguf" and made["get_quant_scheme"] == scheme
     decoder = decoder_of(path)
     rows = rows_of(tiny_model)
     reference = decoder_logits(decoder, rows)
@@ -320,11 +325,6 @@ def test_gguf_blocks_are_not_rounded_again(tiny_model, tmp_path, kind):
     at_4_bits = compare(reference, decoder_logits(again, rows)).kl_nats
     assert 0 < taken < 2 * at_8_bits < at_4_bits / 4
     assert (tmp_path / "tokenizer.json").stat().st_size > 1000
-    done = hydrapack(
-        "export-base", path, "-o", tmp_path / "n.pte", "--rank", 4, "--max-context", 64
-    )
-    assert done.returncode == 0, done.stderr
-    assert "gguf (the file's own 4-bit blocks, not rounded again)" in done.stdout
 
 
 def test_block_linear_is_exact_up_to_its_input():

@@ -116,11 +116,9 @@ def test_same_as_peft(tiny, tiny_model, tmp_path):
     assert_same_as_peft(session, tiny[1], tiny_model, tmp_path, TEXT)
 
 
-def test_a_prompt_of_several_calls(tiny, tiny_model, tmp_path):
+def test_a_prompt_of_several_calls(tiny, tiny_model, exported, tmp_path):
     """A call takes 128 tokens at most."""
-    path = tmp_path / "m.pte"
-    export_base(str(tiny_model), path, 4, quant="fp32", max_context=256)
-    session = Session(path, tiny[1])
+    session = Session(exported(4, quant="fp32", max_context=256), tiny[1])
     assert session.model_constant("get_max_seq_len") == 128
     text = "a long text of many words " * 8
     assert 128 + 32 < len(session.use("one").encode(text)) < 256 - 32
@@ -160,19 +158,18 @@ def test_swaps_are_exact(tiny):
 
 
 @pytest.mark.parametrize("targets", ["q,v", "gate,down", "q,k,v,o,gate,up,down", "o,up"])
-def test_any_target_modules(tiny_model, tmp_path, targets):
+def test_any_target_modules(tiny_model, exported, tmp_path, targets):
     from hydrapack.program.layout import module_name, parse_targets
 
     wanted = parse_targets(targets)
     names = [module_name(i, t) for i in range(2) for t in wanted]
     adapters = [write_adapter(tmp_path / t, seed=k, names=names) for k, t in enumerate("xy")]
     package = make_package(tmp_path, adapters)
-    export_base(str(tiny_model), tmp_path / "m.pte", 4, wanted, quant="fp32", max_context=100)
-    session = Session(tmp_path / "m.pte", package)
+    session = Session(exported(4, wanted, quant="fp32", max_context=64), package)
     assert_same_as_peft(session, package, tiny_model, tmp_path, TEXT)
 
 
-def test_8da4w_is_the_quantized_decoder(tiny, tiny_model, tmp_path):
+def test_8da4w_is_the_quantized_decoder(tiny, tiny_model, exported):
     """The lowered program computes what torchao's quantized modules do in eager mode."""
     from hydrapack.base.config import read_config
     from hydrapack.base.decoder import Decoder
@@ -181,9 +178,9 @@ def test_8da4w_is_the_quantized_decoder(tiny, tiny_model, tmp_path):
     from hydrapack.base.source import Source
     from hydrapack.base.weights import load_weights
 
-    export_base(str(tiny_model), tmp_path / "m.pte", 4, quant="8da4w", max_context=100)
-    assert (tmp_path / "m.pte").stat().st_size < tiny[0].stat().st_size / 2
-    session = Session(tmp_path / "m.pte", tiny[1])
+    model = exported(4, quant="8da4w", max_context=100)
+    assert model.stat().st_size < tiny[0].stat().st_size / 2
+    session = Session(model, tiny[1])
     config = read_config(tiny_model)
     decoder = Decoder(config, config.layout(("q", "k", "v", "o"), 4), 128)
     load_weights(decoder, Source(str(tiny_model)))
@@ -344,13 +341,11 @@ def test_a_user_cannot_write_special_tokens(tiny):
     assert ids.count(4) == 1 and ids[-1] == 4
 
 
-def test_mismatches_are_refused(tiny, tiny_model, tmp_path, monkeypatch):
-    export_base(str(tiny_model), tmp_path / "r8.pte", 8, quant="fp32", max_context=64)
-    with pytest.raises(HydrapackError, match=r"rank 8, the package has rank 4: export.*`rank` 4"):
-        Session(tmp_path / "r8.pte", tiny[1])
-    export_base(str(tiny_model), tmp_path / "qv.pte", 4, ("q", "v"), "fp32", max_context=64)
+def test_mismatches_are_refused(tiny, exported, tmp_path, monkeypatch):
+    with pytest.raises(HydrapackError, match=r"rank 2, the package has rank 4: export.*`rank` 4"):
+        Session(exported(2, quant="fp32", max_context=64), tiny[1])
     with pytest.raises(HydrapackError, match=r"another adapter layout.*`targets`"):
-        Session(tmp_path / "qv.pte", tiny[1])
+        Session(exported(4, ("q", "v"), quant="fp32", max_context=64), tiny[1])
     with pytest.raises(HydrapackError, match="no method 'forward'"):
         Session(tiny[1] / "adapters.pte", tiny[1], check_digests=False)
     # Programs exported before, whose switch is a truth value, do not state a version.
@@ -788,12 +783,10 @@ def test_a_second_thread_is_told_that_it_is_busy(tiny):
     assert "".join(pieces) == want and answer.finish == "length"
 
 
-def test_smollm2_and_its_five_adapters(smollm2_program, tmp_path):
+def test_smollm2_and_its_five_adapters(smollm2_program, smollm2_package, tmp_path):
     """The real model and the committed adapters, in float32 from end to end."""
-    from hydrapack.demo.job import example_adapters
-
     model, base = smollm2_program("fp32"), smollm2.base_model_directory()
-    package = make_package(tmp_path, example_adapters())
+    package = smollm2_package(32)
     session = Session(model, package)
     text = "This package contain a library that help you to write program."
     assert_same_as_peft(session, package, base, tmp_path, text)

@@ -1,6 +1,7 @@
 """Kills and full disks while outputs are written: the old one stays whole, the next run works."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import time
 import pytest
 from conftest import TASKS, hydrapack
 
+from hydrapack.support import atomic
 from hydrapack.support.atomic import new_directory, new_file
 from hydrapack.verification.checks import verify
 
@@ -114,37 +116,39 @@ def test_only_leftovers_of_the_same_target_are_removed(tmp_path, new):
     assert hidden(tmp_path) == sorted([*kept, ".out.bin.hydrapack-abcdefg3.bin"])
 
 
-SLOW = """
-import sys, time
-from pathlib import Path
-from hydrapack import __main__
-from hydrapack.support import atomic
-marker = Path(sys.argv.pop(1))
-def wait_for_the_kill():
-    marker.touch()
-    time.sleep(600)
-atomic._umask = wait_for_the_kill  # Asked for when all is written, before the rename.
-__main__.main()
-"""
+# Its processes have what commands import, and cost no second for it.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["hydrapack.merging.merge", "hydrapack.packing.package", "hydrapack.base.lower"]
+)
+
+
+def run_slowly(marker, arguments):
+    """A command that waits for the kill when all is written, before the rename."""
+
+    def wait_for_the_kill():
+        marker.touch()
+        time.sleep(600)
+
+    atomic._umask = wait_for_the_kill
+    hydrapack(*arguments)
 
 
 def kill_while_writing(arguments, target, moment, marker):
     """Run a command and kill it when its temporary name appears, or when all is written there."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(marker), *map(str, arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = SERVER.Process(target=run_slowly, args=(marker, arguments))
+    process.start()
     prefix = f".{target.name}.hydrapack-"
     while not (
         marker.exists()
         if moment == "written"
         else any(name.startswith(prefix) for name in hidden(target.parent))
     ):
-        assert process.poll() is None, "it ended before the kill"
+        assert process.is_alive(), "it ended before the kill"
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert any(name.startswith(prefix) for name in hidden(target.parent))
 
 

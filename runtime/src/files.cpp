@@ -14,7 +14,7 @@
 namespace hydrapack {
 namespace {
 
-constexpr int64_t kMaxText = int64_t{64} << 20;
+constexpr int64_t kMaxFile = int64_t{64} << 20;
 
 Error not_read(const std::string& path, int reason) {
   if (reason == ENOENT || reason == ENOTDIR) return {Code::NotFound, path + ": no such file"};
@@ -62,7 +62,7 @@ Result<std::string> read_bytes(const std::string& path, int64_t most) {
   return data;
 }
 
-Result<std::string> read_text(const std::string& path) { return read_bytes(path, kMaxText); }
+Result<std::string> read_text(const std::string& path) { return read_bytes(path, kMaxFile); }
 
 Error check_file(
     const std::string& path, int64_t bytes, const std::string& sha256, bool check_digest) {

@@ -6,8 +6,6 @@
 namespace hydrapack {
 namespace {
 
-constexpr int64_t kMaxTokens = 1 << 20;
-
 // Finds stop strings in a text that grows; they may span tokens.
 class StopStrings {
  public:

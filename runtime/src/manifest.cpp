@@ -12,7 +12,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int64_t kMaxHeads = 4096, kMaxRank = 65536, kMaxTokens = 1 << 20;
+constexpr int64_t kMaxHeads = 4096, kMaxRank = 65536;
 constexpr int64_t kMaxBytes = (int64_t{1} << 40) - 1;
 constexpr size_t kMaxItems = 65536, kMaxText = 1 << 20, kMaxId = 1000, kMaxName = 200;
 constexpr char kHex[] = "0123456789abcdef";

@@ -8,6 +8,9 @@
 
 namespace hydrapack {
 
+// The most that a task or a caller may ask for, of an answer or of top_k.
+constexpr int64_t kMaxTokens = 1 << 20;
+
 struct ManifestTask {
   Task shown;
   std::vector<int64_t> route;

@@ -11,11 +11,11 @@
 
 namespace {
 
-struct Opened {
-  Opened() {
+struct OpenedPlainly {
+  OpenedPlainly() {
     EXPECT_EQ(open(nullptr, &session), HYDRAPACK_OK) << hydrapack_last_error();
   }
-  ~Opened() { hydrapack_close(session); }
+  ~OpenedPlainly() { hydrapack_close(session); }
   static int open(const hydrapack_open_options* options, hydrapack_session** session) {
     return hydrapack_open(model().c_str(), package().c_str(), options, session);
   }
@@ -24,7 +24,7 @@ struct Opened {
 
 int open(const hydrapack_open_options& options) {
   hydrapack_session* session = nullptr;
-  const int code = Opened::open(&options, &session);
+  const int code = OpenedPlainly::open(&options, &session);
   hydrapack_close(session);
   return code;
 }
@@ -65,7 +65,7 @@ TEST(CStructs, OfOtherVersions) {
     EXPECT_TRUE(said(words)) << hydrapack_last_error();
   }
 
-  const Opened opened;
+  const OpenedPlainly opened;
   const auto ids = prompt();
   ASSERT_EQ(hydrapack_prefill(opened.session, ids.data(), ids.size()), HYDRAPACK_OK);
   int64_t token = 0;
@@ -97,7 +97,7 @@ TEST(CStructs, OfOtherVersions) {
 
 TEST(CStructs, ThatAreFilled) {
   NEED_FIXTURES();
-  const Opened opened;
+  const OpenedPlainly opened;
   hydrapack_stats stats;
   const auto filled = [&](size_t size) {
     std::memset(&stats, 0xAB, sizeof stats);
