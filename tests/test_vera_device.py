@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import TASKS, edit_tensors, hydrapack
-from hydrapack.verification.package import verify
 from safetensors.torch import load_file
 
 from hydrapack.bundle.format import Bundle
@@ -21,6 +20,7 @@ from hydrapack.packing.vera import VeraHead, VeraShared
 from hydrapack.program.layout import layout_of
 from hydrapack.program.quantized import Precision
 from hydrapack.support.errors import HydrapackError
+from hydrapack.verification.checks import verify
 
 CASES = [("three-heads", 32), ("two-heads", 16), ("two-heads", 8), ("three-heads", 4)]
 IDS = [3, 90, 27, 170, 51, 250, 11, 33]
