@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -112,8 +111,9 @@ class _Safetensors:
     def __init__(self, folder: Path) -> None:
         try:
             self._shards = _shard_of(folder)
-            files = set(self._shards.values())
-            self._handles: dict[Path, Any] = {p: safe_open(p, framework="pt") for p in files}
+            for path in set(self._shards.values()):
+                with safe_open(path, framework="pt"):
+                    pass
         except HydrapackError:
             raise
         except (OSError, SafetensorError, ValueError, KeyError) as error:
@@ -123,7 +123,9 @@ class _Safetensors:
         return name in self._shards
 
     def read(self, name: str) -> torch.Tensor:
-        return self._handles[self._shards[name]].get_tensor(name)
+        # Opened anew: a file that stays open keeps all that was read of it in memory.
+        with safe_open(self._shards[name], framework="pt") as file:
+            return file.get_tensor(name)
 
 
 def _shard_of(folder: Path) -> dict[str, Path]:
