@@ -11,9 +11,12 @@ from hydrapack.support.version import __version__
 
 if TYPE_CHECKING:
     from hydrapack.adapters.adapter import Adapter
+    from hydrapack.analysis.check import check
     from hydrapack.base.export import export_base
     from hydrapack.bundle.format import Bundle
     from hydrapack.bundle.unpack import unpack
+    from hydrapack.device.activation import activate, open_last_good
+    from hydrapack.device.recording import golden
     from hydrapack.device.session import Session
     from hydrapack.footprint.report import storage
     from hydrapack.merging.add import add
@@ -45,9 +48,13 @@ __all__ = [
     "RuntimeFailure",
     "Session",
     "__version__",
+    "activate",
     "add",
+    "check",
     "export_base",
+    "golden",
     "merge",
+    "open_last_good",
     "pack",
     "storage",
     "unpack",
@@ -59,9 +66,13 @@ _MODULES = {
     "Bundle": "bundle.format",
     "Package": "packing.package",
     "Session": "device.session",
+    "activate": "device.activation",
     "add": "merging.add",
+    "check": "analysis.check",
     "export_base": "base.export",
+    "golden": "device.recording",
     "merge": "merging.merge",
+    "open_last_good": "device.activation",
     "pack": "packing.package",
     "storage": "footprint.report",
     "unpack": "bundle.unpack",

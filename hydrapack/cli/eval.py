@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, print_json, progress_bar
+from hydrapack.support.errors import Invalid
 from hydrapack.support.schema import json_text
+
+if TYPE_CHECKING:
+    from hydrapack.evaluate.cases import Result
+    from hydrapack.support.junit import Check
 
 
 def evaluate(
@@ -21,6 +27,13 @@ def evaluate(
     quick: Annotated[
         bool, typer.Option("--quick", help="20 rows a task; hydraopt of 50 steps.")
     ] = False,
+    gate: Annotated[
+        Path | None, typer.Option(help="gates.toml: exit code 1 if a score is too low.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="With --gate: results.json of the last release.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the gates as JUnit XML.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json.")] = False,
 ) -> None:
     """Score tasks under every method: one table of storage against quality.
@@ -28,26 +41,45 @@ def evaluate(
     Writes results.json, results.md and results.png; answers are cached by the digest of what
     made them, so that a stopped run goes on where it was.
 
+    Exit code 0, 1 if a gate fails, 2 for unusable input.
+
     Examples:
 
         hydrapack eval examples/eval.yaml -o results
 
         hydrapack eval examples/eval.yaml -o results --quick
+
+        hydrapack eval eval.yaml -o results --gate gates.toml --against last/results.json
     """
+    from hydrapack.evaluate import gates
     from hydrapack.evaluate.run import Evaluation
     from hydrapack.evaluate.spec import quick_config, read_config
     from hydrapack.evaluate.tables import by_group, markdown, plot
     from hydrapack.support.atomic import new_file
     from hydrapack.support.extras import need
+    from hydrapack.support.junit import junit_xml
 
     need("matplotlib")
+    if gate is None and (against or junit):
+        raise Invalid("--against and --junit: go with --gate")
+    if junit is not None:
+        need("junitparser")
+    limits = gates.read_gates(gate) if gate else []
+    baseline = gates.read_scores(against) if against else None
+
+    def judged(document: dict[str, Any]) -> list[Check]:
+        return gates.judge(limits, document, gate, baseline, against) if gate else []
+
     read = read_config(config)
     if quick:
         read = quick_config(read)
     evaluation = Evaluation(read, config.parent, out, cache)
+    # A gate that cannot be judged is said before hours of answers.
+    judged(evaluation.document(gates.unanswered(evaluation.cases(), evaluation.groups)))
     with progress_bar("evaluating") as progress:
         results = evaluation.run(progress)
     document = evaluation.document(results)
+    checks = judged(document)
     for name, text in (
         ("results.json", json_text(document)),
         ("results.md", markdown(results)),
@@ -56,15 +88,29 @@ def evaluate(
             partial.write_text(text, encoding="utf-8", newline="\n")
     with new_file(out / "results.png") as partial:
         plot(results, partial)
+    if junit is not None:
+        with new_file(junit) as partial:
+            partial.write_bytes(junit_xml("hydrapack eval", checks))
     if as_json:
-        print_json(document)
-        return
+        print_json({**document, **({"gates": [asdict(c) for c in checks]} if gate else {})})
+    else:
+        _print_tables(by_group(results), checks)
+        output().print(f"{out}: results.json, results.md, results.png", soft_wrap=True)
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)
+
+
+def _print_tables(groups: list[tuple[str, list[Result]]], checks: list[Check]) -> None:
     console = output()
-    for group, rows in by_group(results):
+    for group, rows in groups:
         tasks = list(rows[0].scores)
         table = Table("method", "S %", *tasks, "average", title=group or None)
         for r in rows:
             scores = (f"{r.scores[task]:.1f}" for task in tasks)
             table.add_row(r.label, f"{r.s_percent:.1f}", *scores, f"{r.average:.1f}")
         console.print(table)
-    console.print(f"{out}: results.json, results.md, results.png", soft_wrap=True)
+    if checks:
+        gates = Table("gate", "", "found")
+        for check in checks:
+            gates.add_row(check.name, "pass" if check.passed else "FAIL", check.detail)
+        console.print(gates)

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, stages
+from hydrapack.support.errors import Invalid
 from hydrapack.support.sizes import megabytes
 
 
@@ -35,6 +36,12 @@ def pack(
     signing_key: Annotated[
         Path | None, typer.Option(help="Ed25519 private key (PEM): write manifest.sig.")
     ] = None,
+    golden: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --model: JSON lines with task and input; store what each head answers."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
 ) -> None:
     """Quantize and serialize a bundle: adapters.pte and manifest.json.
@@ -46,10 +53,15 @@ def pack(
         hydrapack pack bundle -o package --bits 4 --json
 
         hydrapack pack bundle -o package --model model.pte --card --sbom --signing-key key.pem
+
+        hydrapack pack bundle -o package --model model.pte --golden prompts.jsonl
     """
     import hydrapack as hp
     from hydrapack.packing.manifest import manifest_text
 
+    if golden is not None and model is None:
+        raise Invalid("--golden: needs --model, whose answers are stored")
+    record = None if golden is None or model is None else hp.golden(model, golden)
     with stages("packing"):
         package = hp.pack(
             bundle,
@@ -63,6 +75,7 @@ def pack(
             model_card=card,
             sbom=sbom,
             signing_key=signing_key,
+            golden=record,
         )
     manifest = package.manifest
     if as_json:

@@ -38,6 +38,19 @@ def verify(
             "adapter's."
         ),
     ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(
+            "--min-top1",
+            help="Likewise: share of tokens at which it must prefer its adapter's, as 0.9.",
+        ),
+    ] = None,
+    min_margin_kept: Annotated[
+        float | None,
+        typer.Option(
+            help="Likewise: share of its adapter's margin over the next best token, as 0.8."
+        ),
+    ] = None,
     max_task_error: Annotated[
         float | None,
         typer.Option(help="Relative error, as packed, that no task may be above, as 0.7."),
@@ -54,6 +67,8 @@ def verify(
         hydrapack verify package
 
         hydrapack verify package --model model.pte --adapters runs/*
+
+        hydrapack verify package --model model.pte --max-drift 0.2 --min-top1 0.9 --adapters runs/*
 
         hydrapack verify package --public-key release.pub.pem --junit verify.xml
     """
@@ -74,6 +89,8 @@ def verify(
             max_drift,
             max_task_error,
             stage,
+            min_top1=min_top1,
+            min_margin_kept=min_margin_kept,
         )
     checks = [replace(check, detail=as_options(check.detail)) for check in checks]
     passed = all(check.passed for check in checks)

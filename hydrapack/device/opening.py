@@ -58,7 +58,7 @@ def open_files(
     if public_key is not None:
         verify_signature(package, data, public_key)
     stated = manifest.adapters
-    _check_file(package / ADAPTERS, stated.bytes, stated.sha256, check_digests, MANIFEST)
+    check_file(package / ADAPTERS, stated.bytes, stated.sha256, check_digests, MANIFEST)
     check_model_file(model, check_digests)
     programs = load_program(model, "forward"), load_program(package / ADAPTERS, "head")
     check_forward(programs[0])
@@ -86,10 +86,16 @@ def check_model_file(model: Path, check_digests: bool) -> None:
         stated = Description.model_validate(parse_json(data, path))
     except ValidationError as error:
         raise misfit(path, error) from error
-    _check_file(model, stated.bytes, stated.sha256, check_digests, path.name)
+    check_file(model, stated.bytes, stated.sha256, check_digests, path.name)
 
 
-def _check_file(path: Path, size: int, sha256: str, check_digests: bool, source: str) -> None:
+def check_file(path: Path, size: int, sha256: str, check_digests: bool, source: str) -> None:
+    """Compare a file's size, and if asked its SHA-256, with what ``source`` states.
+
+    Raises:
+        NotFound, Io: it is not there, or cannot be read.
+        Mismatch: another size or digest.
+    """
     try:
         # The size first: nothing of an absurd file is read.
         same = path.stat().st_size == size

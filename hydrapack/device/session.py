@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from hydrapack.device.answer import Answer, Stats, Turns
+from hydrapack.device.golden import SelfTest, read_golden, replay
 from hydrapack.device.lookup import Lookup
 from hydrapack.device.manifest import Task
 from hydrapack.device.opening import open_files
@@ -24,6 +25,7 @@ from hydrapack.device.options import Options, resolve
 from hydrapack.device.programs import Programs
 from hydrapack.device.sampler import Sampler
 from hydrapack.device.text import Pieces, check_prompt, prompt_ids, stop_ids
+from hydrapack.support.errors import Mismatch
 
 
 class Session:
@@ -46,6 +48,7 @@ class Session:
         *,
         check_digests: bool = True,
         public_key: str | None = None,
+        self_test: bool = False,
     ) -> None:
         """Check that the files belong together, and load both programs.
 
@@ -55,9 +58,11 @@ class Session:
             tokenizer: ``tokenizer.json``; the one beside the model by default.
             check_digests: compare every file with its SHA-256; sizes are compared anyway.
             public_key: Ed25519, 64 hex digits, that must have signed the package.
+            self_test: replay the package's golden outputs before anything else.
 
         Raises:
-            HydrapackError: files missing, malformed, or of another rank, layout, base or digest.
+            HydrapackError: files missing, malformed, or of another rank, layout, base or digest;
+                golden outputs that are missing or, here, others (Mismatch).
         """
         started = time.perf_counter()
         model = Path(model)
@@ -71,6 +76,10 @@ class Session:
         self.position = 0
         self._task: Task | None = None
         self._turns = Turns(self.stats)
+        self.package, self._check_digests = Path(package), check_digests
+        if self_test and not (found := self.self_test()).passed:
+            self.close()
+            raise Mismatch(f"{package}: fails its self-test on this device: {found}")
 
     def __enter__(self) -> Session:
         return self
@@ -169,6 +178,15 @@ class Session:
         with self._turns.hold():
             self._turns.end()
             return self._append(ids)
+
+    def self_test(self) -> SelfTest:
+        """Replay the package's golden outputs; the bare base model is in use afterwards.
+
+        Raises:
+            NotFound: the package has none (``pack --golden``).
+            Invalid, Mismatch: a golden.json that is malformed or not the package's.
+        """
+        return replay(self, read_golden(self.package, self.manifest, self._check_digests))
 
     def generate(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -12,6 +13,11 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hydrapack.support.errors import Invalid, unreadable
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 64
@@ -71,6 +77,22 @@ def read_model(path: Path, kind: type[Model], hint: str = "") -> Model:
     data = read_bytes(path, hint)
     try:
         return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise misfit(path, error) from error
+
+
+def read_toml(path: Path, kind: type[Model]) -> Model:
+    """The TOML file at ``path`` as ``kind``.
+
+    Raises:
+        HydrapackError: unreadable, no TOML, or not as ``kind`` asks; names the file and the key.
+    """
+    try:
+        return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Invalid(f"{path}: not TOML: {error}") from error
     except ValidationError as error:
         raise misfit(path, error) from error
 
