@@ -31,6 +31,8 @@ def workplace(tiny_model, tmp_path_factory):
         adapter = write_adapter(folder / "adapters" / task, seed=k + 1, shared_seed=99)
         (adapter / "task.json").write_text(json.dumps({"prompt_template": TEMPLATE}))
     shutil.copytree(tiny_model, folder / "tiny-llama")
+    rows = [{"task": task, "input": f"text of {task}"} for task in ("grammar", "qa")]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     before = Path.cwd()
     os.chdir(folder)
     try:

@@ -8,6 +8,7 @@ import typer
 
 from hydrapack.cli.add import add
 from hydrapack.cli.analyze import analyze
+from hydrapack.cli.check import check
 from hydrapack.cli.demo import demo
 from hydrapack.cli.eval import evaluate
 from hydrapack.cli.export_base import export_base
@@ -58,6 +59,7 @@ def _options(
 
 
 app.command()(demo)
+app.command()(check)
 app.command(cls=MergeCommand)(merge)
 app.command()(analyze)
 app.command()(tradeoff)
