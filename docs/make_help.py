@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 COMMANDS = (
     "",
     "demo",
+    "check",
     "merge",
     "analyze",
     "tradeoff",

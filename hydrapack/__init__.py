@@ -11,12 +11,15 @@ from hydrapack.support.version import __version__
 
 if TYPE_CHECKING:
     from hydrapack.adapters.adapter import Adapter
+    from hydrapack.analysis.check import check
     from hydrapack.analysis.describe import describe
     from hydrapack.analysis.similarity import analyze
     from hydrapack.analysis.tradeoff import tradeoff
     from hydrapack.base.export import export_base
     from hydrapack.bundle.format import Bundle
     from hydrapack.bundle.unpack import new_adapter, unpack
+    from hydrapack.device.activation import activate, open_last_good
+    from hydrapack.device.recording import golden
     from hydrapack.device.session import Session
     from hydrapack.evaluation.run import evaluate
     from hydrapack.footprint.report import storage
@@ -51,15 +54,19 @@ __all__ = [
     "RuntimeFailure",
     "Session",
     "__version__",
+    "activate",
     "add",
     "analyze",
     "apply",
+    "check",
     "describe",
     "diff",
     "evaluate",
     "export_base",
+    "golden",
     "merge",
     "new_adapter",
+    "open_last_good",
     "pack",
     "remove",
     "replace",
@@ -74,15 +81,19 @@ _MODULES = {
     "Bundle": "bundle.format",
     "Package": "packing.package",
     "Session": "device.session",
+    "activate": "device.activation",
     "add": "merging.add",
     "analyze": "analysis.similarity",
     "apply": "packing.patch",
+    "check": "analysis.check",
     "describe": "analysis.describe",
     "diff": "packing.patch",
     "evaluate": "evaluation.run",
     "export_base": "base.export",
+    "golden": "device.recording",
     "merge": "merging.merge",
     "new_adapter": "bundle.unpack",
+    "open_last_good": "device.activation",
     "pack": "packing.package",
     "remove": "merging.remove",
     "replace": "merging.add",

@@ -488,3 +488,58 @@ def test_analyze(tmp_path):
     done = hydrapack("analyze", *alike, "-o", tmp_path / "out")
     assert done.returncode == 0 and "suited" in done.stdout
     assert {"analysis.json", "similarity.png"} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def test_gates(setting, tmp_path):
+    """A score below its floor or too far below the last release's fails the build, by name."""
+    content = yaml.safe_load(setting.read_text())
+    content["methods"] = [{"method": "own"}, {"method": "spectral", "heads": [1], "rank": 4}]
+    setting.write_text(yaml.safe_dump(content))
+    gates = tmp_path / "gates.toml"
+    out, junit = tmp_path / "out", tmp_path / "gates.xml"
+    last = tmp_path / "last.json"
+    command = ("eval", setting, "-o", out, "--gate", gates)
+
+    gates.write_text('[[gate]]\ntask = "task0"\nmin_score = 0\n')
+    assert hydrapack(*command).returncode == 0
+    document = json.loads((out / "results.json").read_text())
+    document["results"][1]["scores"] = dict.fromkeys(("task0", "task1"), 90.0)
+    last.write_text(json.dumps(document))
+
+    gates.write_text(
+        '[[gate]]\ntask = "task0"\nmin_score = 99\nmax_drop = 100\n'
+        '[[gate]]\ntask = "task1"\nmax_drop = 1.5\nrow = "spectral M=1 R=4"\n'
+    )
+    done = hydrapack(*command, "--against", last, "--junit", junit, "--json")
+    assert done.returncode == 1, done.stderr
+    found = {c["name"]: c for c in json.loads(done.stdout)["gates"]}
+    assert {n: c["passed"] for n, c in found.items()} == {
+        "task0 score": False,
+        "task0 drop": True,
+        "task1 drop": False,
+    }
+    assert "at least 99" in found["task0 score"]["detail"]
+    assert found["task1 drop"]["values"]["baseline"] == 90
+    assert "gates" not in json.loads((out / "results.json").read_text())
+    assert 'failures="2"' in junit.read_text()
+
+    # What cannot be judged is refused before anything is answered.
+    for text, options, said in (
+        ('[[gate]]\ntask = "task0"\n', (), "give min_score or max_drop"),
+        ('[[gate]]\ntask = "task9"\nmin_score = 1\n', (), "task 'task9': 0 rows fit"),
+        ('[[gate]]\ntask = "task0"\nmin_score = 101\n', (), "gate.0.min_score"),
+        ('[[gate]]\ntask = "task0"\nmax_drop = 1\n', (), "give --against"),
+        ('[[gate]]\ntask = "task2"\nmax_drop = 1\n', ("--against", last), "last.json: task"),
+        ('[[gate]]\ntask = "task0"\nmin_score = 1\nrow = "x"\n', (), "one of: 'own'"),
+        ("gate = 1", (), "gate"),
+        ("[[gate", (), "not TOML"),
+    ):
+        gates.write_text(text)
+        done = hydrapack(*command[:3], tmp_path / "none", *command[4:], *options)
+        assert done.returncode == 2 and said in done.stderr, (text, done.stderr)
+        assert not (tmp_path / "none" / "results.json").exists()
+    last.write_text(json.dumps({**document, "metrics": {"task0": "squad-f1"}}))
+    gates.write_text('[[gate]]\ntask = "task0"\nmax_drop = 1\n')
+    done = hydrapack(*command, "--against", last)
+    assert done.returncode == 2 and "another metric (squad-f1, here rouge-l)" in done.stderr
+    assert "go with --gate" in hydrapack(*command[:4], "--junit", junit).stderr

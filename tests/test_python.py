@@ -51,6 +51,8 @@ def workplace(tiny_model, tmp_path_factory):
         (folder / f"{task}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     shutil.copytree(tiny_model, folder / "tiny-llama")
     (folder / "eval.yaml").write_text(yaml.safe_dump(EVALUATION))
+    rows = [{"task": task, "input": f"text of {task}"} for task in ("grammar", "qa")]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     before = Path.cwd()
     os.chdir(folder)
     try:

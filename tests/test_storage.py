@@ -22,6 +22,7 @@ from hydrapack.bundle.stored import store
 from hydrapack.cli.terminal import print_table
 from hydrapack.footprint import render
 from hydrapack.footprint.budgets import PRESETS, judge, read_budgets
+from hydrapack.footprint.growth import Growth
 from hydrapack.footprint.report import planned, storage
 from hydrapack.footprint.shapes import KNOWN, model_shapes
 from hydrapack.merging.uniform import merge_adapters
@@ -178,7 +179,7 @@ def test_one_head_more_is_what_add_adds(tiny, tmp_path):
     before = storage(write(bundle, tmp_path / "p1"))
     after = storage(write(Bundle.load(tmp_path / "b2"), tmp_path / "p2"))
     assert sum(after.modules.values()) - sum(before.modules.values()) == before.head_bytes
-    growth = render.Growth(before, after).as_json()
+    growth = Growth(before, after).as_json()
     assert growth["added_tasks"] == ["new"] and growth["bytes"] == after.bytes - before.bytes
     assert growth["bytes_per_task"] < 0
 
@@ -232,8 +233,7 @@ def test_budgets(tiny, tmp_path):
     suite = ElementTree.parse(tmp_path / "j.xml").getroot()
     assert suite.get("tests") == "3" and suite.get("failures") == "1"
     page = (tmp_path / "r.html").read_text()
-    assert page.count("<svg") == 3 and "a head" in page
-    assert not re.search(r"(src|href)=\"(https?:)?//", page)
+    assert "a head" in page and "Budgets: fail" in page
     (row,) = csv.DictReader(io.StringIO((tmp_path / "r.csv").read_text()))
     assert int(row["bytes"]) == document["bytes"]
     again = hydrapack(
@@ -269,9 +269,7 @@ def test_measures_that_are_not_there(tiny, tmp_path):
 
 def test_formats(tiny, tmp_path):
     done = hydrapack("storage", tiny[1], tiny[2] / "bundle", "--markdown")
-    assert done.returncode == 0 and done.stdout.startswith("### Storage\n")
-    lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert len({line.count("|") for line in lines[:4]}) == 1
+    assert done.returncode == 0 and done.stdout.count("### Storage: 3 tasks in ") == 2
     both = json.loads(hydrapack("storage", tiny[1], tiny[2] / "bundle", "--json").stdout)
     assert both["parameters"] == sum(r["parameters"] for r in both["reports"])
     plan = hydrapack("storage", "--layout", "llama-3.2-3b", "--heads", "2", "--json")
@@ -360,6 +358,24 @@ def commands_in(page):
     return found
 
 
+NAMES = ("grammar", "qa", "tone")
+
+
+def prepare_evaluation(folder, model, gates):
+    """eval.yaml of two rows a task, gates.toml as the page has it but for the floor, and scores."""
+    (folder / "rows.jsonl").write_text('{"input": "a", "output": "b"}\n' * 2)
+    task = {"data": "rows.jsonl", "metric": "rouge-l", "max_new_tokens": 2}
+    tasks = [{"name": name, "adapter": f"adapters/{name}", **task} for name in NAMES]
+    content = {"base_model": str(model), "tasks": tasks}
+    content["methods"] = [{"method": "own"}, {"method": "spectral", "heads": [3]}]
+    (folder / "eval.yaml").write_text(json.dumps(content))  # JSON is YAML
+    assert "min_score = 40 " in gates
+    (folder / "gates.toml").write_text(gates.replace("min_score = 40 ", "min_score = 0 "))
+    rows = {"label": "spectral M=3", "method": "spectral", "scores": dict.fromkeys(NAMES, 1.0)}
+    last = {"metrics": dict.fromkeys(NAMES, "rouge-l"), "rows": dict.fromkeys(NAMES, 2)}
+    (folder / "last-release" / "results.json").write_text(json.dumps({**last, "results": [rows]}))
+
+
 def run_line(line):
     """As a shell runs it: words in quotes, stars, and standard output into a file."""
     line, _, target = line.partition(" > ")
@@ -374,28 +390,28 @@ def run_line(line):
     return done
 
 
-def test_commands_in_the_release_page(tiny, tmp_path, monkeypatch):
+def test_commands_in_the_release_page(tiny, tiny_model, tmp_path, monkeypatch):
     """docs/release-builds.md: all its commands, in order, as written, on small adapters."""
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "release-builds.md").read_text()
     # The story of three releases has adapters and a test of its own (test_patch.py).
     page = re.sub(r"## From release to release.*?(?=\n## )", "", page, flags=re.DOTALL)
     (tmp_path / "adapters").mkdir()
-    for task in TASKS:
-        shutil.copytree(tiny[2] / task, tmp_path / "adapters" / task)
+    for task, name in zip(TASKS, NAMES, strict=True):
+        shutil.copytree(tiny[2] / task, tmp_path / "adapters" / name)
     for name in ("model.pte", "model.pte.json", "tokenizer.json"):
         shutil.copy(tiny[0].parent / name, tmp_path)
     (tmp_path / "last-release").mkdir()
     shutil.copytree(tiny[1], tmp_path / "last-release" / "package")
-    toml = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
-    assert toml
-    (tmp_path / "budgets.toml").write_text(toml[1])
+    budget, gates = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "budgets.toml").write_text(budget)
+    prepare_evaluation(tmp_path, tiny_model, gates)
     keys = re.findall(r"^openssl .*$", page, re.MULTILINE)
     assert keys
     for command in keys:
         subprocess.run(command, shell=True, check=True, cwd=tmp_path, capture_output=True)
     commands = commands_in(page)
-    for needed in ("merge", "pack", "verify", "storage"):
+    for needed in ("merge", "pack", "verify", "eval", "storage"):
         assert any(c.startswith(f"hydrapack {needed} ") for c in commands)
     for command in commands:
         if command.startswith("hydrapack export-base"):

@@ -120,6 +120,35 @@ def test_drift_is_small_for_an_exact_merge(tiny, tmp_path):
     assert max(drifts(shared)) > 100 * max(drifts(exact)) + 1e-3
     checks = verify(shared, tiny[0], None, adapters, max_drift=1e-4)
     assert any(name.startswith("drift") for name in failed(checks))
+    values = [c.values for c in verify(exact, tiny[0], None, adapters) if c.values]
+    assert all(v["top1"] == 1 and abs(v["margin_kept"] - 1) < 0.01 for v in values)
+    assert len(values) == 3
+    # Every gate passes the exact merge, fails the shared head, and says which number broke it.
+    for option, limit, words in (
+        ("--max-drift", 1e-4, "nats a token, at most 0.0001"),
+        ("--min-top1", 0.99, "of the top tokens, at least 0.99"),
+        ("--min-margin-kept", 0.98, "of the margin kept, at least 0.98"),
+    ):
+        command = ("--model", tiny[0], option, limit, "--adapters", *folders)
+        assert hydrapack("verify", exact, *command).returncode == 0
+        junit = tmp_path / "gate.xml"
+        done = hydrapack("verify", shared, *command, "--json", "--junit", junit)
+        assert done.returncode == 1 and words in junit.read_text()
+        bad = [c for c in json.loads(done.stdout)["checks"] if not c["passed"]]
+        assert bad and all(words in c["detail"] and c["values"]["nats"] > 1e-4 for c in bad)
+
+
+def test_a_gate_that_could_not_judge_is_refused(tiny):
+    adapters = [tiny[2] / task for task in TASKS]
+    for options, words in (
+        (("--min-top1", 0.9), "--min-top1: needs --model and --adapters"),
+        (("--max-drift", 1, "--model", tiny[0]), "--max-drift: needs --model and --adapters"),
+        (("--min-top1", 90, "--model", tiny[0], "--adapters", *adapters), "from 0 to 1"),
+        (("--max-drift", "nan", "--model", tiny[0], "--adapters", *adapters), "0 or more"),
+        (("--min-margin-kept", 2, "--model", tiny[0], "--adapters", *adapters), "at most 1"),
+    ):
+        done = hydrapack("verify", tiny[1], *options)
+        assert done.returncode == 2 and words in done.stderr, done.stderr
 
 
 def test_a_flipped_byte_anywhere_is_found(signed, tmp_path, keys):

@@ -9,6 +9,7 @@ import typer
 from hydrapack.cli.add import add
 from hydrapack.cli.analyze import analyze
 from hydrapack.cli.apply import apply
+from hydrapack.cli.check import check
 from hydrapack.cli.demo import demo
 from hydrapack.cli.diff import diff
 from hydrapack.cli.eval import evaluate
@@ -63,6 +64,7 @@ def _options(
 
 
 app.command()(demo)
+app.command()(check)
 app.command(cls=MergeCommand)(merge)
 app.command()(analyze)
 app.command()(tradeoff)

@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from hydrapack.cli.terminal import output, stages
+from hydrapack.support.errors import Invalid
 from hydrapack.support.sizes import megabytes
 
 
@@ -40,6 +41,12 @@ def pack(
         int | None, typer.Option(help="A number of yours, from 1, that rises with each release.")
     ] = None,
     channel: Annotated[str | None, typer.Option(help="A name of yours, as beta.")] = None,
+    golden: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --model: JSON lines with task and input; store what each head answers."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
 ) -> None:
     """Quantize and serialize a bundle: adapters.pte and manifest.json.
@@ -53,10 +60,15 @@ def pack(
         hydrapack pack bundle -o package --package-version 3 --channel beta
 
         hydrapack pack bundle -o package --model model.pte --card --sbom --signing-key key.pem
+
+        hydrapack pack bundle -o package --model model.pte --golden prompts.jsonl
     """
     import hydrapack as hp
     from hydrapack.packing.manifest import manifest_text
 
+    if golden is not None and model is None:
+        raise Invalid("--golden: needs --model, whose answers are stored")
+    record = None if golden is None or model is None else hp.golden(model, golden)
     with stages("packing"):
         package = hp.pack(
             bundle,
@@ -72,6 +84,7 @@ def pack(
             signing_key=signing_key,
             package_version=package_version,
             channel=channel,
+            golden=record,
         )
     manifest = package.manifest
     if as_json:

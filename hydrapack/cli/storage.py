@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +14,8 @@ from hydrapack.cli.terminal import output, print_json, print_table
 from hydrapack.support.errors import Invalid
 
 if TYPE_CHECKING:
-    from hydrapack.footprint.budgets import Judged
-    from hydrapack.footprint.render import Growth
     from hydrapack.footprint.report import Report
+    from hydrapack.footprint.summary import Point, Scores, Summary
 
 
 def storage(
@@ -46,13 +47,25 @@ def storage(
         Path | None, typer.Option(help="budgets.toml: exit code 1 if one is exceeded.")
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(help="The last release's package: show what grew.")
+        list[Path] | None,
+        typer.Option(
+            help="Earlier releases, the oldest first: packages, or what --json printed of them."
+        ),
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="results.json of hydrapack eval: show what it scored.")
+    ] = None,
+    row: Annotated[
+        str | None, typer.Option(help="With --scores: the table's row; else its only merge.")
+    ] = None,
+    curve: Annotated[
+        Path | None, typer.Option(help="tradeoff.json: show the package on the curve.")
     ] = None,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print Markdown, for a pull-request comment.")
+        bool, typer.Option("--markdown", help="Print ten lines of Markdown, for a pull request.")
     ] = False,
     csv: Annotated[Path | None, typer.Option(help="Write CSV.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write one HTML page with charts.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the page of a release meeting.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the budgets as JUnit XML.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -69,11 +82,16 @@ def storage(
         hydrapack storage package --model model.pte --budgets budgets.toml --against old/package
 
         hydrapack storage package --markdown > comment.md
+
+        hydrapack storage package --html page.html --scores results.json --against 1.0.json
     """
     import hydrapack as hp
-    from hydrapack.footprint import render
+    from hydrapack.footprint import page, render
     from hydrapack.footprint.budgets import judge, read_budgets
+    from hydrapack.footprint.growth import read_release
     from hydrapack.footprint.report import planned
+    from hydrapack.footprint.summary import Summary
+    from hydrapack.footprint.summary import markdown as as_markdown
     from hydrapack.support.junit import junit_xml
 
     if (layout is None) == (not paths):
@@ -86,19 +104,21 @@ def storage(
         reports = [planned(layout, rank, tasks, count, adapter_type, bits, target_modules)]
     else:
         reports = [hp.storage(path, model) for path in paths or []]
-    if (limits or against) and len(reports) != 1:
-        raise Invalid("--budgets and --against: judge one package at a time")
+    if (limits or against or scores or curve) and len(reports) != 1:
+        raise Invalid("--budgets, --against, --scores and --curve: of one package at a time")
     judged = judge(limits, reports[0]) if limits else []
-    growth = render.Growth(hp.storage(against), reports[0]) if against else None
-    _write(html, lambda: render.html(reports, judged, growth))
+    releases = [read_release(path) for path in against or []]
+    found = _scores(scores, row, reports[0].task_names)
+    summary = Summary(reports[0], judged, releases, found, _points(curve))
+    _write(html, lambda: page.html(summary, reports[1:]))
     _write(csv, lambda: render.comma_separated(reports))
     _write(junit, lambda: junit_xml("hydrapack storage", [j.check() for j in judged]).decode())
     if as_json:
-        print_json(_document(reports, judged, growth))
+        print_json(_document(reports, summary))
     elif markdown:
-        print(render.markdown(reports, judged, growth), end="")
+        print("\n".join(as_markdown(replace(summary, report=each)) for each in reports), end="")
     else:
-        _print_tables(reports, judged, growth)
+        _print_tables(reports, summary)
     for line in render.warnings(reports):
         print(f"hydrapack: warning: {line}", file=sys.stderr)
     if any(not one.passed for one in judged):
@@ -114,7 +134,31 @@ def _write(path: Path | None, text: Any) -> None:
             partial.write_text(content, encoding="utf-8", newline="\n")
 
 
-def _document(reports: list[Report], judged: list[Judged], growth: Growth | None) -> dict[str, Any]:
+def _scores(path: Path | None, row: str | None, tasks: Sequence[str]) -> Scores | None:
+    from hydrapack.evaluation.gates import read_scores
+    from hydrapack.footprint.summary import Scores
+
+    if path is None:
+        if row is not None:
+            raise Invalid("--row: goes with --scores")
+        return None
+    read = read_scores(path)
+    merged = {task: read.row(task, row, path) for task in tasks}
+    own = {task: each.scores[task] for task in tasks for each in read.own(task)}
+    return Scores(
+        label=next(iter(merged.values())).label,
+        merged={task: each.scores[task] for task, each in merged.items()},
+        own=own if len(own) == len(tasks) else {},
+    )
+
+
+def _points(path: Path | None) -> list[Point]:
+    from hydrapack.footprint.summary import read_points
+
+    return [] if path is None else read_points(path)
+
+
+def _document(reports: list[Report], summary: Summary) -> dict[str, Any]:
     """One report's facts on top, or the sums over several, which stand under ``reports``."""
     if len(reports) == 1:
         document = reports[0].as_json()
@@ -123,23 +167,23 @@ def _document(reports: list[Report], judged: list[Judged], growth: Growth | None
         document = {key: sum(getattr(report, key) for report in reports) for key in keys}
         document["s_percent"] = 100.0 * document["parameters"] / document["baseline_parameters"]
         document["reports"] = [report.as_json() for report in reports]
-    if judged:
+    if summary.judged:
         own = ("limit", "measure", "name", "passed", "size", "warned")
-        document["budgets"] = [{key: getattr(one, key) for key in own} for one in judged]
-    if growth:
-        document["against"] = growth.as_json()
+        document["budgets"] = [{key: getattr(one, key) for key in own} for one in summary.judged]
+    if summary.growth:
+        document["against"] = summary.growth.as_json()
     return document
 
 
-def _print_tables(reports: list[Report], judged: list[Judged], growth: Growth | None) -> None:
+def _print_tables(reports: list[Report], summary: Summary) -> None:
     from hydrapack.footprint import render
 
     console = output()
     tables = [(render.COLUMNS, render.rows(reports))]
-    if judged:
-        tables.append((render.BUDGET_COLUMNS, render.budget_rows(judged)))
+    if summary.judged:
+        tables.append((render.BUDGET_COLUMNS, render.budget_rows(summary.judged)))
     tables.append((render.BASELINE_COLUMNS, render.baseline_rows(reports)))
     for columns, body in tables:
         print_table(console, columns, body)
-    for line in growth.lines() if growth else []:
+    for line in summary.growth.lines() if summary.growth else []:
         console.print(line, soft_wrap=True)

@@ -48,7 +48,11 @@ _OPTIONS |= {name: f"--set {name}" for name in KNOBS}
 
 def as_options(text: str) -> str:
     """A message of the library with its parameters (`heads`) as a command's options (--heads)."""
-    return re.sub("`([a-z_]+)`", lambda m: _OPTIONS.get(m[1], "--" + m[1].replace("_", "-")), text)
+
+    def option(match: re.Match[str]) -> str:
+        return _OPTIONS.get(match[1], "--" + match[1].replace("_", "-"))
+
+    return re.sub(r"`([a-z_0-9]+)`", option, text)
 
 
 def print_json(value: Any) -> None:

@@ -38,6 +38,19 @@ def verify(
             "in nats per token."
         ),
     ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(
+            "--min-top1",
+            help="Likewise: share of tokens at which it must prefer its adapter's, as 0.9.",
+        ),
+    ] = None,
+    min_margin_kept: Annotated[
+        float | None,
+        typer.Option(
+            help="Likewise: share of its adapter's margin over the next best token, as 0.8."
+        ),
+    ] = None,
     max_task_error: Annotated[
         float | None,
         typer.Option(help="Largest relative error, as packed, that a task may have, e.g. 0.7."),
@@ -62,6 +75,8 @@ def verify(
 
         hydrapack verify package --model model.pte --adapters runs/*
 
+        hydrapack verify package --model model.pte --max-drift 0.2 --min-top1 0.9 --adapters runs/*
+
         hydrapack verify package --public-key release.pub.pem --junit verify.xml
     """
     import hydrapack as hp
@@ -82,6 +97,8 @@ def verify(
             max_task_error,
             stage,
             int(newer_than) if newer_than is not None and newer_than.isdecimal() else newer_than,
+            min_top1=min_top1,
+            min_margin_kept=min_margin_kept,
         )
     checks = [replace(check, detail=as_options(check.detail)) for check in checks]
     passed = all(check.passed for check in checks)

@@ -60,7 +60,7 @@ def open_files(
     if public_key is not None:
         verify_signature(package, data, public_key)
     stated = manifest.adapters
-    _check_file(package / ADAPTERS, stated.bytes, stated.sha256, check_digests, MANIFEST)
+    check_file(package / ADAPTERS, stated.bytes, stated.sha256, check_digests, MANIFEST)
     check_model_file(model, check_digests)
     program, adapters = load_program(model, "forward"), load_program(package / ADAPTERS, "head")
     check_forward(program)
@@ -99,10 +99,16 @@ def check_model_file(model: Path, check_digests: bool) -> None:
     data = read_bytes(path, "; export-base writes it beside the model")
     with fitting(path):
         stated = Description.model_validate(parse_json(data, path))
-    _check_file(model, stated.bytes, stated.sha256, check_digests, path.name)
+    check_file(model, stated.bytes, stated.sha256, check_digests, path.name)
 
 
-def _check_file(path: Path, size: int, sha256: str, check_digests: bool, source: str) -> None:
+def check_file(path: Path, size: int, sha256: str, check_digests: bool, source: str) -> None:
+    """Compare a file's size, and if asked its SHA-256, with what ``source`` states.
+
+    Raises:
+        NotFound, Io: it is not there, or cannot be read.
+        Mismatch: another size or digest.
+    """
     if not is_file(path, size, sha256 if check_digests else None):
         raise Mismatch(f"{path}: is not the file that {source} describes")
 

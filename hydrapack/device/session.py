@@ -18,6 +18,7 @@ import torch
 
 from hydrapack.device.answer import Answer, Stats, Turns
 from hydrapack.device.asking import Asking
+from hydrapack.device.golden import SelfTest, read_golden, replay
 from hydrapack.device.lookup import Lookup
 from hydrapack.device.manifest import find_task
 from hydrapack.device.opening import open_files
@@ -26,7 +27,7 @@ from hydrapack.device.programs import Programs
 from hydrapack.device.sampler import Sampler
 from hydrapack.device.text import Pieces, check_prompt, prompt_ids, stop_ids
 from hydrapack.program.load import runtime
-from hydrapack.support.errors import Invalid
+from hydrapack.support.errors import Invalid, Mismatch, NotFound
 
 
 class Session(Asking):
@@ -49,6 +50,7 @@ class Session(Asking):
         *,
         check_digests: bool = True,
         public_key: str | None = None,
+        self_test: bool = False,
     ) -> None:
         """Check that the files belong together, and load both programs.
 
@@ -58,9 +60,11 @@ class Session(Asking):
             tokenizer: ``tokenizer.json``; the one beside the model by default.
             check_digests: compare every file with its SHA-256; sizes are compared anyway.
             public_key: Ed25519, 64 hex digits, that must have signed the package.
+            self_test: replay the package's golden outputs before anything else.
 
         Raises:
-            HydrapackError: files missing, malformed, or of another rank, layout, base or digest.
+            HydrapackError: files missing, malformed, or of another rank, layout, base or digest;
+                golden outputs that are missing or, here, others (Mismatch).
         """
         runtime()  # Its import is no part of the load.
         started = time.perf_counter()
@@ -76,6 +80,10 @@ class Session(Asking):
         self.stats = Stats(load_ms=_ms_since(started))
         self.position = 0
         self._turns = Turns(self.stats)
+        self.package, self._check_digests = folder, check_digests
+        if self_test and not (found := self.self_test()).passed:
+            self.close()
+            raise Mismatch(f"{package}: fails its self-test on this device: {found}")
 
     def close(self) -> None:
         """End the answer being made and let go of the programs. More than once is fine.
@@ -163,6 +171,17 @@ class Session(Asking):
             if not 1 <= rows <= most or len(ids) > self._programs.max_seq:
                 raise Invalid(f"`rows` {rows}: must be from 1 to {most} of one call's tokens")
             return self._append(ids, rows)
+
+    def self_test(self) -> SelfTest:
+        """Replay the package's golden outputs; the bare base model is in use afterwards.
+
+        Raises:
+            NotFound: the package has none (``pack --golden``), or there is no package.
+            Invalid, Mismatch: a golden.json that is malformed or not the package's.
+        """
+        if self.package is None or self.manifest is None:
+            raise NotFound("the golden outputs are of a package, and the session has none")
+        return replay(self, read_golden(self.package, self.manifest, self._check_digests))
 
     def _begin(self, ids: Sequence[int], options: Options, lookup: bool) -> Answer:
         self._start_over()

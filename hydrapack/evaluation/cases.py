@@ -97,3 +97,20 @@ def _label(method: MethodConfig, heads: int | None) -> str:
     if method.backend == "executorch":
         label += f", ExecuTorch {method.program or ''}".rstrip()
     return label
+
+
+def unanswered(cases: list[Case], groups: dict[str, list[str]]) -> list[Result]:
+    """The table before it is made, every score 0: whether gates can judge it is seen at once."""
+    return [
+        Result(
+            group=case.group,
+            label=case.label,
+            method=case.method.method,
+            backend=case.method.backend,
+            heads=case.heads,
+            bits=case.method.bits,
+            s_percent=0.0,
+            scores=dict.fromkeys(groups[case.group], 0.0),
+        )
+        for case in cases
+    ]

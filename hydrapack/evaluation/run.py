@@ -29,7 +29,7 @@ from hydrapack.evaluation.backends import (
     executorch_answers,
     executorch_nats,
 )
-from hydrapack.evaluation.cases import Case, Result, cases
+from hydrapack.evaluation.cases import Case, Result, cases, unanswered
 from hydrapack.evaluation.memory import PeakMemory
 from hydrapack.evaluation.programs import BasePrograms, describe
 from hydrapack.evaluation.spec import (
@@ -352,6 +352,7 @@ def evaluate(
     cache: str | Path | None = None,
     *,
     quick: bool = False,
+    before: Callable[[dict[str, Any]], object] | None = None,
     progress: Progress = quietly,
 ) -> list[Result]:
     """Score tasks under every method: results.json, results.md and results.png in ``target``.
@@ -361,6 +362,8 @@ def evaluate(
         target: the directory for the results, programs and packages.
         cache: of answers that were made already; ``target/cache`` by default.
         quick: 20 rows a task, and 50 steps of hydraopt.
+        before: called before the first answer with results.json as it will be, every score 0; what
+            it raises ends the evaluation early.
         progress: called with tasks done, tasks in all, and a note.
 
     Returns:
@@ -382,6 +385,8 @@ def evaluate(
         target,
         None if cache is None else Path(cache),
     )
+    if before is not None:
+        before(evaluation.document(unanswered(evaluation.cases(), evaluation.groups)))
     results = evaluation.run(progress)
     with new_file(target / "results.json") as partial:
         write_json(partial, evaluation.document(results))

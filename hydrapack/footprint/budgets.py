@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,14 +11,8 @@ from pydantic import AfterValidator, Field
 from hydrapack.footprint.report import Report
 from hydrapack.support.errors import HydrapackError, Invalid
 from hydrapack.support.junit import Check
-from hydrapack.support.schema import Strict, fitting
-from hydrapack.support.sizes import parse_size
-from hydrapack.support.texts import read_text
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from hydrapack.support.schema import Strict, read_toml
+from hydrapack.support.sizes import parse_size, readable
 
 # Compressed download sizes, as Google Play counts them:
 # https://support.google.com/googleplay/android-developer/answer/9859372 (read November 2026).
@@ -81,6 +74,27 @@ class Judged:
         """Whether it is within the limit and above the warning level."""
         return self.passed and self.warn is not None and self.size > self.warn
 
+    @property
+    def level(self) -> str:
+        """``pass``, ``warn`` or ``fail``."""
+        return "warn" if self.warned else "pass" if self.passed else "fail"
+
+    @property
+    def percent(self) -> float:
+        """Of the limit."""
+        return 100.0 * self.size / self.limit
+
+    @property
+    def share(self) -> str:
+        """Size and limit."""
+        percent = f"{self.percent:.0f}" if self.percent >= 1 else f"{self.percent:.1g}"
+        return f"{readable(self.size)} of {readable(self.limit)} ({percent} %)"
+
+    @property
+    def words(self) -> str:
+        """The budget in a line."""
+        return f"{self.name} {self.share}"
+
     def check(self) -> Check:
         """For JUnit."""
         level = ", above the warning level" if self.warned else ""
@@ -93,12 +107,7 @@ def read_budgets(path: Path) -> list[Budget]:
     Raises:
         HydrapackError: unreadable, no TOML, unknown keys, or a budget without limit or with two.
     """
-    try:
-        content = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise Invalid(f"{path}: not TOML: {error}") from error
-    with fitting(path):
-        budgets = Budgets.model_validate(content).budget
+    budgets = read_toml(path, Budgets).budget
     for budget in budgets:
         if (budget.limit is None) == (budget.preset is None):
             raise Invalid(f"{path}: budget {budget.name!r}: give limit or preset")

@@ -12,7 +12,7 @@ from typing import Any
 from hydrapack.bundle.format import DESCRIPTION, Bundle
 from hydrapack.bundle.merged import LOST, MergedModule
 from hydrapack.footprint.shapes import model_shapes
-from hydrapack.packing.manifest import MANIFEST, read_package
+from hydrapack.packing.manifest import ADAPTERS, MANIFEST, read_package
 from hydrapack.packing.package import Package
 from hydrapack.program.layout import ORDER, parse_targets
 from hydrapack.program.quantized import (
@@ -21,6 +21,7 @@ from hydrapack.program.quantized import (
     check_bits,
     frozen_bytes,
     part_bytes,
+    stored_bytes,
     vera_bytes,
 )
 from hydrapack.support.errors import Invalid, NotFound
@@ -59,8 +60,12 @@ class Report:
     task_names: tuple[str, ...] = ()
     task_errors: dict[str, float] = field(default_factory=dict)
     """By task: relative error, of a package as packed."""
+    merge_errors: dict[str, float] = field(default_factory=dict)
+    """By task: relative error before rounding, of a package."""
     modules: dict[str, int] = field(default_factory=dict)
     """Bytes by target module."""
+    parts: dict[str, int] = field(default_factory=dict)
+    """Bytes by what they are: A, B or U and C, factors, program, manifest."""
     files: dict[str, int] = field(default_factory=dict)
     baselines: tuple[Baseline, ...] = ()
     model_bytes: int | None = None
@@ -129,6 +134,7 @@ def planned(
     layers, rounding = shapes.linears.layers, Precision(bits, bits)
     linears = [shapes.linears.linear(target) for target in chosen]
     once, modules = _common(adapter_type, rank, linears, rounding)
+    parts = dict(modules)
     shared = head = head_bytes = 0
     shared_bytes = sum(modules.values())
     for target, (d_out, d_in) in zip(chosen, linears, strict=True):
@@ -139,8 +145,11 @@ def planned(
             own_shared, own_head = rank, d_out
             a, b = vera_bytes(rank, d_out, rounding)
         shared, head = shared + layers * own_shared, head + layers * own_head
+        names = ("A", "B") if adapter_type == "lora" else ("d", "b")
+        _add(parts, {names[0]: layers * a, names[1]: layers * heads * b})
         if heads < tasks:
             a, b = _with_factors(a, b, tasks, heads)
+            _add(parts, {"factors": layers * SCALE_BYTES * tasks})
         a, b = layers * a, layers * b
         shared_bytes, head_bytes = shared_bytes + a, head_bytes + b
         modules[target] = a + heads * b
@@ -158,6 +167,7 @@ def planned(
         shared_bytes=shared_bytes,
         head_bytes=head_bytes,
         modules=modules,
+        parts=parts,
         baselines=_baselines(tasks, shared + head, once, None),
     )
 
@@ -200,21 +210,27 @@ def _of_package(path: Path, model_bytes: int | None) -> Report:
     first = manifest.modules[0]
     rounding = Precision(first.bits_a, first.bits_b)
     once, modules = _common(manifest.adapter_type, manifest.rank, shapes.values(), rounding)
+    parts = dict(modules)
     shared, head, most = sum(modules.values()), 0, 0
     for module in manifest.modules:
         target = _target(module.name)
         rounding = Precision(module.bits_a, module.bits_b, manifest.group_size)
-        a, b = (
-            vera_bytes(module.rank, shapes[target][0], rounding)
-            if vera
-            else part_bytes(shapes[target], module.rank, module.output_rank, rounding)
-        )
+        stored = module.stored_heads or module.heads
+        if vera:
+            a, b = vera_bytes(module.rank, shapes[target][0], rounding)
+            _add(parts, {"d": a, "b": b * stored})
+        else:
+            a, b = part_bytes(shapes[target], module.rank, module.output_rank, rounding)
+            own_a = stored_bytes(module.rank, shapes[target][1], module.bits_a, manifest.group_size)
+            _add(parts, _matrices(a, own_a, b * stored, module.output_rank))
         if module.stored_heads:
             a, b = _with_factors(a, b, module.heads, module.stored_heads)
+            _add(parts, {"factors": SCALE_BYTES * module.heads})
         shared, head = shared + a, head + b
-        stored = module.stored_heads or module.heads
         most = max(most, stored)
         modules[target] = modules.get(target, 0) + a + stored * b
+    parts["program"] = files[ADAPTERS] - sum(parts.values())
+    parts["manifest"] = sum(size for name, size in files.items() if name != ADAPTERS)
     zipped, zstd = download_bytes([path / name for name in files])
     storage = manifest.storage
     whole = storage.baseline_parameters // len(manifest.tasks)
@@ -233,7 +249,9 @@ def _of_package(path: Path, model_bytes: int | None) -> Report:
         head_bytes=head,
         task_names=tuple(task.name for task in manifest.tasks),
         task_errors={task.name: task.packed_relative_error for task in manifest.tasks},
+        merge_errors={task.name: task.merge_relative_error for task in manifest.tasks},
         modules=modules,
+        parts=parts,
         files=files,
         baselines=_baselines(len(manifest.tasks), whole, once, model_bytes),
         model_bytes=model_bytes,
@@ -248,6 +266,7 @@ def _of_bundle(bundle: Bundle, name: str, model_bytes: int | None) -> Report:
     bits = max(planned_bits.values(), default=8)
     rounding = Precision(bits, bits)
     once, modules = _common(info.adapter_type, info.rank, bundle.shapes.values(), rounding)
+    parts = dict(modules)
     shared = total = sum(modules.values())
     head = 0
     for module_name, module in bundle.modules.items():
@@ -257,8 +276,14 @@ def _of_bundle(bundle: Bundle, name: str, model_bytes: int | None) -> Report:
             if isinstance(module, MergedModule)
             else vera_bytes(module.rank, len(module.B), Precision(bits, bits))
         )
+        if isinstance(module, MergedModule):
+            own_a = stored_bytes(module.rank, module.shape[1], bits)
+            _add(parts, _matrices(a, own_a, b * len(module.heads), module.output_rank))
+        else:
+            _add(parts, {"d": a, "b": b * len(module.heads)})
         if module.of:
             a, b = _with_factors(a, b, module.choices, len(module.heads))
+            _add(parts, {"factors": SCALE_BYTES * module.choices})
         size = a + len(module.heads) * b
         shared, head, total = shared + a, head + b, total + size
         target = _target(module_name)
@@ -281,9 +306,21 @@ def _of_bundle(bundle: Bundle, name: str, model_bytes: int | None) -> Report:
         task_names=tuple(task.name for task in info.tasks),
         task_errors={task.name: task.relative_error for task in info.tasks},
         modules=modules,
+        parts=parts,
         baselines=_baselines(len(info.tasks), whole, once, model_bytes),
         model_bytes=model_bytes,
     )
+
+
+def _matrices(shared: int, own_a: int, heads: int, output_rank: int) -> dict[str, int]:
+    if not output_rank:
+        return {"A": own_a, "B": heads}
+    return {"A": own_a, "U": shared - own_a, "C": heads}
+
+
+def _add(parts: dict[str, int], more: dict[str, int]) -> None:
+    for name, size in more.items():
+        parts[name] = parts.get(name, 0) + size
 
 
 def _with_factors(shared: int, head: int, choices: int, heads: int) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from hydrapack.support.schema import (
     utf8_at_most,
 )
 
-MANIFEST, ADAPTERS = "manifest.json", "adapters.pte"
+MANIFEST, ADAPTERS, GOLDEN = "manifest.json", "adapters.pte", "golden.json"
 
 
 Count = Annotated[int, Field(ge=0, lt=1 << 31)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ from hydrapack.bundle.stored import Stored, store_modules, tensor_bytes
 from hydrapack.packing.adapter_program import Lowered, lower_adapters
 from hydrapack.packing.manifest import (
     ADAPTERS,
+    GOLDEN,
     MANIFEST,
     BaseModelInfo,
     Manifest,
@@ -102,6 +104,7 @@ def pack(
     signing_key: str | Path | None = None,
     package_version: int | None = None,
     channel: str | None = None,
+    golden: Callable[[Path], str] | None = None,
 ) -> Package:
     """Pack ``bundle`` into ``target``: ``adapters.pte`` and ``manifest.json``.
 
@@ -120,6 +123,8 @@ def pack(
         signing_key: an Ed25519 private key (PEM) to sign the manifest with.
         package_version: a number of your own, from 1, that rises with each release.
         channel: a name of your own, as ``beta``.
+        golden: from the package, the text of its golden.json: ``hydrapack.golden``, with the same
+            ``model``.
 
     Raises:
         HydrapackError: bits not offered, modules no base program adapts, or an unwritable
@@ -138,7 +143,7 @@ def pack(
     layout = layout_of(bundle.shapes, bundle.info.rank)
     base = BaseModelInfo(id=bundle.info.base_model, weights_sha256=None, tokenizer_sha256=None)
     if model is not None:
-        base, layout = _base_of(Path(model), bundle.info.base_model, layout)
+        base, layout = base_of(Path(model), bundle.info.base_model, layout)
     bundle = with_all_modules(bundle, layout)
     roundings = _roundings(bundle.info, bits, bits_a, bits_b, group_size)
     _check_range(bundle, roundings)
@@ -158,11 +163,21 @@ def pack(
             documents[SBOM] = ml_bom(manifest)
         for name, text in documents.items():
             (partial / name).write_text(text, encoding="utf-8", newline="\n")
-        manifest = sealed(manifest, [describe_file(partial / name) for name in documents])
-        (partial / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8", newline="\n")
+        manifest = _write_manifest(partial, manifest, [*documents])
+        if golden is not None:
+            # What a device does with the package, golden.json apart.
+            text = golden(partial)
+            (partial / GOLDEN).write_text(text, encoding="utf-8", newline="\n")
+            manifest = _write_manifest(partial, manifest, [GOLDEN])
         if key is not None:
             sign_manifest(partial, key)
     return Package(target, manifest)
+
+
+def _write_manifest(folder: Path, manifest: ManifestContent, more: Sequence[str]) -> Manifest:
+    written = sealed(manifest, [describe_file(folder / name) for name in more])
+    (folder / MANIFEST).write_text(manifest_text(written), encoding="utf-8", newline="\n")
+    return written
 
 
 def route_tensor(info: BundleInfo, task: BundleTask, layout: Layout) -> torch.Tensor:
@@ -180,7 +195,7 @@ def _check_budget(bundle: Bundle, size: int) -> None:
         )
 
 
-def _base_of(model: Path, name: str, layout: Layout) -> tuple[BaseModelInfo, Layout]:
+def base_of(model: Path, name: str, layout: Layout) -> tuple[BaseModelInfo, Layout]:
     """What ``model`` says of its base, once it is seen to take the layout, with its layers.
 
     A program holds its layout's digest alone: the count of layers is the one that gives it.

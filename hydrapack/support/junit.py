@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hydrapack.support.extras import need
 
@@ -16,6 +16,8 @@ class Check:
     name: str
     passed: bool
     detail: str
+    values: dict[str, float] = field(default_factory=dict)
+    """What was measured, by name."""
 
 
 def junit_xml(suite: str, checks: Sequence[Check]) -> bytes:

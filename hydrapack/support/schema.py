@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,12 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hydrapack.support.errors import Invalid, reading
+from hydrapack.support.texts import read_text
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 64
@@ -70,6 +77,20 @@ def read_model(path: Path, kind: type[Model], hint: str = "") -> Model:
     data = read_bytes(path, hint)
     with fitting(path):
         return kind.model_validate_json(data)
+
+
+def read_toml(path: Path, kind: type[Model]) -> Model:
+    """The TOML file at ``path`` as ``kind``.
+
+    Raises:
+        HydrapackError: unreadable, no TOML, or not as ``kind`` asks; names the file and the key.
+    """
+    try:
+        content = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise Invalid(f"{path}: not TOML: {error}") from error
+    with fitting(path):
+        return kind.model_validate(content)
 
 
 def parse_json(data: bytes, where: Path) -> dict[str, Any]:

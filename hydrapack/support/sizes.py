@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from hydrapack.support.errors import Invalid
@@ -22,6 +23,16 @@ def parse_size(flag: str, text: str) -> int:
     if size < 1:
         raise Invalid(f"{flag} {text}: give a size, as 6MB, 800KB, 1.5MiB or bytes")
     return size
+
+
+def readable(count: float) -> str:
+    """Bytes in three digits and a decimal unit: 987 bytes, 392 kB, 1.53 GB."""
+    if count < 999.5:
+        return f"{count:.0f} bytes"
+    unit = min(int(math.log10(count * 1.0005)) // 3, 4)
+    size = count / 1000**unit
+    digits = 0 if size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{size:.{digits}f} {('', 'kB', 'MB', 'GB', 'TB')[unit]}"
 
 
 def megabytes(count: float) -> str:

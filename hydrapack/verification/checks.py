@@ -20,6 +20,7 @@ from hydrapack.bundle.format import Bundle
 from hydrapack.device.session import Session
 from hydrapack.packing.manifest import (
     ADAPTERS,
+    GOLDEN,
     MANIFEST,
     Manifest,
     ManifestTask,
@@ -33,7 +34,7 @@ from hydrapack.program.load import load_program
 from hydrapack.support.errors import HydrapackError, Invalid
 from hydrapack.support.junit import Check
 from hydrapack.support.progress import Stage, silently
-from hydrapack.verification.drift import drift, packed_adapter
+from hydrapack.verification.drift import DriftLimits, drift, packed_adapter
 
 TOLERANCE = 0.02
 """Of a stated relative error, absolute: stated ones add merge and rounding as independent."""
@@ -49,6 +50,9 @@ def verify(
     max_task_error: float | None = None,
     stage: Stage = silently,
     newer_than: Package | str | Path | int | None = None,
+    *,
+    min_top1: float | None = None,
+    min_margin_kept: float | None = None,
 ) -> list[Check]:
     """Every check, in order; after a failed one only those that it does not make unsafe.
 
@@ -60,18 +64,25 @@ def verify(
         public_key: Ed25519, hex, that must have signed it.
         max_drift: nats that a head's next-token distributions may be from its adapter's, with
             ``model`` and ``adapters``; not judged by default.
+        min_top1: share of tokens, likewise, at which it must prefer its adapter's.
+        min_margin_kept: share that it must keep, likewise, of its adapter's margins before the
+            next best tokens, summed.
         max_task_error: relative error, as packed, that no task may be above; not judged by default.
         newer_than: a package, or its version, that this one's package_version must be above; of a
             package the channel must be the same too.
 
     Raises:
-        HydrapackError: no package there, a ``model`` that is none, unreadable bundles or adapters.
+        HydrapackError: no package there, a ``model`` that is none, unreadable bundles or adapters,
+            or a limit on drift without ``model`` and ``adapters``.
 
     >>> checks = hydrapack.verify("package", "model.pte")
     >>> all(check.passed for check in checks)
     True
     """
     package = package.folder if isinstance(package, Package) else Path(package)
+    limits = DriftLimits(max_drift, min_top1, min_margin_kept)
+    if limits.given and (model is None or not adapters):
+        raise Invalid(f"`{limits.given[0]}`: needs `model` and `adapters` to measure drift")
     bundle = None if bundle is None else Bundle.of(bundle)
     read = read_adapters(adapters) if adapters else []
     if not (package / MANIFEST).is_file():
@@ -80,10 +91,11 @@ def verify(
         newer_than = Package(Path(newer_than), read_manifest(Path(newer_than)))
     checks: list[Check] = []
 
-    def check(name: str, run: Callable[[], str]) -> bool:
+    def check(name: str, run: Callable[[], str | Check]) -> bool:
         stage(name)
         try:
-            checks.append(Check(name, True, run()))
+            found = run()
+            checks.append(Check(name, True, found) if isinstance(found, str) else found)
         except HydrapackError as error:
             checks.append(Check(name, False, str(error)))
         return checks[-1].passed
@@ -115,10 +127,12 @@ def verify(
         sessions: list[Session] = []
         if check("model", lambda: _on_model(model, package, stated, sessions)):
             session = sessions[0]
+            if any(file.name == GOLDEN for file in stated.files):
+                check("golden", lambda: _golden(session))
             for task in stated.tasks:
                 check(f"output {task.name}", partial(_changes_output, session, task.name))
             for adapter in read:
-                own = partial(_drift, session, programs.layout, adapter, max_drift)
+                own = partial(_drift, session, programs.layout, adapter, limits)
                 check(f"drift {adapter.task}", own)
     return checks
 
@@ -269,6 +283,12 @@ def _on_model(model: Path, package: Path, manifest: Manifest, sessions: list[Ses
     return f"layout, rank {manifest.rank}{bound}"
 
 
+def _golden(session: Session) -> Check:
+    found = session.self_test()
+    values = {"near_ties": float(found.near_ties), "tokens": float(found.tokens)}
+    return Check("golden", found.passed, str(found), values)
+
+
 def _changes_output(session: Session, task: str) -> str:
     ids = session.use(task).encode("The quick brown fox jumps over the lazy dog.")
     with_head = session.forward(ids)
@@ -281,11 +301,13 @@ def _changes_output(session: Session, task: str) -> str:
     return f"logits change by up to {change:.4g}"
 
 
-def _drift(session: Session, layout: Layout, adapter: Adapter, limit: float | None) -> str:
-    vectors = packed_adapter(layout, adapter)
-    nats = drift(session, adapter.task, *vectors)
-    if limit is not None and nats > limit:
-        raise Invalid(
-            f"task {adapter.task!r}: {nats:.4f} nats a token from its adapter, at most {limit:g}"
-        )
-    return f"{nats:.4f} nats a token from its adapter"
+def _drift(session: Session, layout: Layout, adapter: Adapter, limits: DriftLimits) -> Check:
+    found = drift(session, adapter.task, *packed_adapter(layout, adapter))
+    broken = limits.broken(found)
+    detail = (
+        f"{found.nats:.4f} nats a token from its adapter, {found.top1:.3f} of the top tokens, "
+        f"{found.margin_kept:.3f} of the margin"
+    )
+    if broken:
+        detail = f"task {adapter.task!r}, against its adapter: {'; '.join(broken)}"
+    return Check(f"drift {adapter.task}", not broken, detail, vars(found))
