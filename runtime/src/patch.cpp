@@ -1,7 +1,6 @@
 #include "patch.h"
 
 #include <algorithm>
-#include <set>
 
 #include "files.h"
 #include "manifest.h"
@@ -79,7 +78,6 @@ struct Listed {
 
 std::vector<Listed> read_list(Reader& reader) {
   std::vector<Listed> files;
-  std::set<std::string> names;
   uint64_t bytes = 0;
   for (uint64_t left = reader.number(); left > 0 && reader.ok(); left--) {
     const std::string name = reader.piece(reader.number());
@@ -89,7 +87,9 @@ std::vector<Listed> read_list(Reader& reader) {
     if (!is_plain_name(name) || files.size() == kMaxFiles) {
       reader.fail("a file's name is none, or there are too many");
     }
-    if (!names.insert(name).second) reader.fail("a file's name stands twice");
+    for (const Listed& other : files) {
+      if (other.name == name) reader.fail("a file's name stands twice");
+    }
     // Each by itself first: no sum of them runs over.
     if (size > kMaxBytes || (bytes += size) > kMaxBytes) {
       reader.fail("its files have more than 1,073,741,824 bytes");
