@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hydrapack.bundle.format import Bundle
     from hydrapack.bundle.unpack import unpack
     from hydrapack.device.session import Session
-    from hydrapack.evaluation.run import evaluate
+    from hydrapack.evaluation.evaluate import evaluate
     from hydrapack.footprint.report import storage
     from hydrapack.merging.add import add
     from hydrapack.merging.merge import merge
@@ -70,7 +70,7 @@ _MODULES = {
     "add": "merging.add",
     "analyze": "analysis.similarity",
     "describe": "analysis.describe",
-    "evaluate": "evaluation.run",
+    "evaluate": "evaluation.evaluate",
     "export_base": "base.export",
     "merge": "merging.merge",
     "pack": "packing.package",
