@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from hydrapack.adapters.prompt import encode_prompt
-from hydrapack.device.session import Session
 from hydrapack.support.extras import need
 
 Pairs = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
@@ -138,6 +137,8 @@ def executorch_answers(
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
     """Greedy answers of a package's head on the ExecuTorch runtime."""
+    from hydrapack.device.session import Session
+
     session = Session(model, package).use(task)
     found = []
     for text in inputs:
