@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hydrapack.device.activation import activate, open_last_good
     from hydrapack.device.recording import golden
     from hydrapack.device.session import Session
-    from hydrapack.evaluation.run import evaluate
+    from hydrapack.evaluation.evaluate import evaluate
     from hydrapack.footprint.report import storage
     from hydrapack.merging.add import add, replace
     from hydrapack.merging.merge import merge
@@ -88,7 +88,7 @@ _MODULES = {
     "check": "analysis.check",
     "describe": "analysis.describe",
     "diff": "packing.patch",
-    "evaluate": "evaluation.run",
+    "evaluate": "evaluation.evaluate",
     "export_base": "base.export",
     "golden": "device.recording",
     "merge": "merging.merge",

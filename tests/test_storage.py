@@ -342,7 +342,7 @@ def test_zip_size_is_that_of_a_zip(tiny, tmp_path):
 def test_sizes():
     assert parse_size("x", "6MB") == 6_000_000 and parse_size("x", "1.5 MiB") == 1_572_864
     assert parse_size("x", "12") == 12
-    for bad in ("", "0", "6 parsecs", "-1MB", "MB"):
+    for bad in ("", "0", "6 parsecs", "-1MB", "MB", "1,5MB", "5.MB"):
         with pytest.raises(HydrapackError, match="give a size"):
             parse_size("x", bad)
 
