@@ -1,11 +1,26 @@
 // Token ids in, token ids out, as JSON lines; help_text() says how.
 #include <cstdio>
 
+#include <executorch/runtime/platform/platform.h>
 #include <hydrapack/patch.h>
 
 #include "cli.h"
 
 namespace {
+
+// ExecuTorch's notices, as of the files in which it looks for the kind of CPU, tell a caller nothing.
+void log_errors(
+    et_timestamp_t,
+    et_pal_log_level_t level,
+    const char* file,
+    const char*,
+    size_t line,
+    const char* message,
+    size_t length) {
+  if (level != kError && level != kFatal) return;
+  std::fprintf(
+      stderr, "executorch: %s:%zu: %.*s\n", file, line, static_cast<int>(length), message);
+}
 
 int apply(const Arguments& asked) {
   const auto error =
@@ -27,6 +42,7 @@ int run(hydrapack::Session& session, const Arguments& arguments) {
 }  // namespace
 
 int main(int count, char** given) {
+  executorch::runtime::register_pal(executorch::runtime::PalImpl::create(log_errors, __FILE__));
   const auto arguments = read_arguments(count, given);
   if (!arguments.ok()) return fail(arguments.error().message);
   const Arguments& asked = arguments.value();
