@@ -27,7 +27,7 @@ def remove(bundle: Bundle | str | Path, task: str) -> Bundle:
     """
     rest, _ = without(Bundle.of(bundle), task)
     if not rest.tasks:
-        raise Invalid(f"`task` {task}: is the bundle's only one; there would be nothing left")
+        raise Invalid(f"task {task!r} is the bundle's only one; there would be nothing left")
     return rest
 
 
