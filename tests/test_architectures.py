@@ -19,7 +19,7 @@ from hydrapack.base.export import export_base
 from hydrapack.base.integers import quantize_decoder
 from hydrapack.base.scheme import scheme_of
 from hydrapack.base.source import Source
-from hydrapack.base.weights import load_weights
+from hydrapack.base.weights import load_quantized, load_weights
 from hydrapack.program.layout import (
     a_matrices,
     b_matrices,
@@ -206,6 +206,19 @@ def test_same_as_transformers(made, tmp_path, name):
         assert (logits[on] - wanted).abs().max() < 1e-3
         assert tokens == continued
     assert (logits[True] - logits[False]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("quant", ["8da4w", "mixed", "fp32"])
+@pytest.mark.parametrize("name", ["qwen2", "gemma3", "phi3"])
+def test_rounded_as_it_is_read(made, name, quant):
+    """Matrix by matrix: the values and formats of a decoder rounded as a whole."""
+    source, scheme = Source(str(made(name))), scheme_of(quant)
+    one = Decoder(source.config, None, CONTEXT).requires_grad_(False)
+    formats = load_quantized(one, scheme, source)
+    other = decoder_of(made(name), None)
+    assert quantize_decoder(other, scheme) == formats == scheme
+    inputs = forward_inputs(ids(), range(LENGTH), range(LENGTH), False, [])
+    assert torch.equal(one(*inputs), other(*inputs))
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3", "gemma2", "phi3"])
