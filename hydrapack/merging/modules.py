@@ -48,7 +48,9 @@ def merge_modules(
     def one(name: str) -> tuple[Merged, list[tuple[float, float]]]:
         updates = module_updates(adapters, name)
         merged = merge(name, updates)
-        if not all(bool(torch.isfinite(t).all()) for t in merged.tensors.values()):
+        # Without a copy: of a thousand tasks the heads are large.
+        ends = [float(end) for t in merged.tensors.values() for end in torch.aminmax(t)]
+        if not all(map(math.isfinite, ends)):
             raise Invalid(f"{name}: the merged values exceed single precision; is an alpha wrong?")
         shared = merged.shared().double()
         norms = [
@@ -58,11 +60,13 @@ def merge_modules(
         return merged, norms
 
     made = in_parallel(one, names, _at_once(adapters, rank))
-    for done, (name, (merged, norms)) in enumerate(zip(names, made, strict=True)):
+    for done, name in enumerate(names):
+        merged, norms = next(made)
         modules.add(name, merged)
         heads, parameters = max(heads, len(merged.heads)), parameters + stored_values([merged])
         routes.append(merged.assignment)
         module_errors[name] = [error.count(*pair) for error, pair in zip(sums, norms, strict=True)]
+        del merged  # Before the next one is waited for.
         progress(done + 1, len(names), "")
     tasks = [
         BundleTask(
