@@ -111,7 +111,7 @@ def test_self_test(tiny, proven, tmp_path):
     near = resealed(proven, tmp_path / "near", set_first(NEAR_TIE / 2))
     with Session(tiny[0], near) as session:
         found = session.self_test()
-    assert found.near_ties == 1
+    assert found.near_ties >= 1
     assert {(d.task, d.prompt) for d in found.differences} <= {("two", 2)}
 
 
