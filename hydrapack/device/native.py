@@ -57,6 +57,7 @@ class NativeSession:
         *,
         check_digests: bool = True,
         public_key: str | None = None,
+        self_test: bool = False,
     ) -> None:
         """Start the program; what it refuses of the files is raised by the first answer.
 
@@ -76,6 +77,7 @@ class NativeSession:
         self._running: int | None = None
         options = [] if check_digests else ["--no-digests"]
         options += [] if public_key is None else ["--public-key", public_key]
+        options += ["--self-test"] if self_test else []
         command = [find_program(), str(model), str(package), *options]
         try:
             self._process = subprocess.Popen(

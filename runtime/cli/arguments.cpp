@@ -28,6 +28,9 @@ Options:
   --task NAME       the task of lines that name none
   --no-digests      do not compare SHA-256 digests when opening
   --weight-cache DIR  keep XNNPACK's packed weights there: the next start is faster
+  --self-test       replay the package's golden outputs when opening: exit code 2 where they differ
+  --last-good       PACKAGE is a folder of packages: open current, else previous, self-tested
+  --activate DIR    no input, and no MODEL.pte: make PACKAGE current in DIR
   --public-key KEY  manifest.sig must be of this Ed25519 key: 64 hex digits, or a PEM file
   --bench           no input: time swaps, a prefill of 128 tokens and 64 steps, print one JSON line
   --swaps N         no input: N random swaps, print resident bytes before and after
@@ -38,6 +41,7 @@ Exit code: 0, or 2 for unusable input.
 Examples:
   echo '{"ids": [9906, 1917]}' | hydrapack-run model.pte package --task grammar
   hydrapack-run model.pte package --bench
+  hydrapack-run --activate packages download/package
 )";
   return kHelp;
 }
@@ -56,6 +60,8 @@ hydrapack::Result<bool> take_value(
     const auto key = public_key_of(value);
     if (!key.ok()) return key.error();
     arguments.open.public_key = key.value();
+  } else if (option == "--activate") {
+    arguments.activate = value;
   } else if (option == "--weight-cache") {
     arguments.open.weight_cache = value;
   } else {
@@ -69,6 +75,10 @@ bool take_flag(const std::string& option, Arguments& arguments) {
     arguments.help = true;
   } else if (option == "--no-digests") {
     arguments.open.check_digests = false;
+  } else if (option == "--self-test") {
+    arguments.open.self_test = true;
+  } else if (option == "--last-good") {
+    arguments.last_good = true;
   } else if (option == "--bench") {
     arguments.bench = true;
   } else {
@@ -102,6 +112,10 @@ hydrapack::Result<Arguments> read_arguments(int count, char** given) {
     }
     return Error{
         Code::Invalid, argument + ": no such option, or it lacks its value; --help lists them"};
+  }
+  if (!arguments.activate.empty() && files.size() == 1) {
+    arguments.package = files[0];
+    return arguments;
   }
   if (files.size() != 2) {
     return Error{Code::Invalid, "give MODEL.pte and PACKAGE; --help has examples"};
