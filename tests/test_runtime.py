@@ -31,11 +31,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hydrapack.base.export import export_base
 from hydrapack.demo.job import heldout_input
 from hydrapack.device import Session
+from hydrapack.device.activation import activate, open_last_good
 from hydrapack.device.native import NativeSession
+from hydrapack.device.recording import golden
+from hydrapack.packing.manifest import read_package
 from hydrapack.packing.package import pack
 from hydrapack.packing.signature import sign_manifest
 from hydrapack.program.load import load_program
-from hydrapack.support.errors import HydrapackError, Mismatch
+from hydrapack.support.errors import HydrapackError, Mismatch, NotFound
 
 TEXT = "Grüße! what is this"
 COUNT = 64
@@ -78,7 +81,8 @@ def fixtures(tiny, tiny_model, exported, tmp_path_factory):
     """What the C++ tests run on.
 
     model.pte with its package, bound to it and signed with key.pem; twin.pte of the same shape with
-    other weights; other.pte of another rank; expected.json, what Python's session answers.
+    other weights; other.pte of another rank; proven, the package with golden outputs;
+    expected.json, what Python's session answers.
     """
     folder = tmp_path_factory.mktemp("fixtures")
     for name in ("model.pte", "model.pte.json", "tokenizer.json"):
@@ -89,6 +93,10 @@ def fixtures(tiny, tiny_model, exported, tmp_path_factory):
     (folder / "key.pem").write_bytes(pem)
     pack(tiny[2] / "bundle", folder / "package", 32, model=folder / "model.pte")
     sign_manifest(folder / "package", key)
+    rows = [{"task": task, "input": text} for task in TASKS for text in (TEXT, "another")]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    record = golden(folder / "model.pte", folder / "prompts.jsonl")
+    pack(tiny[2] / "bundle", folder / "proven", 32, model=folder / "model.pte", golden=record)
     twin = other_weights(tiny_model, folder / "twin")
     export_base(str(twin), folder / "twin.pte", 4, quant="fp32", max_context=100)
     other = exported(2, quant="fp32", max_context=64)
@@ -154,6 +162,62 @@ def serve(native, model, package, requests, *options, runner=()):
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return [line for line in lines if "token" not in line], lines
+
+
+def test_golden_outputs(native, fixtures, tmp_path, monkeypatch):
+    """Python's golden outputs on the C++ runtime, and a folder of packages that both switch."""
+    run, model = native / "hydrapack-run", fixtures / "model.pte"
+
+    def answered(*arguments):
+        done = subprocess.run([run, *arguments], input="", capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    assert answered(model, fixtures / "proven", "--self-test") == (0, "")
+    monkeypatch.setenv("HYDRAPACK_RUN", str(run))
+    with NativeSession(model, fixtures / "proven", self_test=True) as session:
+        assert "".join(session.generate(TEXT, task="one", max_new_tokens=4, stop=[]))
+    with (
+        NativeSession(model, fixtures / "package", self_test=True) as session,
+        pytest.raises(NotFound, match="no golden outputs"),
+    ):
+        "".join(session.generate(TEXT))
+    code, said = answered(model, fixtures / "package", "--self-test")
+    assert code == 2 and '"NotFound"' in said and "no golden outputs" in said
+    packages = tmp_path / "packages"
+    code, said = answered("--activate", packages, fixtures / "proven")
+    assert code == 0 and json.loads(said)["current"] == str((packages / "current").resolve())
+    activate(packages, fixtures / "package")
+    code, said = answered(model, packages, "--last-good")
+    assert code == 0 and "on the previous package" in said
+    assert answered("--activate", packages, packages / "previous")[0] == 0
+    assert answered(model, packages, "--last-good") == (0, "")
+    with open_last_good(model, packages) as session:
+        assert session.package.name == "current"
+    code, said = answered("--activate", packages, tmp_path)
+    assert code == 2 and '"NotFound"' in said
+
+
+def test_killed_while_it_switches(native, fixtures, tmp_path):
+    """200 kills of hydrapack-run --activate: never without a whole package."""
+    packages, sources = tmp_path / "packages", (fixtures / "proven", fixtures / "package")
+    activate(packages, sources[0])
+    digests = {read_package(source).package_digest for source in sources}
+    generator, seen = random.Random(0), set()
+    for number in range(200):
+        package = generator.choice([*sources, packages / "previous"])
+        if not package.exists():
+            continue
+        command = [native / "hydrapack-run", "--activate", packages, package]
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        time.sleep(generator.random() * 0.02)
+        child.kill()
+        child.wait()
+        seen.add(read_package(packages / "current").package_digest)
+        assert seen <= digests, number
+        if (packages / "previous").exists():
+            assert read_package(packages / "previous").package_digest in digests
+    assert activate(packages, sources[1]).exists()
+    assert len(list(packages.glob("package-*"))) <= 2
 
 
 @pytest.mark.parametrize("quant", ["fp32", "8da4w"])

@@ -58,6 +58,7 @@ class NativeSession(Asking):
         *,
         check_digests: bool = True,
         public_key: str | None = None,
+        self_test: bool = False,
     ) -> None:
         """Start the program; what it refuses of the files is raised by the first answer.
 
@@ -78,6 +79,7 @@ class NativeSession(Asking):
         self._running: int | None = None
         options = [] if check_digests else ["--no-digests"]
         options += [] if public_key is None else ["--public-key", public_key]
+        options += ["--self-test"] if self_test else []
         files = [str(model)] + ([] if package is None else [str(package)])
         command = [find_program(), *files, *options]
         try:

@@ -30,6 +30,9 @@ Options:
   --task NAME       the task of lines that name none
   --no-digests      do not compare SHA-256 digests when opening
   --weight-cache DIR  keep XNNPACK's packed weights there: the next start is faster
+  --self-test       replay the package's golden outputs when opening: exit code 2 where they differ
+  --last-good       PACKAGE is a folder of packages: open current, else previous, self-tested
+  --activate DIR    no input, and no MODEL.pte: make PACKAGE current in DIR
   --public-key KEY  manifest.sig must be of this Ed25519 key: 64 hex digits, or a PEM file
   --bench           no input: time swaps, a prefill of 128 tokens and 64 steps, print one JSON line
   --swaps N         no input: N random swaps, print resident bytes before and after
@@ -43,6 +46,7 @@ Examples:
   echo '{"ids": [9906, 1917]}' | hydrapack-run model.pte package --task grammar
   hydrapack-run model.pte package --bench
   hydrapack-run --apply 1-to-2.patch package package --public-key release.pub.pem
+  hydrapack-run --activate packages download/package
 )";
   return kHelp;
 }
@@ -63,6 +67,8 @@ hydrapack::Result<bool> take_value(
     const auto key = public_key_of(value);
     if (!key.ok()) return key.error();
     arguments.open.public_key = key.value();
+  } else if (option == "--activate") {
+    arguments.activate = value;
   } else if (option == "--weight-cache") {
     arguments.open.weight_cache = value;
   } else {
@@ -76,6 +82,10 @@ bool take_flag(const std::string& option, Arguments& arguments) {
     arguments.help = true;
   } else if (option == "--no-digests") {
     arguments.open.check_digests = false;
+  } else if (option == "--self-test") {
+    arguments.open.self_test = true;
+  } else if (option == "--last-good") {
+    arguments.last_good = true;
   } else if (option == "--bench") {
     arguments.bench = true;
   } else {
@@ -116,6 +126,13 @@ hydrapack::Result<Arguments> read_arguments(int count, char** given) {
     }
     arguments.package = files[0];
     arguments.target = files[1];
+    return arguments;
+  }
+  if (!arguments.activate.empty()) {
+    if (files.size() != 1) {
+      return Error{Code::Invalid, "--activate: give PACKAGE; --help has examples"};
+    }
+    arguments.package = files[0];
     return arguments;
   }
   if (files.empty() || files.size() > 2) {

@@ -17,6 +17,8 @@ struct Arguments {
   std::optional<std::string> task;  // of lines that name none
   bool help = false;
   bool bench = false;
+  bool last_good = false;
+  std::string activate;  // the folder of packages to switch
   long swaps = 0;
 };
 

@@ -2,6 +2,7 @@
 #include <cstdio>
 
 #include <executorch/runtime/platform/platform.h>
+#include <hydrapack/activation.h>
 #include <hydrapack/patch.h>
 
 #include "cli.h"
@@ -22,13 +23,15 @@ void log_errors(
       stderr, "executorch: %s:%zu: %.*s\n", file, line, static_cast<int>(length), message);
 }
 
+int refuse(const hydrapack::Error& error) {
+  print(error_json(error));
+  return fail(error.message);
+}
+
 int apply(const Arguments& asked) {
   const auto error =
       hydrapack::apply_patch(asked.package, asked.patch, asked.target, asked.open.public_key);
-  if (!error.ok()) {
-    print(error_json(error));
-    return fail(error.message);
-  }
+  if (!error.ok()) return refuse(error);
   print({{"applied", asked.target}});
   return 0;
 }
@@ -37,6 +40,14 @@ int run(hydrapack::Session& session, const Arguments& arguments) {
   if (arguments.swaps > 0) return swap_often(session, arguments.swaps);
   if (arguments.bench) return bench(session, arguments.task, arguments.open.check_digests);
   return serve(session, arguments.task);
+}
+
+hydrapack::Result<std::unique_ptr<hydrapack::Session>> open(const Arguments& asked) {
+  if (!asked.last_good) return hydrapack::Session::open(asked.model, asked.package, asked.open);
+  auto found = hydrapack::open_last_good(asked.model, asked.package, asked.open);
+  if (!found.ok()) return found.error();
+  if (found.value().fell_back) std::fputs("hydrapack-run: warning: on the previous package\n", stderr);
+  return std::move(found.value().session);
 }
 
 }  // namespace
@@ -51,10 +62,13 @@ int main(int count, char** given) {
     return 0;
   }
   if (!asked.patch.empty()) return apply(asked);
-  const auto opened = hydrapack::Session::open(asked.model, asked.package, asked.open);
-  if (!opened.ok()) {
-    print(error_json(opened.error()));
-    return fail(opened.error().message);
+  if (!asked.activate.empty()) {
+    const auto switched = hydrapack::activate(asked.activate, asked.package);
+    if (!switched.ok()) return refuse(switched.error());
+    print({{"current", switched.value()}});
+    return 0;
   }
+  const auto opened = open(asked);
+  if (!opened.ok()) return refuse(opened.error());
   return run(*opened.value(), asked);
 }

@@ -50,6 +50,7 @@ Result<std::vector<float>> matrices_of_a(const std::string& path, Module& adapte
 }  // namespace
 
 Error Engine::Shared::read(const OpenOptions& options) {
+  check_digests = options.check_digests;
   if (!paths.package.empty()) {
     auto read = read_package(paths, options);
     if (!read.ok()) return read.error();
@@ -160,7 +161,13 @@ Result<Engine> Engine::open(
   Error error = shared->read(options);
   if (error.ok()) error = shared->load_programs();
   if (!error.ok()) return error;
-  return Engine(std::move(shared));
+  const Engine engine(std::move(shared));
+  if (options.self_test) {
+    const auto session = engine.open_session();
+    error = session.ok() ? session.value()->check_self_test() : session.error();
+    if (!error.ok()) return error;
+  }
+  return engine;
 }
 
 Result<std::unique_ptr<Session>> Engine::open_session() const {

@@ -5,104 +5,15 @@
 #include <set>
 
 #include "json.h"
+#include "reader.h"
 #include "sha256.h"
 
 namespace hydrapack {
 namespace {
 
-using Json = nlohmann::json;
-
 constexpr int64_t kMaxHeads = 4096, kMaxRank = 65536;
 constexpr int64_t kMaxBytes = (int64_t{1} << 40) - 1;
-constexpr size_t kMaxItems = 65536, kMaxText = 1 << 20, kMaxId = 1000, kMaxName = 200;
-constexpr char kHex[] = "0123456789abcdef";
-
-// A value and the path of keys to it. The first failure is kept; every later read gives a zero.
-class Reader {
- public:
-  Reader(const Json& value, std::string key, Error& error)
-      : value_(value), key_(std::move(key)), error_(error) {}
-
-  void fail(const std::string& what) const {
-    if (error_.ok()) error_ = {Code::Invalid, key_ + ": " + what};
-  }
-
-  bool is_null() const { return value_.is_null(); }
-  size_t size() const { return value_.size(); }
-
-  bool has(const char* name) const { return value_.is_object() && value_.contains(name); }
-
-  Reader at(const char* name) const {
-    static const Json null;
-    const std::string key = key_ + (key_.back() == ' ' ? "" : ".") + name;
-    if (!value_.is_object()) fail("is no object");
-    if (!has(name)) {
-      Reader missing(null, key, error_);
-      missing.fail("is missing");
-      return missing;
-    }
-    return Reader(value_[name], key, error_);
-  }
-
-  void object() const {
-    if (!value_.is_object()) fail("is no object");
-  }
-
-  int64_t integer(int64_t least, int64_t most) const {
-    const bool fits = value_.is_number_integer() &&
-        (!value_.is_number_unsigned() ||
-         value_.get<uint64_t>() <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()));
-    const int64_t number = fits ? value_.get<int64_t>() : 0;
-    if (fits && number >= least && number <= most) return number;
-    fail("must be an integer from " + std::to_string(least) + " to " + std::to_string(most));
-    return 0;
-  }
-
-  double number() const {
-    if (!value_.is_number()) fail("is no number");
-    return value_.is_number() ? value_.get<double>() : 0;
-  }
-
-  std::string text(size_t least, size_t most) const {
-    if (!value_.is_string()) {
-      fail("is no text");
-      return "";
-    }
-    const auto& held = value_.get_ref<const std::string&>();
-    if (held.size() < least) fail("is empty");
-    if (held.size() > most) fail("is longer than " + std::to_string(most) + " bytes");
-    return held;
-  }
-
-  std::string digest() const {
-    std::string held = text(0, kMaxText);
-    if (held.size() != 64 || held.find_first_not_of(kHex) != std::string::npos) {
-      fail("is no SHA-256 in hex");
-    }
-    return held;
-  }
-
-  // Empty for null.
-  std::string digest_or_null() const { return is_null() ? "" : digest(); }
-
-  std::vector<Reader> list(size_t least) const {
-    std::vector<Reader> items;
-    if (!value_.is_array() || value_.size() < least || value_.size() > kMaxItems) {
-      fail("must be a list of " + std::to_string(least) + " to " + std::to_string(kMaxItems));
-      return items;
-    }
-    items.reserve(value_.size());
-    for (size_t i = 0; i < value_.size(); i++) {
-      items.emplace_back(value_[i], key_ + "." + std::to_string(i), error_);
-    }
-    return items;
-  }
-
- private:
-  const Json& value_;
-  std::string key_;
-  Error& error_;
-};
+constexpr size_t kMaxId = 1000, kMaxName = 200;
 
 void read_generation(const Reader& generation, Task& task) {
   task.max_new_tokens = generation.at("max_new_tokens").integer(1, kMaxTokens);
@@ -150,7 +61,7 @@ void read_files(const Reader& files, Manifest& manifest) {
     if (!is_plain_name(name) || name == "manifest.json" || !seen.insert(name).second) {
       file.at("name").fail("must be a plain file name, each once");
     }
-    if (name == "adapters.pte") manifest.adapters_bytes = bytes, manifest.adapters_sha256 = digest;
+    manifest.files.push_back({name, bytes, digest});
   }
   if (seen.count("adapters.pte") == 0) files.fail("do not name adapters.pte");
 }
@@ -214,6 +125,13 @@ Result<const ManifestTask*> Manifest::find(const std::string& name) const {
   std::string known;
   for (const ManifestTask& each : tasks) known += (known.empty() ? "" : ", ") + each.shown.name;
   return Error{Code::NotFound, "unknown task '" + name + "'; the package has: " + known};
+}
+
+const ManifestFile* Manifest::file(const std::string& name) const {
+  for (const ManifestFile& each : files) {
+    if (each.name == name) return &each;
+  }
+  return nullptr;
 }
 
 Result<Manifest> parse_manifest(

@@ -16,6 +16,12 @@ struct ManifestTask {
   std::vector<int64_t> route;
 };
 
+struct ManifestFile {
+  std::string name;
+  int64_t bytes = 0;
+  std::string sha256;
+};
+
 struct Manifest {
   std::string base_model;
   std::string weights_sha256;    // of the base that the package is bound to; empty: of none
@@ -25,9 +31,11 @@ struct Manifest {
   int64_t heads = 0;
   std::vector<int64_t> modules;  // heads of each
   std::string fallback;
-  int64_t adapters_bytes = 0;
-  std::string adapters_sha256;
+  std::vector<ManifestFile> files;
   std::vector<ManifestTask> tasks;
+
+  // Null: no such file. adapters.pte is always there.
+  const ManifestFile* file(const std::string& name) const;
 
   // The task called name, or what the fallback has for it; null is the bare base model. NotFound.
   Result<const ManifestTask*> find(const std::string& name) const;

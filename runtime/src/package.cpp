@@ -25,9 +25,8 @@ Result<Manifest> read_package(const Paths& paths, const OpenOptions& options) {
   if (!manifest.ok()) return manifest;
   if (signed_by_key) error = check_signed(paths, text.value(), options.public_key);
   if (!error.ok()) return error;
-  const Manifest& read = manifest.value();
-  error = check_file(
-      paths.adapters, read.adapters_bytes, read.adapters_sha256, options.check_digests);
+  const ManifestFile& adapters = *manifest.value().file("adapters.pte");
+  error = check_file(paths.adapters, adapters.bytes, adapters.sha256, options.check_digests);
   if (!error.ok()) return error;
   return manifest;
 }

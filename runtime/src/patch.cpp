@@ -31,9 +31,9 @@ std::string hex(const std::string& bytes) {
 }
 
 // Numbers and pieces, one after the other. The first failure is kept; later reads give nothing.
-class Reader {
+class PatchReader {
  public:
-  explicit Reader(const std::string& data, size_t from, size_t to)
+  explicit PatchReader(const std::string& data, size_t from, size_t to)
       : data_(data), at_(from), end_(to) {}
 
   const std::string& failure() const { return failure_; }
@@ -76,7 +76,7 @@ struct Listed {
   std::string sha256;
 };
 
-std::vector<Listed> read_list(Reader& reader) {
+std::vector<Listed> read_list(PatchReader& reader) {
   std::vector<Listed> files;
   uint64_t bytes = 0;
   for (uint64_t left = reader.number(); left > 0 && reader.ok(); left--) {
@@ -100,7 +100,7 @@ std::vector<Listed> read_list(Reader& reader) {
 }
 
 // Copies of old bytes and of new ones, and bytes as they are, until there are so many new ones.
-std::string decoded(std::string window, Reader& reader, uint64_t size) {
+std::string decoded(std::string window, PatchReader& reader, uint64_t size) {
   const size_t start = window.size(), end = start + size;
   window.reserve(end);
   uint64_t going_on = 0;
@@ -163,7 +163,7 @@ Result<std::vector<PatchedFile>> patched_files(
   size_t body_end = 0;
   const auto data = checked(patch, public_key, body_end);
   if (!data.ok()) return data.error();
-  Reader reader(data.value(), kMagicSize + 1, body_end);
+  PatchReader reader(data.value(), kMagicSize + 1, body_end);
   const auto damaged = [&] {
     return Error{Code::Invalid, patch + ": is damaged: " + reader.failure()};
   };

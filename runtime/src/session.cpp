@@ -40,9 +40,30 @@ Session::~Session() = default;
 Result<std::unique_ptr<Session>> Session::open(
     const std::string& model, const std::string& package, const OpenOptions& options) {
   const auto started = Clock::now();
-  const auto engine = Engine::open(model, package, options);
+  OpenOptions untested = options;
+  untested.self_test = false;
+  const auto engine = Engine::open(model, package, untested);
   if (!engine.ok()) return engine.error();
-  return State::open(engine.value().shared_, started);
+  auto session = State::open(engine.value().shared_, started);
+  if (!session.ok() || !options.self_test) return session;
+  const Error error = session.value()->check_self_test();
+  if (!error.ok()) return error;
+  return session;
+}
+
+Result<SelfTest> Session::self_test() {
+  Guard guard(state_->busy);
+  if (!guard.entered()) return Guard::busy();
+  return state_->self_test();
+}
+
+Error Session::check_self_test() {
+  const auto test = self_test();
+  if (!test.ok()) return test.error();
+  if (test.value().passed()) return {};
+  return {
+      Code::Mismatch,
+      state_->engine->paths.package + ": fails its self-test on this device: " + test.value().text()};
 }
 
 Error Session::use(const std::optional<std::string>& task, int64_t keep_prefix) {

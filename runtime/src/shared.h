@@ -20,6 +20,7 @@ namespace hydrapack {
 
 struct Engine::Shared {
   Paths paths;
+  bool check_digests = true;
   Manifest manifest;
   std::vector<Task> tasks;
   std::vector<int64_t> eos_ids;

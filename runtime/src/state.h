@@ -87,6 +87,7 @@ struct Session::State {
   Error prefill(const std::vector<int64_t>& ids);
   Result<int64_t> step(const Sampling& sampling, int64_t useful = 0);
   void reset();
+  Result<SelfTest> self_test();
 
   Result<Plan> plan(const GenerateOptions& options) const;
   Result<Generated> generate(

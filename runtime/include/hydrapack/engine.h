@@ -46,6 +46,9 @@ struct OpenOptions {
   // Sessions share one packed copy of the weights in memory, where no folder is given; two sessions
   // without either have two. One model at a time in a process: Invalid while another is open with it.
   bool share_weights = false;
+  // Replay the package's golden outputs before anything else. NotFound: it has none. Mismatch: this
+  // device gives others.
+  bool self_test = false;
 };
 
 // How step chooses among the logits.

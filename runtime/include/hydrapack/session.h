@@ -95,6 +95,25 @@ struct Stats {
   int64_t resident_bytes = 0;  // of the whole process, when asked; 0 where unknown
 };
 
+// A clear golden token that came out otherwise.
+struct GoldenDifference {
+  std::string task;
+  int64_t prompt = 0;  // its place among the task's, from 0
+  int64_t token = 0;   // its place in the answer, from 0
+  int64_t expected = 0;
+  int64_t found = 0;
+  double margin = 0;  // of the expected one, when it was packed
+};
+
+struct SelfTest {
+  int64_t tokens = 0;     // compared, of all tasks
+  int64_t near_ties = 0;  // other tokens at margins below the bound, which pass
+  std::vector<GoldenDifference> differences;
+
+  bool passed() const { return differences.empty(); }
+  std::string text() const;  // one line
+};
+
 class Session {
  public:
   // An engine of its own and a session on it; errors as of Engine::open and open_session.
@@ -103,6 +122,10 @@ class Session {
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
+
+  // Replay the package's golden outputs (docs/runtime-contract.md); the bare base model is in use
+  // afterwards. NotFound: the package has none. Io, Invalid, Mismatch: golden.json is not its own.
+  Result<SelfTest> self_test();
 
   // Swap to the head of a task, or to the bare base model; the position starts again at 0.
   // With keep_prefix the first so many positions stay: refused unless they were computed under
@@ -151,6 +174,7 @@ class Session {
   friend class Engine;
   struct State;
   explicit Session(std::unique_ptr<State> state);
+  Error check_self_test();
   std::unique_ptr<State> state_;
 };
 
