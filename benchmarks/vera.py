@@ -1,16 +1,14 @@
 """VeRA on the device: size, error of rounding, time to pack, open and swap, at 4, 8 and 16 bits.
 
-    python benchmarks/vera.py [--decode] [--rank 256]
+    python benchmarks/vera.py [--rank 256]
 
 SmolLM2-135M's shape, q,k,v,o, PEFT's default rank 256, five tasks, A and B drawn as PEFT does and
 random vectors: they serve for size, rounding and time only. Swaps of all programs are interleaved.
-With --decode base programs of that rank are exported too (minutes), and tokens timed under a head.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -18,13 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from decode import bundle_of, config, exported, measure
+from decode import bundle_of, config
 
 from hydrapack.support.quiet import silence_libraries
 
 silence_libraries()
 
-SHAPE, TASKS, ROUNDS, CONTEXT = "smollm2-135m", 5, 40, 2048
+SHAPE, TASKS, ROUNDS = "smollm2-135m", 5, 40
 
 
 def made_bundle(rank: int):
@@ -60,7 +58,6 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rank", type=int, default=256)
-    parser.add_argument("--decode", action="store_true")
     args = parser.parse_args()
     print(f"{SHAPE} shape, rank {args.rank}, {TASKS} tasks, {torch.get_num_threads()} threads\n")
     bundle, rows, heads = made_bundle(args.rank), {}, {}
@@ -85,12 +82,6 @@ def main() -> None:
                 started = time.perf_counter()
                 head.execute([route + number % TASKS])
                 times[bits].append(1000 * (time.perf_counter() - started))
-        if args.decode:
-            folder = Path("build/bench") / f"{SHAPE}-r{args.rank}"
-            folder.mkdir(parents=True, exist_ok=True)
-            programs = exported(folder, ("plain", "adapted"), SHAPE, args.rank, CONTEXT)
-            tokens = measure(programs, Path(scratch) / "8", CONTEXT)["decode_ms"]
-            print(json.dumps(tokens, indent=2), "\n")
     print(
         "| bits | adapters.pte kB | over its integers kB | % of fp16 | rounding error | pack s |",
         end="",
