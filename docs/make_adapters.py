@@ -111,8 +111,8 @@ def page() -> str:
     lines += [
         f"| `{n}` alone | {whose} format | convert it |" for n, whose in OTHER_FORMATS.items()
     ]
-    lines += ["| `pack`: `lm_head`, fused and other linears | the base program adapts q, k, v, o, "]
-    lines[-1] += "gate, up, down | `unpack` writes PEFT adapters |"
+    lines += ["| `pack`: `lm_head` and other linears | the base program adapts q, k, v, o, "]
+    lines[-1] += "gate, up, down, and qkv and gate_up | `unpack` writes PEFT adapters |"
     lines += ["", "A module that only some adapters have gets zeros for the others; `pack` puts"]
     lines += ["zeros where the model has a layer that no adapter touches (the count of layers from"]
     lines += [

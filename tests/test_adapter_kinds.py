@@ -537,7 +537,7 @@ def test_layers_are_counted_by_the_model(exported, tmp_path):
         pack(bundle, tmp_path / "no", 32, model=model)
 
 
-@pytest.mark.parametrize("name", ["lm_head", "model.layers.0.self_attn.qkv_proj", "x.q_proj"])
+@pytest.mark.parametrize("name", ["lm_head", "model.layers.0.mlp.qkv_proj", "x.q_proj"])
 def test_pack_refuses_what_no_program_adapts(name, tmp_path):
     folder = renamed(write_adapter(tmp_path / "a"), module_names()[0], name)
     bundle = merged([folder], tmp_path / "bundle")
