@@ -65,7 +65,7 @@ def test_a_program_is_the_decoder_quantized_in_eager_mode(tiny_model, exported, 
     # The scheme stands in the program and beside it.
     described = describe(model)
     assert described["get_quant"] == quant
-    assert json.loads(described["get_quant_scheme"]) == formats
+    assert described["get_quant_scheme"] == formats
     beside = json.loads(model.with_name("model.pte.json").read_text())
     assert beside["get_quant_scheme"] == formats and beside["get_quant"] == quant
 

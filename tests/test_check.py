@@ -50,7 +50,7 @@ def test_adapters_that_no_merge_takes(tmp_path):
     assert done.returncode == 1
     said = " ".join(done.stdout.replace("│", " ").split())
     assert "use_dora = true: DoRA's magnitudes" in said and "every lora_B is zero" in said
-    assert "adapters of different base models" in said
+    assert "different base models" in said
     assert levels(check([good, dora]))["adapter dora"] == "fail"
     key = f"base_model.model.{module_names()[0]}.lora_B.weight"
     partly = edit_tensors(write_adapter(tmp_path / "partly"), lambda t: t[key].zero_())

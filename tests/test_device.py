@@ -256,7 +256,7 @@ def test_two_sided_and_planned_packages(tiny, tmp_path, bits):
         )
         for i, name in enumerate(sorted(merged.modules))
     }
-    choices = {n: replace(c, heads=3) if c.output_rank else c for n, c in choices.items()}
+    choices = {n: replace(c, head_count=3) if c.output_rank else c for n, c in choices.items()}
     plan = Plan(choices, 4, 1, 0.0)
     planned = merge_plan(Request(adapters), plan, (1.0, 1.0, 1.0))
     assert {bool(module.of) for module in planned.modules.values()} == {False, True}
