@@ -92,8 +92,8 @@ def test_the_trainer_takes_any_base(script, tiny_model, tmp_path):
     assert {name.rsplit(".", 1)[1] for name in adapter.modules} == {"q_proj", "v_proj"}
     assert adapter.modules["model.layers.0.self_attn.q_proj"].A.dtype == torch.float16
     prompt = template.replace("{instruction}", TABLE["grammar"]["en"])
-    assert (adapter.card.prompt_template, adapter.card.stop) == (prompt, ["</s>"])
-    assert adapter.card.license == "MIT"
+    assert (adapter.settings.prompt_template, adapter.settings.stop) == (prompt, ["</s>"])
+    assert adapter.settings.license == "MIT"
     with pytest.raises(SystemExit, match="no chat template; give --template"):
         script("train_adapters").main(["grammar", "--base", str(tmp_path / "small")])
 

@@ -213,7 +213,7 @@ def test_a_lost_task_is_said_aloud(uneven, tmp_path):
         done = hydrapack("storage", path, "--json")
         assert json.loads(done.stdout)["lost_tasks"] == ["t3"]
         done = hydrapack("storage", path, "--markdown")
-        assert "**Lost**" in done.stdout
+        assert "**lost**" in done.stdout
     # A gate: exit code 1 and nothing written.
     out = tmp_path / "gated"
     done = hydrapack(*lossy, "-o", out, "--max-task-error", "0.9")

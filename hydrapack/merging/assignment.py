@@ -21,7 +21,7 @@ MAX_ROUNDS = 50
 
 def route(updates: Sequence[Update], options: MergeOptions) -> tuple[tuple[int, ...], Core | None]:
     """Each task's head in one module: as ``options`` say, or the best one found, and where."""
-    if options.assignment is not None:
+    if options.assignment:
         return options.assignment, None
     if options.head_count in (1, len(updates)):
         return _plain(options.head_count, len(updates)), None
