@@ -25,9 +25,10 @@ def storage(
     layout: Annotated[
         str | None,
         typer.Option(
-            help="Compute from shapes: llama-3.2-1b, -3b; qwen2.5-0.5b, -1.5b, -3b; qwen3-0.6b, "
-            "-1.7b, -4b; gemma-2-2b; gemma-3-270m, -1b; phi-3.5-mini; smollm2-135m, -360m, -1.7b; "
-            "tinyllama-1.1b; or a Hugging Face config.json."
+            help="Compute from shapes: llama-3.2-1b, llama-3.2-3b, gemma-2-2b, gemma-3-270m, "
+            "gemma-3-1b, phi-3.5-mini, qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-3b, qwen3-0.6b, "
+            "qwen3-1.7b, qwen3-4b, smollm2-135m, smollm2-360m, smollm2-1.7b, tinyllama-1.1b, or a "
+            "Hugging Face config.json."
         ),
     ] = None,
     rank: Annotated[int, typer.Option(help="With --layout: the adapters' rank.")] = 32,
