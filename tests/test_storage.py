@@ -314,7 +314,7 @@ def test_known_shapes_make_the_models_size(name):
 
 def test_help_names_every_known_layout():
     shown = " ".join(hydrapack("storage", "--help").stdout.replace("│", " ").split())
-    listed = re.search(r"Reckon from shapes: (.*), or a Hugging Face config", shown)[1]
+    listed = re.search(r"Compute from shapes: (.*), or a Hugging Face config", shown)[1]
     assert set(listed.split(", ")) == set(KNOWN)
 
 
