@@ -200,11 +200,11 @@ def same_projections(
     one: Sequence[tuple[torch.Tensor, torch.Tensor]],
     other: Sequence[tuple[torch.Tensor, torch.Tensor]],
 ) -> bool:
-    """Whether VeRA modules have the A and B of others, in the rows of B that both have."""
+    """Whether VeRA modules have the A and B of others, in the columns and rows that both have."""
     (A, B), (other_a, other_b) = widest(one), widest(other)
-    rows = min(len(B), len(other_b))
+    rows, columns = min(len(B), len(other_b)), min(A.shape[1], other_a.shape[1])
     same_b = torch.equal(B[:rows].float(), other_b[:rows].float())
-    return same_b and torch.equal(A.float(), other_a.float())
+    return same_b and torch.equal(A[:, :columns].float(), other_a[:, :columns].float())
 
 
 def inner_product(
