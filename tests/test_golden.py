@@ -1,6 +1,5 @@
 """Golden outputs, and packages that switch whole or not at all."""
 
-import itertools
 import json
 import os
 import random
@@ -229,10 +228,15 @@ def test_killed_while_it_switches(proven, tmp_path):
     packages = tmp_path / "packages"
     activate(packages, proven)
     digests = {read_package(path).package_digest for path in (proven, second)}
-    generator, seen, left = random.Random(0), set(), 0
-    for number in itertools.count():
-        if number >= 200 and seen == digests and left:
-            break  # some were killed within a copy, on whichever side
+    began = time.monotonic()
+    for package in (second, proven):
+        activate(packages, package)
+    cycle = time.monotonic() - began
+    generator, seen, left, number = random.Random(0), set(), 0, 0
+    # Some must be killed within a copy, on whichever side.
+    while number < 200 or seen != digests or not left:
+        number += 1
+        assert number < 2000, (seen, left)
         child = os.fork()
         if child == 0:
             try:
@@ -241,7 +245,7 @@ def test_killed_while_it_switches(proven, tmp_path):
                         activate(packages, package)
             finally:
                 os._exit(1)
-        time.sleep(0.001 + generator.random() * 0.03)
+        time.sleep(generator.random() * 1.5 * cycle)
         os.kill(child, signal.SIGKILL)
         assert os.waitpid(child, 0)[1] == signal.SIGKILL
         found = whole(packages)

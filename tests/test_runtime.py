@@ -202,6 +202,9 @@ def test_killed_while_it_switches(native, fixtures, tmp_path):
     packages, sources = tmp_path / "packages", (fixtures / "proven", fixtures / "package")
     activate(packages, sources[0])
     digests = {read_package(source).package_digest for source in sources}
+    began = time.monotonic()
+    subprocess.run([native / "hydrapack-run", "--activate", packages, sources[1]], check=True)
+    whole = time.monotonic() - began
     generator, seen = random.Random(0), set()
     for number in range(200):
         package = generator.choice([*sources, packages / "previous"])
@@ -209,13 +212,14 @@ def test_killed_while_it_switches(native, fixtures, tmp_path):
             continue
         command = [native / "hydrapack-run", "--activate", packages, package]
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        time.sleep(generator.random() * 0.02)
+        time.sleep(generator.random() * 1.2 * whole)
         child.kill()
         child.wait()
         seen.add(read_package(packages / "current").package_digest)
         assert seen <= digests, number
         if (packages / "previous").exists():
             assert read_package(packages / "previous").package_digest in digests
+    assert seen == digests
     assert activate(packages, sources[1]).exists()
     assert len(list(packages.glob("package-*"))) <= 2
 
