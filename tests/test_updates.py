@@ -116,7 +116,7 @@ def test_what_is_left_may_be_one_task_and_not_none(bundle, sources):
     one = remove(remove(bundle, "task0"), "task1")
     assert one.tasks == ("task2",)
     assert_rest_is_the_same(bundle, one, ["task2"])
-    with pytest.raises(HydrapackError, match="`task` task2: is the bundle's only one"):
+    with pytest.raises(HydrapackError, match="task 'task2' is the bundle's only one"):
         remove(one, "task2")
     assert replace(one, "task2", sources[3]).bundle.tasks == ("task2",)
     for change in (lambda: remove(bundle, "x"), lambda: replace(bundle, "x", sources[3])):
