@@ -1,7 +1,6 @@
 """Kills and full disks while outputs are written: the old one stays whole, the next run works."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -10,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import TASKS, hydrapack
+from conftest import SERVER, TASKS, hydrapack
 
 from hydrapack.support import atomic
 from hydrapack.support.atomic import new_directory, new_file
@@ -114,13 +113,6 @@ def test_only_leftovers_of_the_same_target_are_removed(tmp_path, new):
         assert target.exists() and not second.exists()
     assert target.exists() and not first.exists()
     assert hidden(tmp_path) == sorted([*kept, ".out.bin.hydrapack-abcdefg3.bin"])
-
-
-# Its processes have what commands import, and cost no second for it.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["hydrapack.merging.merge", "hydrapack.packing.package", "hydrapack.base.lower"]
-)
 
 
 def run_slowly(marker, arguments):
