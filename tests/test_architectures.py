@@ -62,6 +62,7 @@ MODELS = {
         "Gemma3",
         {
             **GEMMA,
+            "num_key_value_heads": 1,  # as of 270M and 1B
             "rope_parameters": {
                 FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
                 SLIDING: {"rope_type": "default", "rope_theta": 1e4},
@@ -246,7 +247,7 @@ def test_gguf(made, tmp_path, name):
     writer.add_block_count(3)
     writer.add_feed_forward_length(96)
     writer.add_head_count(4)
-    writer.add_head_count_kv(2)
+    writer.add_head_count_kv(1 if name == "gemma3" else 2)
     writer.add_key_length(16)
     writer.add_sliding_window(WINDOW)
     writer.add_layer_norm_rms_eps(1e-6)

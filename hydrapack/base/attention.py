@@ -94,8 +94,11 @@ class Attention(nn.Module):
         qk = self._rotate(self._normed(qkv[:, :rotated]), cos, sin)
         query, key = qk[:, : c.heads], qk[:, c.heads :]
         value = qkv[:, rotated:].view(-1, c.kv_heads, c.head_dim)
-        self.keys[:, :, input_pos] = key.permute(1, 2, 0)
-        self.values[:, input_pos] = value.permute(1, 0, 2)
+        # By the operator: an assignment drops the first dimension of a single head's values, and
+        # ExecuTorch's kernel then takes the next one for it.
+        put = torch.ops.aten.index_put_
+        put(self.keys, [None, None, input_pos], key.permute(1, 2, 0))
+        put(self.values, [None, input_pos], value.permute(1, 0, 2))
 
         group = c.heads // c.kv_heads
         query = query.view(-1, c.kv_heads, group, c.head_dim).permute(1, 2, 0, 3).contiguous()
