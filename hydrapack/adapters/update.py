@@ -11,9 +11,34 @@ import torch
 from hydrapack.support.stored_tensor import StoredTensor
 
 
+class _Lora:
+    """What a LoRA update is, wherever its matrices are: ``scaling`` * B @ A."""
+
+    A: torch.Tensor
+    B: torch.Tensor
+    scaling: float
+
+    @property
+    def trained(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What training changed, float32: A, which a merge shares, and B."""
+        return self.A.float(), self.B.float()
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and the scaled B, float64: the update is B @ A."""
+        return self.A.double(), self.B.double() * self.scaling
+
+    def expand(self, A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """A merged A and head as the two factors of an update: themselves."""
+        return A, B
+
+    def absent(self) -> LoraModule:
+        """The update of a task that leaves this linear alone."""
+        return LoraModule(self.A[:0], self.B[:, :0])
+
+
 @dataclass(frozen=True)
-class LoraModule:
-    """A LoRA update: ``scaling`` * B @ A.
+class LoraModule(_Lora):
+    """A LoRA update in memory.
 
     A (rank, d_in) and B (d_out, rank) are in the file's precision; rank 0 stands for no update.
     """
@@ -38,55 +63,33 @@ class LoraModule:
         return self.A.numel() + self.B.numel()
 
     @property
-    def trained(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What training changed, float32: A, which a merge shares, and B."""
-        return self.A.float(), self.B.float()
-
-    @property
     def bytes(self) -> int:
         """Of A and B in the file's precision."""
         return self.A.nbytes + self.B.nbytes
-
-    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A and the scaled B, float64: the update is B @ A."""
-        return self.A.double(), self.B.double() * self.scaling
-
-    def expand(self, A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A merged A and head as the two factors of an update: themselves."""
-        return A, B
 
     def times(self, factor: float) -> LoraModule:
         """The update times ``factor``."""
         return replace(self, scaling=self.scaling * factor)
 
-    def absent(self) -> LoraModule:
-        """The update of a task that leaves this linear alone."""
-        return LoraModule(self.A[:0], self.B[:, :0])
-
 
 @dataclass(frozen=True)
-class StoredLora:
-    """A LoRA update that stays in its file: its matrices are read each time they are asked for."""
+class StoredLora(_Lora):
+    """A LoRA update that stays in its file: its matrices are read each time they are asked for.
+
+    Reading raises ``HydrapackError`` where the file was changed or removed since it was checked.
+    """
 
     place_a: StoredTensor
     place_b: StoredTensor
     scaling: float = 1.0
 
-    def read(self) -> LoraModule:
-        """The update in memory.
-
-        Raises:
-            HydrapackError: the file was changed or removed since it was checked.
-        """
-        return LoraModule(self.place_a.read(), self.place_b.read(), self.scaling)
-
     @property
-    def A(self) -> torch.Tensor:
+    def A(self) -> torch.Tensor:  # type: ignore[override]
         """(rank, d_in), as in the file."""
         return self.place_a.read()
 
     @property
-    def B(self) -> torch.Tensor:
+    def B(self) -> torch.Tensor:  # type: ignore[override]
         """(d_out, rank), as in the file."""
         return self.place_b.read()
 
@@ -110,26 +113,9 @@ class StoredLora:
         """Of A and B in the file's precision."""
         return self.place_a.nbytes + self.place_b.nbytes
 
-    @property
-    def trained(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What training changed, float32: A, which a merge shares, and B."""
-        return self.read().trained
-
-    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A and the scaled B, float64: the update is B @ A."""
-        return self.read().factors()
-
-    def expand(self, A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """A merged A and head as the two factors of an update: themselves."""
-        return A, B
-
     def times(self, factor: float) -> StoredLora:
         """The update times ``factor``."""
         return replace(self, scaling=self.scaling * factor)
-
-    def absent(self) -> LoraModule:
-        """The update of a task that leaves this linear alone."""
-        return self.read().absent()
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,8 @@ def check(
         raise Invalid("no adapters given")
     if not read or not findings.ask("together", lambda: _together(read)):
         return findings
-    trained = [adapter for adapter in read if _zero_modules(adapter) < len(adapter.modules)]
-    if len(trained) > 1 and trained[0].kind == "LORA":
-        findings.ask("shared A", lambda: _shared_a(trained, progress))
+    if len(read) > 1 and read[0].kind == "LORA":
+        findings.ask("shared A", lambda: _shared_a(read, progress))
     layouts: list[Layout] = []
     if findings.ask("package", lambda: _package(read, layouts)) and model is not None:
         path = Path(model)

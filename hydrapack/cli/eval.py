@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,11 +88,10 @@ def evaluate(
 
 
 def _print_tables(results: list[Result], checks: list[Check]) -> None:
-    from hydrapack.evaluation.tables import nats_cell
+    from hydrapack.evaluation.tables import by_group, nats_cell
 
     console = output()
-    for group, members in groupby(results, key=lambda result: result.group):
-        rows = list(members)
+    for group, rows in by_group(results):
         tasks = list(rows[0].scores)
         table = Table("method", "S %", *tasks, "average", "nats", title=group or None)
         for r in rows:

@@ -8,7 +8,6 @@ The C++ runtime does the same on the same folder (docs/runtime-contract.md).
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -19,6 +18,7 @@ from hydrapack.device.opening import check_file
 from hydrapack.device.session import Session
 from hydrapack.packing.manifest import MANIFEST
 from hydrapack.packing.signature import SIGNATURE
+from hydrapack.support.atomic import sync
 from hydrapack.support.errors import HydrapackError, Invalid
 
 CURRENT, PREVIOUS = "current", "previous"
@@ -61,7 +61,8 @@ def activate(packages: str | Path, package: str | Path) -> Path:
             (packages / _LINK).unlink(missing_ok=True)
             (packages / _LINK).symlink_to(folder.name)
             (packages / _LINK).replace(packages / name)
-        _sync(packages)
+        # A loss of power finds no link to what was not written.
+        sync(packages)
         named = {(packages / name).resolve() for name in (CURRENT, PREVIOUS)}
         for folder in packages.glob(f"{_FOLDER}*"):
             if folder.resolve() not in named:
@@ -106,15 +107,6 @@ def _copy(package: Path, target: Path, manifest: DeviceManifest) -> None:
         shutil.copyfile(package / name, target / name)
         if name in stated:
             check_file(target / name, stated[name].bytes, stated[name].sha256, True, MANIFEST)
-        _sync(target / name)
+        sync(target / name)
     target.chmod(0o755)
-    _sync(target)
-
-
-def _sync(path: Path) -> None:
-    """To the disk, so that a loss of power finds no link to what was not written."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(target)

@@ -22,7 +22,7 @@ from hydrapack.adapters.update import (
 )
 from hydrapack.bundle.format import Bundle, BundleTask, describe_source
 from hydrapack.bundle.held import laid
-from hydrapack.bundle.merged import Merged, MergedModule, MergedVera, frozen, stored_values
+from hydrapack.bundle.merged import Merged, MergedVera, frozen, stored_values
 from hydrapack.merging.method import MergeOptions, fit_head
 from hydrapack.merging.program_size import adapters_bytes
 from hydrapack.merging.remove import without
@@ -148,12 +148,14 @@ def _extended(
     modules: Mapping[str, Merged] = grown if fits else bundle.modules
     errors: dict[str, list[float]] = {}
     route: list[int] = []
-    error, alone, again = ErrorSum(), ErrorSum(), ErrorSum()
+    error, again = ErrorSum(), ErrorSum()
+    alone = error if fits else ErrorSum()
     for name, module in bundle.modules.items():
         update = updates[name]
         route.append(module.choices if fits else _nearest(update, module))
         own = error.add(update, module.shared(), modules[name].head(route[-1]))
-        alone.add(update, module.shared(), grown[name].head(module.choices))
+        if not fits:
+            alone.add(update, module.shared(), grown[name].head(module.choices))
         known = info.module_errors[name]
         errors[name] = [*known[:at], own, *known[at:]]
         anew = _remerged(module, update)
@@ -197,14 +199,14 @@ def _fits(bundle: Bundle, grown: Mapping[str, Merged], budget: int) -> bool:
     """Whether the grown modules fit the budget; refuses one that the bundle exceeds as it is."""
     info = bundle.info
     if info.adapter_type != "lora":
-        raise Invalid("`budget`: a VeRA bundle is not packed, so it takes none")
+        raise Invalid("`budget`: counts the bytes of LoRA heads; a VeRA bundle takes none")
 
     def size(modules: Mapping[str, Merged]) -> int:
         plan = {
             name: _Kept(
                 len(module.heads),
                 module.rank,
-                module.output_rank if isinstance(module, MergedModule) else 0,
+                module.output_rank,
                 (info.bits or {}).get(name, DEFAULT_BITS),
             )
             for name, module in modules.items()

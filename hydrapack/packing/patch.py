@@ -6,7 +6,6 @@ The file is described in docs/patch-format.md; the C++ runtime applies it too.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from hydrapack.packing.signature import (
     read_private_key,
     verify_bytes,
 )
-from hydrapack.support.atomic import new_directory, new_file
+from hydrapack.support.atomic import new_directory, new_file, sync
 from hydrapack.support.delta import Reader, decode, encode, write_number
 from hydrapack.support.errors import Invalid, Mismatch, reading
 
@@ -121,11 +120,8 @@ def apply(
         raise Invalid(f"{patch}: is damaged: {error}") from error
     with new_directory(target) as partial:
         for name, content in files.items():
-            with (partial / name).open("wb") as written:
-                written.write(content)
-                written.flush()
-                # On the disk before the old package goes.
-                os.fsync(written.fileno())
+            (partial / name).write_bytes(content)
+            sync(partial / name)  # before the old package goes
     return target
 
 

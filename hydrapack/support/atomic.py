@@ -80,6 +80,15 @@ def new_file(target: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def sync(path: Path) -> None:
+    """Bring a file or a directory to the disk, so that a loss of power does not lose it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _locked(target: Path, directory: bool, kind: str = "") -> tuple[Path, int]:
     """A new temporary name of the target's, and the open file by which it is locked."""
     prefix = f".{target.name}.hydrapack-{kind}"
