@@ -8,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <hydrapack/session.h>
@@ -22,14 +21,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kCurrent[] = "current", kPrevious[] = "previous", kFolder[] = "package-";
-
-// To the disk, so that a loss of power finds no link to what was not written.
-void sync(const fs::path& path) {
-  const int handle = ::open(path.c_str(), O_RDONLY);
-  if (handle < 0) return;
-  ::fsync(handle);
-  ::close(handle);
-}
 
 // A folder of its own name. Throws filesystem_error.
 fs::path new_folder(const fs::path& packages) {
@@ -47,15 +38,15 @@ Error copy(const fs::path& from, const fs::path& to, const Manifest& manifest) {
     fs::copy_file(from / file.name, to / file.name);
     const Error error = check_file(to / file.name, file.bytes, file.sha256, true);
     if (!error.ok()) return error;
-    sync(to / file.name);
+    on_disk(to / file.name);
   }
   for (const char* name : {"manifest.json", "manifest.sig"}) {
     if (!fs::exists(from / name)) continue;
     fs::copy_file(from / name, to / name);
-    sync(to / name);
+    on_disk(to / name);
   }
   fs::permissions(to, fs::perms(0755));
-  sync(to);
+  on_disk(to);
   return {};
 }
 
@@ -102,7 +93,8 @@ Result<std::string> switch_to(const fs::path& packages, const fs::path& package)
   // One that is there already is named first: a kill in between might leave it without a name.
   links.emplace(is_there ? links.begin() : links.end(), kCurrent, target);
   for (const auto& [name, folder] : links) link(packages, name, folder);
-  sync(packages);
+  // A loss of power finds no link to what was not written.
+  on_disk(packages);
   sweep(packages);
   return target.string();
 }

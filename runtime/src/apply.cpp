@@ -16,6 +16,7 @@
 #include <sys/syscall.h>
 #endif
 
+#include "files.h"
 #include "patch.h"
 
 namespace hydrapack {
@@ -51,11 +52,6 @@ bool removed(const std::string& folder) {
     ::closedir(listed);
   }
   return ::rmdir(folder.c_str()) == 0 || errno == ENOENT;
-}
-
-bool on_disk(const std::string& folder) {
-  const Handle handle(folder, O_RDONLY | O_DIRECTORY);
-  return handle.ok() && ::fsync(handle.get()) == 0;
 }
 
 bool written(const std::string& path, const std::string& content) {

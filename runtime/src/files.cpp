@@ -6,7 +6,9 @@
 #include <memory>
 #include <vector>
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "json.h"
 #include "sha256.h"
@@ -43,6 +45,14 @@ Result<int64_t> file_bytes(const std::string& path) {
   if (::stat(path.c_str(), &info) != 0) return not_read(path, errno);
   if (!S_ISREG(info.st_mode)) return Error{Code::Io, path + ": is no file"};
   return static_cast<int64_t>(info.st_size);
+}
+
+bool on_disk(const std::string& path) {
+  const int handle = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (handle < 0) return false;
+  const bool done = ::fsync(handle) == 0;
+  ::close(handle);
+  return done;
 }
 
 Result<std::string> read_bytes(const std::string& path, int64_t most) {

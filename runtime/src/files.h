@@ -11,6 +11,9 @@ namespace hydrapack {
 // Size of a regular file. NotFound, or Io: something else has that name, or it may not be looked at.
 Result<int64_t> file_bytes(const std::string& path);
 
+// Bring a file or a folder to the disk, so that a loss of power does not lose it. False: it cannot be.
+bool on_disk(const std::string& path);
+
 // The whole of a file of at most so many bytes, whole MiB. NotFound, Io; Invalid: it is larger.
 Result<std::string> read_bytes(const std::string& path, int64_t most);
 
