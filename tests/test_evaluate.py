@@ -175,6 +175,13 @@ def test_batched_answers_are_pefts(setting, tmp_path):
     assert count == sum(map(len, right)) + 3 and nats == pytest.approx(lost, rel=1e-5)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_said(setting, tmp_path):
+    setting.write_text(setting.read_text() + "device: cuda\n")
+    result = hydrapack("eval", setting, "-o", tmp_path / "out")
+    assert result.returncode == 2 and "device: cuda: PyTorch finds no such GPU" in result.stderr
+
+
 def test_command_resumes(setting, tmp_path):
     """Killed in the midst, the next run ends with the same table as one that was not."""
     whole = hydrapack("eval", setting, "-o", tmp_path / "whole")

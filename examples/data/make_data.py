@@ -3,8 +3,8 @@
     python examples/data/make_data.py --out build/data                  # training rows
     python examples/data/make_data.py --out build/data --heldout qa     # rewrites its held-out rows
 
-Five tasks are English (grammar, reply, summary, tone, qa); reply and summary are also made in
-German, French and Italian (reply-de, summary-de and so on).
+Six tasks are English (grammar, reply, summary, tone, tone-casual, qa); reply, summary and qa are
+also made in German, French, Italian, Spanish, Japanese, Korean and Chinese (reply-de and so on).
 
 Sources (licences in README.md beside this file): Debian's package indexes, read through apt, and
 the PyPI package chatterbot-corpus. Held-out rows are fixed in the repository; training rows never
@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -32,23 +33,35 @@ from tone import casual, professional
 HERE = Path(__file__).parent
 Row = dict[str, str]
 HELDOUT_ROWS = 120
-LANGUAGES = {"de": "german", "fr": "french", "it": "italian"}
+LANGUAGES = {
+    "de": "german",
+    "fr": "french",
+    "it": "italian",
+    "es": "spanish",
+    "ja": "japanese",
+    "ko": "korean",
+    "zh": "chinese",
+}
+DEBIAN = {"zh": "zh_CN"}
+"""A language's code in Debian's indexes, where it is another."""
 
 
 def apt_update(lists: Path) -> None:
     """Fetch Debian's package indexes and their translations into ``lists``, once."""
     (lists / "partial").mkdir(parents=True, exist_ok=True)
-    if all(list(lists.glob(f"*Translation-{code}*")) for code in ("en", *LANGUAGES)):
+    debian = [DEBIAN.get(code, code) for code in ("en", *LANGUAGES)]
+    if all(list(lists.glob(f"*Translation-{_quoted(code)}*")) for code in debian):
         return
-    codes = ",".join(("en", *LANGUAGES))
+    codes = ",".join(debian)
     options = ["-o", f"Dir::State::Lists={lists}", "-o", f"Acquire::Languages={codes}"]
     subprocess.run(["apt-get", "update", *options], check=True, stdout=subprocess.DEVNULL)
 
 
 def apt_records(lists: Path, code: str = "en") -> list[dict[str, str]]:
     """Debian package records with their long descriptions in a language, from apt's indexes."""
+    code = DEBIAN.get(code, code)
     long_text: dict[str, tuple[str, str]] = {}
-    for stanza in _stanzas(lists, f"*_main_i18n_Translation-{code}*"):
+    for stanza in _stanzas(lists, f"*_main_i18n_Translation-{_quoted(code)}*"):
         synopsis, _, body = stanza.get(f"Description-{code}", "").partition("\n")
         long_text[stanza["Package"]] = (synopsis.strip(), body)
     records = []
@@ -57,6 +70,10 @@ def apt_records(lists: Path, code: str = "en") -> list[dict[str, str]]:
         if synopsis and body:
             records.append({**stanza, "synopsis": synopsis, "body": body})
     return sorted(records, key=lambda r: r["Package"])
+
+
+def _quoted(code: str) -> str:
+    return code.replace("_", "%5f")  # as apt names its files
 
 
 def _stanzas(lists: Path, pattern: str) -> Iterator[dict[str, str]]:
@@ -80,7 +97,12 @@ def _stanzas(lists: Path, pattern: str) -> Iterator[dict[str, str]]:
 def paragraphs(body: str) -> list[str]:
     """The prose paragraphs of a long description; lists and tables are left out."""
     parts = [" ".join(p.split("\n")).strip() for p in re.split(r"\n\.\n|\n\.$", body)]
-    return [p for p in parts if p.endswith(".") and not re.search(r"[*•|<>{}]|  | - |http", p)]
+    return [p for p in parts if p.endswith((".", "。")) and not re.search(r"[*•|<>{}]|  | - |http", p)]
+
+
+def length(text: str) -> int:
+    """Words; two characters of Japanese or Chinese, which have no spaces, count as one."""
+    return max(len(text.split()), len(re.findall("[\u3040-\u30ff\u4e00-\u9fff]", text)) // 2)
 
 
 def sentences(records: list[dict[str, str]]) -> list[str]:
@@ -106,7 +128,7 @@ def dialogues(language: str = "english") -> list[tuple[str, str]]:
             message = str(turns[0]).strip()
             for reply in turns[1:]:
                 text = " ".join(str(reply).split())
-                if 2 <= len(text.split()) <= 30 and 1 <= len(message.split()) <= 30:
+                if 2 <= length(text) <= 30 and 1 <= len(message.split()) and length(message) <= 30:
                     pairs.setdefault((message, text))
     return list(pairs)
 
@@ -130,7 +152,7 @@ def summary_rows(records: list[dict[str, str]], rng: random.Random) -> Iterator[
     for record in records:
         prose = paragraphs(record["body"])
         synopsis = re.sub(r"\s*\(.*?\)|\s+[-–:]+ .*|[;:] .*", "", record["synopsis"])
-        if not prose or not 15 <= len(prose[0].split()) <= 60 or len(synopsis.split()) < 3:
+        if not prose or not 15 <= length(prose[0]) <= 60 or length(synopsis) < 3:
             continue
         key = prose[0]
         # A translation that is not finished has "<trans>" in it.
@@ -149,46 +171,46 @@ def tone_rows(lines: list[str], rng: random.Random) -> Iterator[Row]:
             yield {"input": relaxed, "output": formal}
 
 
-_FACTS: list[tuple[str, str, str]] = [
-    ("Version", "Its version is {}.", "Which version of {} is described?"),
-    ("Section", "It belongs to the section {}.", "Which section does {} belong to?"),
-    ("Installed-Size", "It takes {} kB once installed.", "How many kB does {} take?"),
-    ("Source", "It is built from the source {}.", "Which source is {} built from?"),
-    ("Priority", "Its priority is {}.", "What is the priority of {}?"),
-    ("synopsis", "In short, it is: {}.", "What is {}, in short?"),
-    ("Depends", "It needs {} first.", "What does {} need first?"),
-]
+def casual_rows(lines: list[str], rng: random.Random) -> Iterator[Row]:
+    for row in tone_rows(lines, rng):
+        yield {"input": row["output"], "output": row["input"]}
 
 
-def qa_rows(records: list[dict[str, str]], rng: random.Random) -> Iterator[Row]:
+def qa_rows(
+    records: list[dict[str, str]], rng: random.Random, language: str = "en"
+) -> Iterator[Row]:
+    sentences = dict(json.loads((HERE / "facts.json").read_text(encoding="utf-8"))[language])
+    package = sentences.pop("package")
     for record in records:
         facts = []
-        for field, statement, question in _FACTS:
+        for field, (statement, question) in sentences.items():
             value = record.get(field, "")
             value = re.split(r"[ ,(|]", value)[0] if field in ("Depends", "Source") else value
-            if value and len(value.split()) <= 12 and "\n" not in value:
+            if value and length(value) <= 12 and "\n" not in value:
                 facts.append((statement.format(value), question.format(record["Package"]), value))
         if len(facts) < 3:
             continue
         chosen = rng.sample(facts, 3)
         _, question, answer = rng.choice(chosen)
-        passage = " ".join([f"{record['Package']} is a package.", *(s for s, _, _ in chosen)])
+        passage = " ".join([package.format(record["Package"]), *(s for s, _, _ in chosen)])
         yield {"input": f"{passage} {question}", "output": answer}
 
 
 def sources(lists: Path) -> dict[str, tuple[Callable[..., Iterator[Row]], list]]:
     """What makes each task's rows, and of what."""
-    records = apt_records(lists)
-    lines = sentences(records)
+    records = {code: apt_records(lists, code) for code in ("en", *LANGUAGES)}
+    lines = sentences(records["en"])
     talk = [t for pair in dialogues() for t in pair if len(t.split()) >= 5]
     return {
         "grammar": (grammar_rows, lines),
         "reply": (reply_rows, dialogues()),
-        "summary": (summary_rows, records),
+        "summary": (summary_rows, records["en"]),
         "tone": (tone_rows, list(dict.fromkeys(talk + lines[::3]))),
-        "qa": (qa_rows, records),
+        "tone-casual": (casual_rows, list(dict.fromkeys(talk + lines[1::3]))),
+        "qa": (qa_rows, records["en"]),
         **{f"reply-{code}": (reply_rows, dialogues(name)) for code, name in LANGUAGES.items()},
-        **{f"summary-{code}": (summary_rows, apt_records(lists, code)) for code in LANGUAGES},
+        **{f"summary-{code}": (summary_rows, records[code]) for code in LANGUAGES},
+        **{f"qa-{code}": (partial(qa_rows, language=code), records[code]) for code in LANGUAGES},
     }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hydrapack.adapters.prompt import encode_prompt
+from hydrapack.support.errors import Invalid
 from hydrapack.support.extras import need
 
 if TYPE_CHECKING:
@@ -28,18 +29,24 @@ class TorchBackend:
     """A transformers model whose adapted linears are patched with one task's A and B.
 
     As with PEFT, A and B stay float32 whatever the base's dtype is.
+
+    Raises:
+        Invalid: no such device here.
     """
 
     folder: Path
     batch_size: int
     dtype: torch.dtype = torch.float32
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         tokenizers, transformers = need("tokenizers", "eval"), need("transformers", "eval")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise Invalid("device: cuda: PyTorch finds no such GPU here; leave it out")
         self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             self.folder, dtype=self.dtype
         )
-        self.model.eval()
+        self.model.eval().to(self.device)
         self.tokenizer = tokenizers.Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         # transformers 5.24 renamed it.
         named = inspect.signature(self.model.forward).parameters
@@ -83,23 +90,31 @@ class TorchBackend:
     ) -> tuple[float, int]:
         """How unlikely the right answers are: nats, summed, and of how many tokens.
 
-        Row by row, so that no padding is summed with.
-
         Args:
             rows: inputs and right answers.
             end: ids after an answer, which count too (``end_ids``).
             pairs: as of ``answers``.
         """
-        total, tokens = 0.0, 0
+        told = [_ids(self.tokenizer, template, text, answer, end) for text, answer in rows]
+        told.sort(key=lambda row: (len(row[0]) + len(row[1]), row))
+        total = 0.0
         with self._patched(pairs), torch.inference_mode():
-            for done, (text, answer) in enumerate(rows, 1):
-                prompt, ids = _ids(self.tokenizer, template, text, answer, end)
-                told = torch.tensor([prompt + ids[:-1]])
-                logits = self.model(input_ids=told, use_cache=False, logits_to_keep=len(ids)).logits
-                total += _nats(logits[0], ids)
-                tokens += len(ids)
-                progress(done)
-        return total, tokens
+            for start in range(0, len(told), self.batch_size):
+                batch = told[start : start + self.batch_size]
+                width = max(len(prompt) + len(ids) for prompt, ids in batch)
+                # Padding at the right: causal attention keeps it out of every real position.
+                padded = [p + ids + ids[:1] * (width - len(p) - len(ids)) for p, ids in batch]
+                keep = width + 1 - min(len(prompt) for prompt, _ in batch)
+                logits = self.model(
+                    input_ids=torch.tensor(padded, device=self.device),
+                    use_cache=False,
+                    logits_to_keep=keep,
+                ).logits
+                for row, (prompt, ids) in zip(logits, batch, strict=True):
+                    first = len(prompt) - 1 - (width - keep)
+                    total += _nats(row[first : first + len(ids)], ids)
+                progress(start + len(batch))
+        return total, sum(len(ids) for _, ids in told)
 
     def _end_ids(self, stop: Sequence[str]) -> list[int]:
         own = self.model.generation_config.eos_token_id
@@ -114,12 +129,15 @@ class TorchBackend:
         from transformers import DynamicCache
 
         width = max(map(len, prompts))
-        ids = torch.tensor([[ends[0]] * (width - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        ids = torch.tensor([[ends[0]] * (width - len(p)) + p for p in prompts], device=self.device)
+        mask = torch.tensor(
+            [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device
+        )
+        end = torch.tensor(ends, device=self.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         cache = DynamicCache(config=self.model.config)
         answers: list[list[int]] = [[] for _ in prompts]
-        rows = torch.arange(len(prompts))
+        rows = torch.arange(len(prompts), device=self.device)
         for _ in range(max_new_tokens):
             logits = self.model(
                 input_ids=ids,
@@ -130,7 +148,7 @@ class TorchBackend:
                 **{self._cache_argument: cache},
             ).logits[:, -1]
             tokens = logits.argmax(-1)
-            going = (~torch.isin(tokens, torch.tensor(ends))).nonzero()[:, 0]
+            going = (~torch.isin(tokens, end)).nonzero()[:, 0]
             if not len(going):
                 break
             if len(going) < len(rows):
@@ -148,7 +166,8 @@ class TorchBackend:
     def _patched(self, pairs: Pairs) -> Iterator[None]:
         """x @ A.T @ B.T is added to linears' outputs, as PEFT's LoRA layer does."""
         hooks = []
-        for name, (A, B) in pairs.items():
+        for name, factors in pairs.items():
+            A, B = (factor.to(self.device) for factor in factors)
 
             def add(module: Any, inputs: Any, output: Any, A: Any = A, B: Any = B) -> Any:
                 return output + (inputs[0].float() @ A.T @ B.T).to(output.dtype)
@@ -218,7 +237,7 @@ def _ids(
 
 def _nats(logits: torch.Tensor, ids: Sequence[int]) -> float:
     """Summed negative log-likelihood of ids; each row of logits (len(ids), V) is of the next."""
-    target = torch.tensor(ids)
+    target = torch.tensor(ids, device=logits.device)
     return float(torch.nn.functional.cross_entropy(logits.double(), target, reduction="sum"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -197,7 +198,7 @@ class Evaluation:
         bundle = self._served(task.name, case, merge)
         what = {
             "backend": case.method.backend,
-            "base": self._program_sha256(case, bundle) if on_device else self.config.dtype,
+            "base": self._program_sha256(case, bundle) if on_device else self.config.precision,
             "bits": self._packed_bits(case, bundle),
             "inputs": [row.input for row in rows],
             "pairs": _tensors_digest(pairs),
@@ -251,7 +252,9 @@ class Evaluation:
     def _torch(self) -> TorchBackend:
         if self._backend is None:
             dtype = getattr(torch, self.config.dtype)
-            self._backend = TorchBackend(self.model_folder, self.config.batch_size, dtype)
+            self._backend = TorchBackend(
+                self.model_folder, self.config.batch_size, dtype, self.config.device
+            )
         return self._backend
 
     @one_thread()
@@ -323,6 +326,7 @@ class Evaluation:
             "correction_edits": f"errant, {spacy}"
             if (spacy := metrics.spacy_model())
             else "word difference",
+            "device": self.config.device,
             "dtype": self.config.dtype,
             "metrics": {task.name: task.metric for task in self.config.tasks},
             "results": [result.as_json() for result in results],
@@ -330,7 +334,11 @@ class Evaluation:
             "seed": self.config.seed,
             "versions": {
                 "hydrapack": __version__,
-                **{name: version(name) for name in ("executorch", "torch", "transformers")},
+                **{
+                    name: version(name)
+                    for name in ("executorch", "torch", "transformers")
+                    if importlib.util.find_spec(name)
+                },
             },
             "weights_sha256": self.weights,
         }

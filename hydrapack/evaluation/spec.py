@@ -86,11 +86,18 @@ class EvalConfig(Strict):
     batch_size: int = Field(default=32, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the base model with the peft backend; A and B are float32."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Of the peft backend's answers; merges are on the CPU. GPUs answer a little differently."""
     seed: int = 0
     tasks: list[TaskConfig] = Field(min_length=1)
     groups: dict[str, list[str]] = Field(default_factory=dict)
     """Names of the tasks that are merged together, a table each; all of them by default."""
     methods: list[MethodConfig] = Field(min_length=1)
+
+    @property
+    def precision(self) -> str:
+        """What of PyTorch's arithmetic an answer depends on."""
+        return self.dtype if self.device == "cpu" else f"{self.dtype} on {self.device}"
 
 
 @dataclass(frozen=True)
