@@ -194,7 +194,7 @@ def train(task: str, args: argparse.Namespace, base: Base, device: str) -> None:
     warmup = max(1, args.steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda s: min((s + 1) / warmup, max(0.02, (args.steps - s) / (args.steps - warmup))),
+        lambda s: min((s + 1) / warmup, max(0.02, (args.steps - s) / max(1, args.steps - warmup))),
     )
     started = time.monotonic()
     model.train()
