@@ -1,4 +1,4 @@
-"""Write the tables of docs/results.md, between its markers, from docs/results/*.json.
+"""Write the tables of the results pages, between their markers, from docs/results/*.json.
 
 hydrapack eval examples/eval.yaml -o build/results/table1
 cp build/results/table1/results.json docs/results/table1.json
@@ -127,6 +127,8 @@ def page(text: str) -> str:
     return re.sub(r"<!-- (\w+) (\w+) -->\n.*?<!-- end -->", make, text, flags=re.DOTALL)
 
 
+PAGES = [HERE / "results.md", HERE / "results-qwen.md"]
+
 if __name__ == "__main__":
-    target = HERE / "results.md"
-    target.write_text(page(target.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
+    for target in PAGES:
+        target.write_text(page(target.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")

@@ -80,17 +80,20 @@ def read_base(args: argparse.Namespace) -> Base:
     return Base(name, folder, tokenizer, template, stop)
 
 
-def application(task: str) -> tuple[str, str]:
-    """A task's application, as Table 7 of the paper names it, and its language."""
-    name, _, language = task.partition("-")
-    return {"tone": "tone-professional"}.get(name, name), language or "en"
+def application(task: str) -> tuple[str, str, str]:
+    """A task's application, as Table 7 of the paper names it, its language and its prompt there."""
+    prompts = json.loads((HERE / "table7.json").read_text(encoding="utf-8"))
+    name, language = {"tone": "tone-professional"}.get(task, task), "en"
+    if name not in prompts:
+        name, _, language = name.rpartition("-")
+    if language not in prompts.get(name, {}):
+        raise SystemExit(f"{task}: Table 7 has no such task; it has {', '.join(prompts)}")
+    return name, language, prompts[name][language]
 
 
 def template(task: str, base: Base) -> str:
     """The prompt of Table 7 in the base's chat form."""
-    prompts = json.loads((HERE / "table7.json").read_text(encoding="utf-8"))
-    name, language = application(task)
-    return base.template.replace("{instruction}", prompts[name][language])
+    return base.template.replace("{instruction}", application(task)[2])
 
 
 def load_examples(path: Path, base: Base, task: str, most: int) -> list[Example]:

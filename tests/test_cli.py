@@ -195,14 +195,15 @@ def test_help_page_is_generated():
     assert page == (ROOT / "docs" / "help.md").read_text(encoding="utf-8")
 
 
-def test_results_page_is_generated():
-    """docs/results.md has the tables of docs/results; `python docs/make_results.py` rewrites it."""
+def test_results_pages_are_generated():
+    """They have the tables of docs/results; `python docs/make_results.py` rewrites them."""
     import runpy
 
-    page = runpy.run_path(str(ROOT / "docs" / "make_results.py"))["page"]
-    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert page(text) == text
-    assert len(list((ROOT / "docs" / "results").glob("*.json"))) == text.count("<!-- end -->") - 1
+    made = runpy.run_path(str(ROOT / "docs" / "make_results.py"))
+    texts = [path.read_text(encoding="utf-8") for path in made["PAGES"]]
+    assert [made["page"](text) for text in texts] == texts
+    named = {name for text in texts for name in re.findall(r"<!-- \w+ (\w+) -->", text)}
+    assert named == {path.stem for path in (ROOT / "docs" / "results").glob("*.json")}
 
 
 def test_readme_commands_exist():

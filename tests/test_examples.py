@@ -98,6 +98,17 @@ def test_the_trainer_takes_any_base(script, tiny_model, tmp_path):
         script("train_adapters").main(["grammar", "--base", str(tmp_path / "small")])
 
 
+def test_prompts_of_the_trainer(script):
+    """A task is a row of Table 7, with a language or without, the tone's four styles included."""
+    application = script("train_adapters").application
+    assert application("tone") == ("tone-professional", "en", TABLE["tone-professional"]["en"])
+    assert application("tone-casual")[:2] == ("tone-casual", "en")
+    assert application("qa-ko") == ("qa", "ko", TABLE["qa"]["ko"])
+    for unknown in ("poems", "qa-xx", "poems-de"):
+        with pytest.raises(SystemExit, match=f"{unknown}: Table 7 has no such task"):
+            application(unknown)
+
+
 def test_a_gguf_becomes_a_folder(script, tiny_model, tmp_path, capsys):
     from transformers import AutoModelForCausalLM
 
@@ -115,15 +126,31 @@ def test_a_gguf_becomes_a_folder(script, tiny_model, tmp_path, capsys):
 # Held-out rows stay as they are: scores of different versions are compared.
 HELDOUT = {
     "grammar": (120, "758897d286692439"),
+    "qa-de": (120, "16fd71e6dbeadbca"),
+    "qa-es": (120, "a1f8495cd36a8f06"),
+    "qa-fr": (120, "a91ac2a981bbcffe"),
+    "qa-it": (120, "fc9aecbfa3ab5321"),
+    "qa-ja": (120, "f53e67641120a16a"),
+    "qa-ko": (120, "3d93aa858bebec87"),
+    "qa-zh": (120, "4c79c0565929d658"),
     "qa": (120, "483a67dd2695d33b"),
     "reply-de": (17, "1f8cbff657b2c2db"),
+    "reply-es": (57, "8ba800c466024499"),
     "reply-fr": (14, "bdb70133f8606e87"),
     "reply-it": (93, "e084aa11e195d753"),
+    "reply-ja": (94, "fce41b3e3d95344c"),
+    "reply-ko": (82, "3285d091d473a91b"),
+    "reply-zh": (83, "eba84bf1417603be"),
     "reply": (120, "e4ca330a69cbf324"),
     "summary-de": (120, "ff3efd1f4027e442"),
+    "summary-es": (120, "ec18c31205969231"),
     "summary-fr": (120, "46eec947a33c35ea"),
     "summary-it": (120, "000ff7a379da4f57"),
+    "summary-ja": (120, "bfdf94780a6da761"),
+    "summary-ko": (120, "24123fb12a2f1584"),
+    "summary-zh": (120, "0b8461dc3e774929"),
     "summary": (120, "28d35cfacbc303a4"),
+    "tone-casual": (120, "344e893c4e87b03c"),
     "tone": (120, "8e6077b89f6a083f"),
 }
 

@@ -97,7 +97,8 @@ def _stanzas(lists: Path, pattern: str) -> Iterator[dict[str, str]]:
 def paragraphs(body: str) -> list[str]:
     """The prose paragraphs of a long description; lists and tables are left out."""
     parts = [" ".join(p.split("\n")).strip() for p in re.split(r"\n\.\n|\n\.$", body)]
-    return [p for p in parts if p.endswith((".", "。")) and not re.search(r"[*•|<>{}]|  | - |http", p)]
+    odd = re.compile(r"[*•|<>{}]|  | - |http")
+    return [p for p in parts if p.endswith((".", "。")) and not odd.search(p)]
 
 
 def length(text: str) -> int:
@@ -128,7 +129,7 @@ def dialogues(language: str = "english") -> list[tuple[str, str]]:
             message = str(turns[0]).strip()
             for reply in turns[1:]:
                 text = " ".join(str(reply).split())
-                if 2 <= length(text) <= 30 and 1 <= len(message.split()) and length(message) <= 30:
+                if 2 <= length(text) <= 30 and message and length(message) <= 30:
                     pairs.setdefault((message, text))
     return list(pairs)
 
