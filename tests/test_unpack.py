@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from importlib import import_module
 
 import gguf
 import numpy as np
@@ -11,11 +12,12 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import hydrapack, write_adapter
+from conftest import edit_tensors, hydrapack, write_adapter
 from peft_models import IDS, output, train
 from safetensors.torch import load_file
 
 import hydrapack as hp
+from hydrapack.support.errors import HydrapackError
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
@@ -196,7 +198,7 @@ def test_gguf_in_half_precision(made, dtype, tmp_path):
 @torch.no_grad()
 def test_executorch_gives_the_logits_of_pytorch(made, tmp_path):
     """Its own Llama with LoRA as inputs names the keys; its runtime reads the file and runs."""
-    import executorch.examples.models.llama.static_attention  # registers it
+    import_module("executorch.examples.models.llama.static_attention")  # registers it
     from executorch.examples.models.llama.llama_transformer import construct_transformer
     from executorch.examples.models.llama.lora import LoRALinear
     from executorch.examples.models.llama.model_args import ModelArgs
@@ -265,3 +267,94 @@ def to_executorch(key):
     for theirs, own in names.items():
         key = key.replace(theirs, own)
     return key
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_ptd_file_holds_every_module_in_order(made, dtype, tmp_path):
+    """A runner may bind by order: the same keys and shapes in each file, zeros where nothing is."""
+    from executorch.exir._serialize._cord import Cord
+    from executorch.exir.tensor import scalar_type_enum
+    from executorch.extension.flat_tensor.serialize.serialize import FlatTensorSerializer
+
+    bundle = hp.Bundle.load(made("llama") / "bundle")
+    files = hp.unpack(bundle, tmp_path / "x", dtype=dtype, format="ptd")
+    hp.unpack(bundle, tmp_path / "y", "one", dtype, "ptd")
+    keys = json.loads((tmp_path / "x" / "model.lora_keys.json").read_text())
+    assert len(keys) == len(bundle.modules) == 14
+    assert [p.read_bytes() for p in sorted((tmp_path / "y").iterdir())] == [
+        p.read_bytes() for p in sorted((tmp_path / "x").iterdir()) if p.stem != "two"
+    ]
+    kind = getattr(torch, dtype)
+    for task in bundle.info.tasks:
+        held = FlatTensorSerializer().deserialize(Cord(files[task.name].read_bytes()))
+        assert [*held.named_data] == [f"{key}.lora_{part}" for key in keys for part in "ab"]
+        found = {}
+        for key, entry in held.named_data.items():
+            assert entry.tensor_layout.scalar_type == scalar_type_enum(kind)
+            data = torch.frombuffer(bytearray(held.buffers[entry.buffer_index]), dtype=kind)
+            found[key] = data.view(entry.tensor_layout.sizes)
+        o = bundle.modules["model.layers.1.self_attn.o_proj"].A
+        assert torch.equal(found["layers.1.attention.wo.lora_a"][: len(o)], o.to(kind))
+        assert found["layers.1.attention.wo.lora_a"].shape == (RANK, 64)
+        assert found["layers.0.feed_forward.w2.lora_b"].shape == (64, RANK)
+        assert bool(found["layers.0.feed_forward.w2.lora_b"].any()) == (task.name == "two")
+
+
+def test_what_a_format_cannot_hold(made, tmp_path):
+    llama, phi3 = (made(name) / "bundle" for name in ("llama", "phi3"))
+    model, config = made("llama") / "model", tmp_path / "config.json"
+
+    q, up = "model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"
+
+    def bundle(name, renamed=q, **options):
+        def rename(tensors):
+            for key in [*tensors]:
+                tensors[key.replace(q, renamed)] = tensors.pop(key)
+
+        folder = write_adapter(tmp_path / name, names=[q, up], **options)
+        return hp.merge([edit_tensors(folder, rename)])
+
+    raw = json.loads((model / "config.json").read_text())
+    config.write_text(json.dumps({**raw, "model_type": "mpt"}))
+    (tmp_path / "tied").mkdir()
+    (tmp_path / "tied" / "config.json").write_text(json.dumps({**raw, "tie_word_embeddings": True}))
+    (tmp_path / "wide").mkdir()
+    (tmp_path / "wide" / "config.json").write_text(json.dumps({**raw, "hidden_size": 128}))
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF")
+    some, large = bundle("some"), bundle("large", lora_alpha=1e9)
+    head = bundle("head", "lm_head", target_modules=["lm_head", "up_proj"])
+    other = bundle("other", "model.vision.q_proj")
+    for given, options, words in (
+        (llama, {"format": "onnx"}, "`format` onnx: choose one of peft, ptd, gguf"),
+        (llama, {"format": "gguf"}, "`model`: gguf needs the base: its folder"),
+        (llama, {"model": tmp_path / "none"}, "none: no such file"),
+        (
+            llama,
+            {"model": tmp_path / "broken.gguf"},
+            "broken.gguf: no model's description can be read",
+        ),
+        (llama, {"model": config}, "config.json: model_type 'mpt' is not supported"),
+        (llama, {"model": tmp_path / "wide"}, "down_proj: 64 x 96 is another size than `model`"),
+        (llama, {"model": made("phi3") / "model"}, "no such matrix; take peft"),
+        (phi3, {"model": model}, "gate_up_proj: a GGUF file of `model` has no such matrix"),
+        (head, {"model": tmp_path / "tied"}, "lm_head: a GGUF file of `model` has no such"),
+        (other, {"model": model}, "model.vision.q_proj: a GGUF file of `model` has no such"),
+        (large, {"model": model, "dtype": "float16"}, "`dtype` float16: task 'large' has values"),
+        (phi3, {"format": "ptd"}, "`format` ptd: has no fused qkv_proj; take peft"),
+        (some, {"format": "ptd"}, "no layer may lack model.layers.0.mlp.up_proj; take peft"),
+        (head, {"format": "ptd"}, "lm_head: the base program's output layer takes no adapter"),
+    ):
+        with pytest.raises(HydrapackError, match=words):
+            hp.unpack(given, tmp_path / "out", **{"format": "gguf", **options})
+    assert not (tmp_path / "out").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_command(made, tmp_path):
+    folder = made("qwen2")
+    arguments = ["unpack", folder / "bundle", "--all", "-o", tmp_path / "x", "--format", "gguf"]
+    done = hydrapack(*arguments, "--model", folder / "model", "--dtype", "float16", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {t: str(tmp_path / "x" / f"{t}.gguf") for t in ("one", "two")}
+    done = hydrapack(*arguments)
+    assert done.returncode == 2 and "error: --model: gguf needs the base: " in done.stderr

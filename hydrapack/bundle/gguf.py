@@ -12,7 +12,7 @@ import torch
 
 from hydrapack.bundle.format import Bundle, BundleTask
 from hydrapack.program.layout import FUSED
-from hydrapack.support.errors import Invalid, Mismatch
+from hydrapack.support.errors import Invalid, Mismatch, NotFound
 from hydrapack.support.extras import need
 
 ARCHITECTURES = {
@@ -30,27 +30,26 @@ def described(model: str | Path | None) -> Any:
     """The base's configuration, as transformers reads it.
 
     Args:
-        model: its folder or config.json, a GGUF file, or a hub id.
+        model: its folder or config.json, or a GGUF file.
 
     Raises:
-        HydrapackError: none given, not readable, or another architecture.
+        HydrapackError: none given, missing, not readable, or of another architecture.
     """
     if model is None:
-        raise Invalid(
-            "`model`: gguf needs the base's architecture: give its folder or config.json, a GGUF "
-            "file, or a hub id"
-        )
-    path = Path(model)
-    named: dict[str, Any] = {"pretrained_model_name_or_path": str(model)}
+        raise Invalid("`model`: gguf needs the base: its folder, config.json or GGUF file")
+    path, file = Path(model), None
+    if not path.exists():
+        raise NotFound(f"{path}: no such file")
     if path.suffix == ".gguf":
-        named = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        path, file = path.parent, path.name
     try:
-        config = need("transformers").AutoConfig.from_pretrained(**named)
+        config = need("transformers").AutoConfig.from_pretrained(path, gguf_file=file)
     except Exception as error:  # transformers' errors are many
-        raise Invalid(f"{model}: its description cannot be read: {error}") from error
+        why = " ".join(str(error).split())
+        raise Invalid(f"{model}: no model's description can be read: {why}") from error
     if config.model_type not in ARCHITECTURES:
         raise Invalid(
-            f"{model}: model_type {config.model_type!r} is not supported; hydrapack writes gguf for "
+            f"{model}: model_type {config.model_type!r} is not supported as gguf, only "
             f"{', '.join(ARCHITECTURES)}: take peft, and llama.cpp's convert_lora_to_gguf.py"
         )
     return config

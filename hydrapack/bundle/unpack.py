@@ -43,8 +43,8 @@ def unpack(
         task: the one to write; all of them by default.
         dtype: float32, float16 or bfloat16.
         format: ``peft``, ``ptd`` (ExecuTorch's LoRA as inputs, with ``model.lora_keys.json``) or
-            ``gguf`` (llama.cpp's LoRA); docs/adapters.md says what each holds.
-        model: for gguf, the base: its folder or config.json, a GGUF file, or a hub id.
+            ``gguf`` (llama.cpp's LoRA); docs/bundle.md says what they hold.
+        model: for gguf, the base: its folder, its config.json or a GGUF file.
 
     Returns:
         the folder or file of each task written.

@@ -20,8 +20,8 @@ def unpack(
         str, typer.Option(help="peft, ptd (ExecuTorch) or gguf (llama.cpp).")
     ] = "peft",
     model: Annotated[
-        str | None,
-        typer.Option(help="For gguf, the base: its folder, config.json, GGUF file or hub id."),
+        Path | None,
+        typer.Option(help="For gguf, the base: its folder, its config.json or a GGUF file."),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print the folders as JSON.")] = False,
