@@ -165,6 +165,10 @@ def test_what_vera_cannot(vera, tmp_path):
     for match, call in [
         ("not for VeRA; choose", lambda: merge_adapters(adapters, "two-sided")),
         ("`rank` 8: VeRA", lambda: merge_adapters(adapters, rank=8)),
+        (
+            "`format` ptd: holds LoRA alone",
+            lambda: unpack(tmp_path / "b", tmp_path / "p", format="ptd"),
+        ),
         ("`budget` and `target_error` plan LoRA", lambda: merge_budget(adapters, 10_000)),
         ("trade-off is of LoRA", lambda: tradeoff(adapters)),
     ]:

@@ -12,6 +12,7 @@ import torch
 from pydantic import ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load
+from torch.nn.functional import pad
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.task_settings import TaskSettings
@@ -164,6 +165,23 @@ class Bundle:
             name: module.head(head)
             for (name, module), head in zip(self.modules.items(), task.route, strict=True)
         }
+
+    def factors(
+        self, task: BundleTask, rank: int = 0, all: bool = False
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """The task's A (r, d_in) and B (d_out, r) by module name; rows of zeros make r ``rank``.
+
+        Without the modules that the task leaves alone (zero heads), except with ``all``.
+        """
+        heads = self.head(task)
+        if not all:
+            heads = {name: B for name, B in heads.items() if bool(B.any())} or heads
+        found = {}
+        for name, B in heads.items():
+            A = self.modules[name].shared()
+            missing = max(rank - len(A), 0)
+            found[name] = pad(A, (0, 0, 0, missing)), pad(B, (0, missing))
+        return found
 
     def with_bits(self, bits: int) -> Bundle:
         """The same, to be packed at so many bits a value."""

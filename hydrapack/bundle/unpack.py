@@ -1,4 +1,4 @@
-"""A bundle's heads as standard PEFT adapters, for whoever reads those or trains another."""
+"""A bundle's heads as adapters of their own: PEFT's, ExecuTorch's .ptd or llama.cpp's GGUF."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safetensors.torch import save
 from hydrapack.adapters.files import WEIGHTS
 from hydrapack.adapters.peft_config import CONFIG
 from hydrapack.adapters.task_settings import TASK_FILE, TaskSettings
+from hydrapack.bundle import gguf, ptd
 from hydrapack.bundle.format import Bundle, BundleTask
 from hydrapack.bundle.merged import Merged, MergedVera, frozen
 from hydrapack.support.atomic import new_directory
@@ -19,6 +20,7 @@ from hydrapack.support.errors import Invalid
 from hydrapack.support.schema import json_text
 from hydrapack.support.threads import one_thread
 
+FORMATS = ("peft", "ptd", "gguf")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _LAYER = re.compile(r"(.*?)\.(\d+)\.(.+)")
 
@@ -29,36 +31,54 @@ def unpack(
     target: str | Path,
     task: str | None = None,
     dtype: str = "float32",
+    format: str = "peft",
+    model: str | Path | None = None,
 ) -> dict[str, Path]:
-    """Write merged adapters as PEFT folders: A of the bundle, B of a task's heads, scaling 1.
+    """Write merged adapters apart: A of the bundle, B of a task's heads, scaling 1.
 
     Args:
         bundle: a merge, or the directory that one was saved to.
-        target: the directory to write: the task's own, or with no task one for each in it.
+        target: the directory to write. PEFT: the task's own, or with no task one for each in it.
+            Else it has a file ``TASK.ptd`` or ``TASK.gguf`` for each task.
         task: the one to write; all of them by default.
         dtype: float32, float16 or bfloat16.
+        format: ``peft``, ``ptd`` (ExecuTorch's LoRA as inputs, with ``model.lora_keys.json``) or
+            ``gguf`` (llama.cpp's LoRA); docs/bundle.md says what they hold.
+        model: for gguf, the base: its folder, its config.json or a GGUF file.
 
     Returns:
-        the folder of each task written.
+        the folder or file of each task written.
 
     Raises:
-        HydrapackError: an unknown task or dtype, values that the dtype cannot hold, or an
-            unwritable target.
+        HydrapackError: an unknown task, dtype or format, values that the dtype cannot hold, what
+            the format cannot hold, another base's ``model``, or an unwritable target.
 
     >>> sorted(hydrapack.unpack("bundle", "unpacked"))
     ['grammar', 'qa']
     """
     bundle, target = Bundle.of(bundle), Path(target)
-    if task is not None:
-        files = _adapter_files(bundle, bundle.info.task(task), dtype)
-        with new_directory(target) as partial:
-            _write(partial, files)
-        return {task: target}
+    for name, value, known in (("dtype", dtype, DTYPES), ("format", format, FORMATS)):
+        if value not in known:
+            raise Invalid(f"`{name}` {value}: choose one of {', '.join(known)}")
+    if format != "peft" and bundle.info.adapter_type != "lora":
+        raise Invalid(f"`format` {format}: holds LoRA alone, these tasks are VeRA: take peft")
+    base = gguf.described(model) if format == "gguf" else None
+    tasks = bundle.info.tasks if task is None else [bundle.info.task(task)]
+    made = {one.name: f"{one.name}.{format}" for one in tasks}
+    if format == "peft":
+        made = {one.name: "" if task else one.name for one in tasks}
     with new_directory(target) as partial:
-        for one in bundle.info.tasks:
-            (partial / one.name).mkdir()
-            _write(partial / one.name, _adapter_files(bundle, one, dtype))
-    return {one.name: target / one.name for one in bundle.info.tasks}
+        for one in tasks:
+            path = partial / made[one.name]
+            if format == "peft":
+                path.mkdir(exist_ok=True)
+                _write(path, _adapter_files(bundle, one, dtype))
+            elif format == "ptd":
+                ptd.write(path, _stored(ptd.tensors(bundle, one), dtype, one))
+            else:
+                held = _stored(gguf.tensors(bundle, one, base), dtype, one)
+                gguf.write(path, held, base, bundle.info.rank)
+    return {name: target / file for name, file in made.items()}
 
 
 @one_thread()
@@ -95,14 +115,19 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).write_bytes(data)
 
 
+def _stored(
+    tensors: dict[str, torch.Tensor], dtype: str, task: BundleTask
+) -> dict[str, torch.Tensor]:
+    stored = {key: tensor.to(DTYPES[dtype]).contiguous() for key, tensor in tensors.items()}
+    if not all(t.isfinite().all() for t in stored.values()):
+        raise Invalid(f"`dtype` {dtype}: task {task.name!r} has values beyond it; take float32")
+    return stored
+
+
 def _adapter_files(bundle: Bundle, task: BundleTask, dtype: str) -> dict[str, bytes]:
-    if dtype not in DTYPES:
-        raise Invalid(f"`dtype` {dtype}: choose one of {', '.join(DTYPES)}")
     kind = bundle.info.adapter_type.upper()
     tensors = _vera_tensors(bundle, task) if kind == "VERA" else _lora_tensors(bundle, task)
-    tensors = {key: tensors[key].to(DTYPES[dtype]).contiguous() for key in sorted(tensors)}
-    if not all(t.isfinite().all() for t in tensors.values()):
-        raise Invalid(f"`dtype` {dtype}: task {task.name!r} has values beyond it; take float32")
+    tensors = _stored({key: tensors[key] for key in sorted(tensors)}, dtype, task)
     config: dict[str, object] = {
         "base_model_name_or_path": bundle.info.base_model or None,
         "bias": "none",
@@ -145,16 +170,13 @@ def _key(name: str, part: str) -> str:
 
 def _lora_tensors(bundle: Bundle, task: BundleTask) -> dict[str, torch.Tensor]:
     """A and B by PEFT's keys; without the modules that the task leaves alone (zero heads)."""
-    heads = bundle.head(task)
-    kept = {name: B for name, B in heads.items() if bool(B.any())} or heads
+    kept = bundle.factors(task)
     # One rank for all where names alone would not tell two modules apart.
-    nested = any(name.endswith(f".{other}") for name in kept for other in kept)
+    if any(name.endswith(f".{other}") for name in kept for other in kept):
+        kept = bundle.factors(task, bundle.info.rank)
     tensors: dict[str, torch.Tensor] = {}
-    for name, B in kept.items():
-        A = bundle.modules[name].shared()
-        missing = bundle.info.rank - len(A) if nested else 0
-        tensors[_key(name, "A")] = torch.nn.functional.pad(A, (0, 0, 0, missing))
-        tensors[_key(name, "B")] = torch.nn.functional.pad(B, (0, missing))
+    for name, (A, B) in kept.items():
+        tensors[_key(name, "A")], tensors[_key(name, "B")] = A, B
     return tensors
 
 
