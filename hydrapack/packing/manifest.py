@@ -12,11 +12,13 @@ from hydrapack.adapters.prompt import check_template
 from hydrapack.adapters.task_settings import (
     Generation,
     MaxNewTokens,
+    Revision,
     Stop,
     Temperature,
     Text,
     TopK,
     TopP,
+    Url,
 )
 from hydrapack.program.layout import Layout, parse_targets
 from hydrapack.program.quantized import BitWidth
@@ -64,6 +66,15 @@ class SourceInfo(Strict):
     parameters: Count
     license: str | None
     base_model: str
+    url: Url | None = Field(default=None, exclude_if=lambda url: url is None)
+    """Where the adapter was published; left out of the file where it is not known."""
+    revision: Revision | None = Field(default=None, exclude_if=lambda name: name is None)
+    """Its commit or tag there; left out likewise."""
+
+    @property
+    def origin(self) -> str:
+        """Its URL and revision, in words; empty where they are not known."""
+        return " at ".join(part for part in (self.url, self.revision) if part)
 
 
 class ModuleInfo(Strict):

@@ -317,6 +317,7 @@ def _manifest(
                 license=task.settings.license,
                 base_model=info.base_model,
                 **task.source.model_dump(),
+                **(task.settings.source.model_dump() if task.settings.source else {}),
             )
             for task in info.tasks
         ],
