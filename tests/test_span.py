@@ -150,9 +150,11 @@ def test_written_as_the_library_does(tmp_path):
         "a.A": torch.randn(4, 1),
         "ä": torch.randn(1),
     }
-    digest = write_tensors(tmp_path / "t", tensors)
+    digest, each = write_tensors(tmp_path / "t", tensors)
     assert (tmp_path / "t").read_bytes() == save(tensors)
     assert digest == hashlib.sha256(save(tensors)).hexdigest()
+    raw = {name: hashlib.sha256(tensor.numpy().tobytes()) for name, tensor in tensors.items()}
+    assert each == {name: one.hexdigest() for name, one in raw.items()}
 
 
 @pytest.mark.parametrize("change", ["other", "gone"])

@@ -88,7 +88,7 @@ def test_a_good_package_passes(signed, tiny, keys, tmp_path):
     checks = verify(signed, tiny[0], bundle, adapters, public)
     assert failed(checks) == {}
     names = [c.name for c in checks]
-    assert names[:5] == ["schema", "files", "signature", "task errors", "program"]
+    assert names[:6] == ["schema", "files", "signature", "task errors", "sources", "program"]
     for kind in ("head", "bundle", "adapter", "output", "drift"):
         assert [n for n in names if n.startswith(f"{kind} ")] == [f"{kind} {t}" for t in TASKS]
     assert "digests" in next(c.detail for c in checks if c.name == "model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from hydrapack.adapters.adapter import Adapter
@@ -9,12 +10,14 @@ from hydrapack.adapters.files import Weights, check_folder, read_weights
 from hydrapack.adapters.lora import read_lora
 from hydrapack.adapters.peft_config import read_config
 from hydrapack.adapters.prompt import check_template
-from hydrapack.adapters.task_settings import TASK_FILE, TaskSettings
+from hydrapack.adapters.task_settings import TASK_FILE, Source, TaskSettings
 from hydrapack.adapters.update import LoraModule, StoredLora, Update
 from hydrapack.adapters.vera import read_vera
 from hydrapack.support.errors import HydrapackError, Invalid
 from hydrapack.support.schema import read_model
 
+# <cache>/models--<owner>--<name>/snapshots/<commit>
+_SNAPSHOT = re.compile(r".*/models--([^/]+)/snapshots/([0-9a-f]{40})(/.+)?")
 READERS = {"LORA": read_lora, "VERA": read_vera}
 
 
@@ -41,7 +44,7 @@ def read_adapter(folder: Path, task: str) -> Adapter:
         alpha=float(config.get("lora_alpha", 8)) if kind == "LORA" else float(max(ranks)),
         digest=weights.digest,
         modules=_in_file(modules, weights),
-        settings=_read_settings(folder),
+        settings=_with_source(_read_settings(folder), folder),
         task_type=config.get("task_type"),
         revision="" if revision == "main" else revision,
     )
@@ -58,6 +61,17 @@ def _in_file(modules: dict[str, Update], weights: Weights) -> dict[str, Update]:
         else module
         for name, module in modules.items()
     }
+
+
+def _with_source(settings: TaskSettings, folder: Path) -> TaskSettings:
+    """With the hub's address and commit, where the folder lies in the hub's cache."""
+    found = _SNAPSHOT.fullmatch(folder.resolve().as_posix())
+    if settings.source is not None or found is None:
+        return settings
+    name, commit, inner = found.groups()
+    url = f"https://huggingface.co/{name.replace('--', '/')}"
+    url += f"/tree/{commit}{inner}" if inner else ""
+    return settings.model_copy(update={"source": Source(url=url, revision=commit)})
 
 
 def _read_settings(folder: Path) -> TaskSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -33,6 +34,28 @@ class Generation(Strict):
     """Least probability mass of the tokens to choose among."""
 
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://(git@)?[^\s/@]+(/\S*)?")
+
+
+def _public_url(text: str) -> str:
+    if not _URL.fullmatch(text) or len(text) > 1000:
+        # It is published with the package, and so would a password or token be.
+        raise ValueError("must be a URL, as https://host/owner/name, without a user or password")
+    return text
+
+
+Url = Annotated[str, AfterValidator(_public_url)]
+Revision = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Source(Strict):
+    """Where an adapter was published."""
+
+    url: Url
+    revision: Revision | None = None
+    """A commit or tag of it."""
+
+
 class TaskSettings(Strict):
     """How a task is prompted, and where its adapter comes from."""
 
@@ -45,5 +68,7 @@ class TaskSettings(Strict):
     """BCP 47 tag of the task's language."""
     license: str | None = None
     """SPDX identifier of the adapter's licence."""
+    source: Source | None = Field(default=None, exclude_if=lambda source: source is None)
+    """Where the adapter was published; of a folder in the Hugging Face cache, by default, that."""
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Anything that says how the adapter was made."""

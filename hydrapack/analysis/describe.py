@@ -35,7 +35,11 @@ def describe(path: str | Path) -> dict[str, Any]:
     if (path / DESCRIPTION).exists():
         Bundle.load(path)  # Its tensors are checked too.
         info = read_description(path)
-        facts = info.model_dump(exclude={"module_errors", "modules", "bits"})
+        facts = info.model_dump(exclude={"module_errors", "modules", "bits", "tensor_sha256"})
+        facts["sources"] = [
+            {"task": row["name"], **row["source"], **row["card"].get("source", {})}
+            for row in facts["tasks"]
+        ]
         return {
             "kind": "bundle",
             **facts,

@@ -24,7 +24,7 @@ from hydrapack.support.atomic import new_directory
 from hydrapack.support.digest import bytes_sha256
 from hydrapack.support.errors import Invalid, Mismatch, NotFound, reading
 from hydrapack.support.schema import Digest, Strict, read_model
-from hydrapack.support.stored_tensor import write_tensors
+from hydrapack.support.stored_tensor import bytes_of, write_tensors
 
 TENSORS, DESCRIPTION = "bundle.safetensors", "bundle.json"
 
@@ -106,6 +106,8 @@ class BundleFile(BundleInfo):
     """The content of bundle.json."""
 
     tensors_sha256: Digest
+    tensor_sha256: dict[str, Digest] = Field(default_factory=dict)
+    """Of each tensor's bytes, to name the damaged one; empty in older bundles."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +200,8 @@ class Bundle:
             HydrapackError: the target cannot be written.
         """
         with new_directory(Path(target)) as partial:
-            digest = write_tensors(partial / TENSORS, _tensors(self.modules))
-            file = BundleFile(**dict(self.info), tensors_sha256=digest)
+            digest, each = write_tensors(partial / TENSORS, _tensors(self.modules))
+            file = BundleFile(**dict(self.info), tensors_sha256=digest, tensor_sha256=each)
             (partial / DESCRIPTION).write_text(
                 file.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n"
             )
@@ -224,13 +226,14 @@ class Bundle:
         """
         folder = Path(folder)
         file = read_description(folder)
-        info = BundleInfo.model_construct(**{k: v for k, v in dict(file).items() if k != _DIGEST})
-        modules = _modules(info, _read_tensors(folder, file.tensors_sha256), folder)
+        known = {name: value for name, value in dict(file).items() if name not in _DIGESTS}
+        info = BundleInfo.model_construct(**known)
+        modules = _modules(info, _read_tensors(folder, file), folder)
         _check(info, modules, folder)
         return cls(info, modules)
 
 
-_DIGEST = "tensors_sha256"
+_DIGESTS = ("tensors_sha256", "tensor_sha256")
 
 
 def describe_source(adapter: Adapter) -> SourceAdapter:
@@ -266,20 +269,37 @@ def _tensors(modules: Mapping[str, Merged]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _read_tensors(folder: Path, sha256: str) -> dict[str, torch.Tensor]:
-    path = folder / TENSORS
+def _read_tensors(folder: Path, file: BundleFile) -> dict[str, torch.Tensor]:
+    path, sha256 = folder / TENSORS, file.tensors_sha256
     with reading(path):
         data = path.read_bytes()
     digest = bytes_sha256(data)
     if digest != sha256:
         raise Mismatch(
-            f"{path}: SHA-256 {digest[:16]}… is not the {sha256[:16]}… "
-            f"that {DESCRIPTION} names: the file was changed or cut; merge again"
+            f"{path}: SHA-256 {digest[:16]}… is not the {sha256[:16]}… that {DESCRIPTION} names: "
+            f"{_damage(data, file.tensor_sha256)}; merge again"
         )
     try:
         return load(data)
     except SafetensorError as error:
         raise Invalid(f"{path}: cannot be read: {error}") from error
+
+
+def _damage(data: bytes, stated: Mapping[str, str]) -> str:
+    """Which tensors are not as stated, in words."""
+    try:
+        tensors = load(data)
+    except SafetensorError:
+        tensors = {}
+    if not tensors or not stated:
+        return "the file was changed or cut"
+    lost = [
+        name
+        for name, sha256 in stated.items()
+        if name not in tensors or bytes_sha256(bytes_of(tensors[name])) != sha256
+    ]
+    more = f" and {len(lost) - 3} more tensors" if len(lost) > 3 else ""
+    return f"{', '.join(lost[:3]) or 'its header'}{more} changed"
 
 
 def _modules(info: BundleInfo, tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, Merged]:

@@ -150,7 +150,8 @@ def _adapter_files(bundle: Bundle, task: BundleTask, dtype: str) -> dict[str, by
     return {
         CONFIG: _json(config),
         WEIGHTS: save(tensors, metadata={"format": "pt"}),
-        TASK_FILE: _json(task.settings.model_dump()),
+        # What is written was not published there.
+        TASK_FILE: _json(task.settings.model_copy(update={"source": None}).model_dump()),
     }
 
 

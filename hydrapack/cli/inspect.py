@@ -37,14 +37,12 @@ def inspect(
     console.print(table)
     for key in ("tasks", "files", "sources"):
         if rows := facts.get(key):
-            names = [
-                name
-                for name in rows[0]
-                if name not in ("card", "prompt_template", "source", "generation")
-            ]
+            every = {name: None for row in rows for name in row}
+            hidden = ("card", "prompt_template", "source", "generation")
+            names = [name for name in every if name not in hidden]
             listed = Table(*names)
             for row in rows:
-                listed.add_row(*(_short(row[name]) for name in names))
+                listed.add_row(*(_short(row.get(name, "")) for name in names))
             console.print(listed)
 
 

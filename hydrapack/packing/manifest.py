@@ -12,12 +12,15 @@ from hydrapack.adapters.prompt import check_template
 from hydrapack.adapters.task_settings import (
     Generation,
     MaxNewTokens,
+    Revision,
     Stop,
     Temperature,
     Text,
     TopK,
     TopP,
+    Url,
 )
+from hydrapack.packing.digests import DIGESTS, damage
 from hydrapack.program.layout import Layout, parse_targets
 from hydrapack.program.quantized import BitWidth
 from hydrapack.support.digest import bytes_sha256, file_sha256, is_file
@@ -64,6 +67,15 @@ class SourceInfo(Strict):
     parameters: Count
     license: str | None
     base_model: str
+    url: Url | None = Field(default=None, exclude_if=lambda url: url is None)
+    """Where the adapter was published; left out of the file where it is not known."""
+    revision: Revision | None = Field(default=None, exclude_if=lambda name: name is None)
+    """Its commit or tag there; left out likewise."""
+
+    @property
+    def origin(self) -> str:
+        """Its URL and revision, in words; empty where they are not known."""
+        return " at ".join(part for part in (self.url, self.revision) if part)
 
 
 class ModuleInfo(Strict):
@@ -323,7 +335,20 @@ def check_files(package: Path, manifest: Manifest) -> None:
     for file in manifest.files:
         path = package / file.name
         if not is_file(path, file.bytes, file.sha256):
-            raise Mismatch(f"{path}: is not the file that {MANIFEST} describes; pack again")
+            what = damaged_tensors(package, manifest.files) if file.name == ADAPTERS else ""
+            raise Mismatch(f"{path}: is not the file that {MANIFEST} describes{what}; pack again")
+
+
+def damaged_tensors(package: Path, files: Sequence[Any]) -> str:
+    """Which matrices of a changed adapters.pte are not as packed, for the end of a message.
+
+    Empty where there is no digests.json among ``files`` (name, bytes, sha256), or it is damaged.
+    """
+    stated = next((file for file in files if file.name == DIGESTS), None)
+    path = package / DIGESTS
+    if stated is None or not path.is_file() or not is_file(path, stated.bytes, stated.sha256):
+        return ""
+    return f": {damage(package / ADAPTERS, path)}"
 
 
 def read_package(package: Path) -> Manifest:

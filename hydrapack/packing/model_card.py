@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hydrapack.packing.manifest import ManifestContent
+from hydrapack.packing.manifest import ManifestContent, SourceInfo
 
 MODEL_CARD = "README.md"
 
@@ -50,7 +50,7 @@ def card_text(manifest: ManifestContent) -> str:
         lines.append(
             f"| {task.name} | {task.language or ''} | {task.merge_relative_error:.4f} | "
             f"{task.packed_relative_error:.4f} | {(source and source.license) or 'unknown'} | "
-            f"{source.digest[:16] if source else ''}… |"
+            f"{_source(source) if source else ''} |"
         )
     lines += [
         "",
@@ -58,6 +58,11 @@ def card_text(manifest: ManifestContent) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _source(source: SourceInfo) -> str:
+    digest = f"{source.digest[:16]}…"
+    return f"[{digest}]({source.url})" if source.url else digest
 
 
 def _license(licenses: set[str | None]) -> str:

@@ -16,6 +16,7 @@ from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask
 from hydrapack.bundle.merged import LOST, MergedModule, MergedVera, frozen
 from hydrapack.bundle.stored import Stored, store_modules, tensor_bytes
 from hydrapack.packing.adapter_program import Lowered, lower_adapters
+from hydrapack.packing.digests import DIGESTS, digests_text
 from hydrapack.packing.manifest import (
     ADAPTERS,
     GOLDEN,
@@ -105,6 +106,7 @@ def pack(
     package_version: int | None = None,
     channel: str | None = None,
     golden: Callable[[Path], str] | None = None,
+    digests: bool = False,
 ) -> Package:
     """Pack ``bundle`` into ``target``: ``adapters.pte`` and ``manifest.json``.
 
@@ -125,6 +127,7 @@ def pack(
         channel: a name of your own, as ``beta``.
         golden: from the package, the text of its golden.json: ``hydrapack.golden``, with the same
             ``model``.
+        digests: write the SHA-256 of each matrix in adapters.pte (digests.json) too.
 
     Raises:
         HydrapackError: bits not offered, modules no base program adapts, or an unwritable
@@ -161,6 +164,8 @@ def pack(
             documents[MODEL_CARD] = card_text(manifest)
         if sbom:
             documents[SBOM] = ml_bom(manifest)
+        if digests:
+            documents[DIGESTS] = digests_text(lowered, layout.modules(), partial / ADAPTERS)
         for name, text in documents.items():
             (partial / name).write_text(text, encoding="utf-8", newline="\n")
         manifest = _write_manifest(partial, manifest, [*documents])
@@ -317,6 +322,7 @@ def _manifest(
                 license=task.settings.license,
                 base_model=info.base_model,
                 **task.source.model_dump(),
+                **(task.settings.source.model_dump() if task.settings.source else {}),
             )
             for task in info.tasks
         ],

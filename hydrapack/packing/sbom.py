@@ -23,7 +23,14 @@ def ml_bom(manifest: ManifestContent) -> str:
         HydrapackError: cyclonedx-python-lib is not installed, or SOURCE_DATE_EPOCH is no number.
     """
     need("cyclonedx")
-    from cyclonedx.model import HashAlgorithm, HashType, Property
+    from cyclonedx.model import (
+        ExternalReference,
+        ExternalReferenceType,
+        HashAlgorithm,
+        HashType,
+        Property,
+        XsUri,
+    )
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.model.component import Component, ComponentType
     from cyclonedx.model.license import LicenseExpression
@@ -57,6 +64,12 @@ def ml_bom(manifest: ManifestContent) -> str:
             model,
             source.digest,
             ref=f"adapter:{source.task}",
+            version=source.revision,
+            external_references=[
+                ExternalReference(type=ExternalReferenceType.DISTRIBUTION, url=XsUri(url))
+                for url in [source.url]
+                if url
+            ],
             licenses=[LicenseExpression(source.license)] if source.license else [],
             properties=[
                 Property(name="hydrapack:alpha", value=f"{source.alpha:g}"),

@@ -33,6 +33,6 @@ def is_file(path: Path, size: int, sha256: str | None) -> bool:
         return same and (sha256 is None or file_sha256(path) == sha256)
 
 
-def bytes_sha256(data: bytes) -> str:
+def bytes_sha256(data: bytes | memoryview) -> str:
     """SHA-256 (hex) of bytes."""
     return hashlib.sha256(data).hexdigest()

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import torch
 
+from hydrapack.support.digest import bytes_sha256
 from hydrapack.support.errors import Mismatch, reading
 
 _NAMES = {torch.float32: "F32", torch.int64: "I64"}
@@ -104,11 +105,13 @@ def places(path: Path, data: bytes, tensors: Mapping[str, torch.Tensor]) -> dict
     }
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor | StoredTensor]) -> str:
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor | StoredTensor]
+) -> tuple[str, dict[str, str]]:
     """Write a safetensors file with one tensor in memory at a time: the library's own bytes.
 
     Returns:
-        its SHA-256 (hex).
+        SHA-256 (hex) of the file, and of each tensor's bytes by name.
     """
     # As the library: the widest type first, then by name; the header ends at a multiple of 8.
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
@@ -121,7 +124,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor | StoredTensor]
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": shape, "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
+    digest, own = hashlib.sha256(), {}
     with path.open("wb") as file:
         for piece in (len(text).to_bytes(8, "little"), text):
             file.write(piece)
@@ -131,4 +134,5 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor | StoredTensor]
             values = tensor.read() if isinstance(tensor, StoredTensor) else tensor.contiguous()
             file.write(bytes_of(values))
             digest.update(bytes_of(values))
-    return digest.hexdigest()
+            own[name] = bytes_sha256(bytes_of(values))
+    return digest.hexdigest(), own

@@ -112,6 +112,7 @@ def verify(
     if newer_than is not None:
         check("version", lambda: _newer(stated, newer_than))
     check("task errors", lambda: _task_errors(stated, max_task_error))
+    check("sources", lambda: _sources(stated))
     if not check("program", programs.load):
         return checks
     for task in stated.tasks:
@@ -176,6 +177,14 @@ def _task_errors(manifest: Manifest, limit: float | None) -> str:
         return f"warning: lost tasks, next to nothing is left of them: {found}"
     worst = max(errors, key=errors.__getitem__)
     return f"none lost; the worst is {worst}, {errors[worst]:.4f} from its adapter"
+
+
+def _sources(manifest: Manifest) -> str:
+    if sorted(s.task for s in manifest.sources) != sorted(task.name for task in manifest.tasks):
+        raise Invalid(f"{MANIFEST}: sources: are not one for each task")
+    known = [f"{s.task} {s.origin}" for s in manifest.sources if s.url]
+    named = ", ".join(known[:5]) + (", …" if len(known) > 5 else "")
+    return f"{len(known)} of {len(manifest.sources)} with a URL" + (f": {named}" if named else "")
 
 
 class _Programs:
@@ -253,7 +262,8 @@ class _Programs:
         task = _task_of(self.manifest, adapter)
         (source,) = (s for s in self.manifest.sources if s.task == adapter.task)
         if source.digest != adapter.digest:
-            raise Invalid(f"{adapter.folder}: is not the adapter that was merged (SHA-256)")
+            whence = f"; that is {source.origin}" if source.url else ""
+            raise Invalid(f"{adapter.folder}: is not the adapter that was merged (SHA-256){whence}")
         stored = self.updates(task.name)
         error = ErrorSum()
         for name, pair in stored.items():
