@@ -34,10 +34,6 @@ def pack(
     sbom: Annotated[
         bool, typer.Option("--sbom", help="Write a CycloneDX ML-BOM, sbom.cdx.json.")
     ] = False,
-    digests: Annotated[
-        bool,
-        typer.Option("--digests", help="Write digests.json: errors name the damaged matrix."),
-    ] = False,
     signing_key: Annotated[
         Path | None, typer.Option(help="Ed25519 private key (PEM): write manifest.sig.")
     ] = None,
@@ -89,7 +85,6 @@ def pack(
             package_version=package_version,
             channel=channel,
             golden=record,
-            digests=digests,
         )
     manifest = package.manifest
     if as_json:

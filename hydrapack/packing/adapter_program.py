@@ -29,8 +29,6 @@ class Shared(nn.Module):
         self.layers, self.rank = layout.layers, layout.rank
         self.banks: list[list[MatrixBank]] = []
         self.counts: list[int] = []
-        self.names: list[list[str]] = []
-        """Of the modules in each bank."""
         for number, group in enumerate(layout.groups()):
             names = [module_name(i, target) for i in range(layout.layers) for target in group]
             widths = sorted({modules[name].A.bits for name in names})
@@ -41,7 +39,6 @@ class Shared(nn.Module):
                 own = [name for name in names if modules[name].A.bits == bits]
                 banks.append(MatrixBank([modules[name].A for name in own]))
                 self.add_module(f"bank_{number}_{bits}", banks[-1])
-                self.names.append(own)
                 for name in own:
                     rows = modules[name].merged.rank
                     order[name] = range(at, at + rows)
@@ -78,7 +75,6 @@ class Lowered:
 
     a: torch.Tensor
     """float32 (a_size,)."""
-    shared: nn.Module
     head: nn.Module
 
     def b(self, route: torch.Tensor) -> torch.Tensor:
@@ -130,4 +126,4 @@ def lower_adapters(
         program = edge.to_executorch()
         with target.open("wb") as file:
             program.write_to_file(file)
-        return Lowered(shared(), shared, head)
+        return Lowered(shared(), head)

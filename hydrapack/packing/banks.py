@@ -30,10 +30,6 @@ def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
     return both.view(2 * rows, columns)
 
 
-Slab = tuple[str, int, int]
-"""A buffer of a bank, and what a matrix has of it: its first row there, and its rows."""
-
-
 class MatrixBank(nn.Module):
     """Matrices of one width below each other, all dequantized: float32 (rows, columns)."""
 
@@ -48,14 +44,6 @@ class MatrixBank(nn.Module):
             values = pack_nibbles(nn.functional.pad(values, (0, 0, 0, self.rows % 2)))
         self.register_buffer("values", values.contiguous())
         scales = [matrix.scales for matrix in matrices if matrix.scales is not None]
-        self.slabs: list[list[Slab]] = []
-        """Of each matrix; at 4 bits two may have a row in common."""
-        at, pairs = 0, 2 if self.bits == 4 else 1
-        for end in torch.tensor([len(matrix.values) for matrix in matrices]).cumsum(0).tolist():
-            first = at // pairs
-            own: list[Slab] = [("values", first, -(-end // pairs) - first)]
-            self.slabs.append([*own, ("scales", at, end - at)] if scales else own)
-            at = end
         if scales:
             self.register_buffer("scales", torch.cat(scales).contiguous())
 
@@ -103,7 +91,6 @@ class RowBank(nn.Module):
         rows, scales = [], []
         first, stride, step, height = [], [], [], []
         scale_first, scale_stride, groups = [], [], []
-        self.slabs: list[list[Slab]] = []
         owner: list[int] = []
         within: list[int] = []
         at = scale_at = 0
@@ -118,10 +105,7 @@ class RowBank(nn.Module):
                 scale_first.append(scale_at)
                 scale_stride.append(matrix.scales.shape[-1] * blocks)
                 groups.append(matrix.scales.shape[-1])
-                self.slabs.append([("scales", scale_at, len(scales[-1]))])
                 scale_at += len(scales[-1])
-            else:
-                self.slabs.append([])
             turned = matrix.values.mT
             if bits == 4:
                 turned = nn.functional.pad(turned, (0, 0, 0, own % 2)).transpose(0, 1)
@@ -134,7 +118,6 @@ class RowBank(nn.Module):
             shown = pad_to // block or blocks
             owner += [index] * shown
             within += range(shown)
-            self.slabs[-1].append(("rows", at, len(rows[-1])))
             at += len(rows[-1])
         self.height = -(-rank // self.pairs)
         self.ragged = any(h != self.height for h in height)

@@ -20,7 +20,6 @@ from hydrapack.adapters.task_settings import (
     TopP,
     Url,
 )
-from hydrapack.packing.digests import DIGESTS, damage
 from hydrapack.program.layout import Layout, parse_targets
 from hydrapack.program.quantized import BitWidth
 from hydrapack.support.digest import bytes_sha256, file_sha256, is_file
@@ -335,20 +334,7 @@ def check_files(package: Path, manifest: Manifest) -> None:
     for file in manifest.files:
         path = package / file.name
         if not is_file(path, file.bytes, file.sha256):
-            what = damaged_tensors(package, manifest.files) if file.name == ADAPTERS else ""
-            raise Mismatch(f"{path}: is not the file that {MANIFEST} describes{what}; pack again")
-
-
-def damaged_tensors(package: Path, files: Sequence[Any]) -> str:
-    """Which matrices of a changed adapters.pte are not as packed, for the end of a message.
-
-    Empty where there is no digests.json among ``files`` (name, bytes, sha256), or it is damaged.
-    """
-    stated = next((file for file in files if file.name == DIGESTS), None)
-    path = package / DIGESTS
-    if stated is None or not path.is_file() or not is_file(path, stated.bytes, stated.sha256):
-        return ""
-    return f": {damage(package / ADAPTERS, path)}"
+            raise Mismatch(f"{path}: is not the file that {MANIFEST} describes; pack again")
 
 
 def read_package(package: Path) -> Manifest:

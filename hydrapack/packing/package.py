@@ -16,7 +16,6 @@ from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask
 from hydrapack.bundle.merged import LOST, MergedModule, MergedVera, frozen
 from hydrapack.bundle.stored import Stored, store_modules, tensor_bytes
 from hydrapack.packing.adapter_program import Lowered, lower_adapters
-from hydrapack.packing.digests import DIGESTS, digests_text
 from hydrapack.packing.manifest import (
     ADAPTERS,
     GOLDEN,
@@ -106,7 +105,6 @@ def pack(
     package_version: int | None = None,
     channel: str | None = None,
     golden: Callable[[Path], str] | None = None,
-    digests: bool = False,
 ) -> Package:
     """Pack ``bundle`` into ``target``: ``adapters.pte`` and ``manifest.json``.
 
@@ -127,7 +125,6 @@ def pack(
         channel: a name of your own, as ``beta``.
         golden: from the package, the text of its golden.json: ``hydrapack.golden``, with the same
             ``model``.
-        digests: write the SHA-256 of each matrix in adapters.pte (digests.json) too.
 
     Raises:
         HydrapackError: bits not offered, modules no base program adapts, or an unwritable
@@ -164,8 +161,6 @@ def pack(
             documents[MODEL_CARD] = card_text(manifest)
         if sbom:
             documents[SBOM] = ml_bom(manifest)
-        if digests:
-            documents[DIGESTS] = digests_text(lowered, layout.modules(), partial / ADAPTERS)
         for name, text in documents.items():
             (partial / name).write_text(text, encoding="utf-8", newline="\n")
         manifest = _write_manifest(partial, manifest, [*documents])

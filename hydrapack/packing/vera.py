@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hydrapack.bundle.stored import StoredVera
-from hydrapack.packing.banks import MatrixBank, Slab
+from hydrapack.packing.banks import MatrixBank
 from hydrapack.program.layout import Layout
 
 
@@ -69,10 +69,6 @@ class VeraHead(nn.Module):
             start += [at + head * blocks for head in of]
             at += len(heads.values) * blocks
         rows = [module.heads.values.reshape(-1, self.block) for module in modules]
-        ends = torch.tensor([len(own) for own in rows]).cumsum(0).tolist()
-        self.slabs: list[list[Slab]] = [
-            [("vectors", end - len(own), len(own))] for own, end in zip(rows, ends, strict=True)
-        ]
         self.register_buffer("vectors", torch.cat(rows).contiguous())
         # By choice: all of the first module, then all of the second...
         self.register_buffer("first", torch.tensor(first))
