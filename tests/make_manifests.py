@@ -102,9 +102,11 @@ def sealed(data: bytes) -> bytes:
     return data[: found.start(1)] + digest + data[found.end(1) :]
 
 
-def changed(*path: str | int, to: Any = None, drop: bool = False) -> bytes:
+def changed(
+    *path: str | int, to: Any = None, drop: bool = False, content: dict[str, Any] | None = None
+) -> bytes:
     """The manifest with the value at ``path`` replaced or dropped."""
-    content = manifest()
+    content = content or manifest()
     *parents, last = path
     at: Any = content
     for key in parents:
@@ -142,6 +144,16 @@ def two_tasks(first: str, second: str, fallback: str = "error") -> bytes:
     content["tasks"][0]["name"], content["tasks"][1]["name"] = first, second
     content["fallback"] = fallback
     return sealed(text(content))
+
+
+def banked(*path: str | int, to: Any = None, drop: bool = False) -> bytes:
+    """``changed`` of a manifest that says where the heads lie: 2 of 512 and of 64 bytes."""
+    content = manifest()
+    content["head_banks"] = {"offsets": [1024, 2048], "shared_sha256": DIGEST}
+    content["modules"][0]["pieces"] = [[0, 512], [1, 64]]
+    for task in content["tasks"]:
+        task["head_sha256"] = DIGEST
+    return changed(*path, to=to, drop=drop, content=content)
 
 
 def small() -> Iterator[tuple[str, str, bytes]]:
@@ -246,6 +258,53 @@ def small() -> Iterator[tuple[str, str, bytes]]:
     yield "package-version", "Ok", changed("package_version", to=3)
     yield "channel", "Ok", changed("channel", to="beta")
     yield "stored-heads", "Ok", changed("modules", 0, "stored_heads", to=1)
+    yield "head_banks", "Ok", banked("rank", to=4)
+    yield "head_banks-null", "Invalid", banked("head_banks", to=None)
+    yield "head_banks-list", "Invalid", banked("head_banks", to=[])
+    yield "head_banks-missing", "Invalid", banked("head_banks", drop=True)
+    yield "head_banks-one-too-few", "Invalid", banked("head_banks", "offsets", to=[1024])
+    yield "head_banks-one-more", "Ok", banked("head_banks", "offsets", to=[1024, 2048, 4096])
+    yield "head_banks-none", "Invalid", banked("head_banks", "offsets", to=[])
+    yield "head_banks-side-by-side", "Ok", banked("head_banks", "offsets", to=[0, 1024])
+    yield "head_banks-overlap", "Invalid", banked("head_banks", "offsets", to=[1025, 2048])
+    yield "head_banks-swapped", "Invalid", banked("head_banks", "offsets", to=[2048, 1024])
+    yield "head_banks-to-the-end", "Ok", banked("head_banks", "offsets", to=[0, 3968])
+    yield "head_banks-beyond-the-end", "Invalid", banked("head_banks", "offsets", to=[0, 3969])
+    yield "head_banks-negative", "Invalid", banked("head_banks", "offsets", to=[-1, 2048])
+    yield "head_banks-beyond-a-file", "Invalid", banked("head_banks", "offsets", to=[0, 1 << 40])
+    yield "head_banks-float", "Invalid", banked("head_banks", "offsets", to=[0, 2048.0])
+    yield "head_banks-digest-short", "Invalid", banked("head_banks", "shared_sha256", to="ab")
+    yield "head_banks-no-digest", "Invalid", banked("head_banks", "shared_sha256", drop=True)
+    yield "head_banks-unknown-key", "Ok", banked("head_banks", "more", to=1)
+    yield "head_sha256-missing", "Invalid", banked("tasks", 1, "head_sha256", drop=True)
+    yield "head_sha256-null", "Invalid", banked("tasks", 1, "head_sha256", to=None)
+    yield "head_sha256-short", "Invalid", banked("tasks", 1, "head_sha256", to=DIGEST[1:])
+    yield "head_sha256-alone", "Ok", changed("tasks", 1, "head_sha256", to=DIGEST)
+    yield "head_sha256-alone-number", "Invalid", changed("tasks", 1, "head_sha256", to=1)
+    yield "head_sha256-alone-null", "Ok", changed("tasks", 1, "head_sha256", to=None)
+    for name, verdict, pieces in (
+        ("missing", "Ok", None),
+        ("none", "Ok", []),
+        ("object", "Invalid", {}),
+        ("numbers", "Invalid", [0, 512]),
+        ("three", "Invalid", [[0, 512, 1]]),
+        ("short", "Invalid", [[0]]),
+        ("empty", "Invalid", [[]]),
+        ("of-no-bank", "Invalid", [[2, 1]]),
+        ("negative", "Invalid", [[-1, 1]]),
+        ("true", "Invalid", [[False, 512]]),
+        ("of-no-bytes", "Ok", [[0, 0]]),
+        ("most-bytes", "Invalid", [[1, (1 << 31) - 1]]),
+        ("beyond", "Invalid", [[1, 1 << 31]]),
+        ("twice-in-a-bank", "Ok", [[0, 256], [0, 256], [1, 64]]),
+        ("eight", "Ok", [[0, 1]] * 8),
+        ("nine", "Invalid", [[0, 1]] * 9),
+    ):
+        case = banked("modules", 0, "pieces", to=pieces, drop=pieces is None)
+        yield f"pieces-{name}", verdict, case
+    yield "pieces-alone", "Invalid", changed("modules", 0, "pieces", to=[[0, 1]])
+    yield "pieces-alone-none", "Ok", changed("modules", 0, "pieces", to=[])
+    yield "pieces-alone-null", "Invalid", changed("modules", 0, "pieces", to=None)
     yield "metadata-empty", "Ok", changed("metadata", to={})
     yield "metadata-null", "Invalid", changed("metadata", to=None)
     yield "metadata-list", "Invalid", changed("metadata", to=[])

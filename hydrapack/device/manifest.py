@@ -6,8 +6,6 @@ The digest answers for the rest. The C++ runtime gives the same verdict on any b
 
 from __future__ import annotations
 
-import hashlib
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,13 +15,13 @@ from hydrapack.adapters.task_settings import MaxNewTokens, Stop, Temperature, Te
 from hydrapack.packing.manifest import (
     ADAPTERS,
     MANIFEST,
+    Piece,
+    check_package_digest,
     check_tasks_and_files,
     check_version,
 )
-from hydrapack.support.errors import Invalid, Mismatch, NotFound
+from hydrapack.support.errors import Invalid, NotFound
 from hydrapack.support.schema import Digest, fitting, parse_json, read_bytes, utf8_at_most
-
-_STATED_DIGEST = re.compile(rb'\n  "package_digest": "([0-9a-f]{64})')
 
 Items = Field(min_length=1, max_length=65536)
 
@@ -43,9 +41,10 @@ class Base(Read):
 
 
 class Module(Read):
-    """A module's number of heads."""
+    """A module's number of heads, and what each has of the banks, (number, bytes)."""
 
     heads: Annotated[int, Field(ge=1, le=4096)]
+    pieces: Annotated[list[Piece], Field(max_length=8)] = []
 
 
 class Generation(Read):
@@ -66,6 +65,14 @@ class Task(Read):
     generation: Generation
     language: Text | None
     route: list[Annotated[int, Field(ge=0, lt=4096)]]
+    head_sha256: Digest | None = None
+
+
+class HeadBanks(Read):
+    """Where adapters.pte holds heads, and the SHA-256 of the rest of it."""
+
+    offsets: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 40)]], Items]
+    shared_sha256: Digest
 
 
 class File(Read):
@@ -88,6 +95,7 @@ class DeviceManifest(Read):
     tasks: Annotated[list[Task], Items]
     fallback: str
     files: Annotated[list[File], Items]
+    head_banks: HeadBanks | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -150,16 +158,5 @@ def parse_manifest(data: bytes, where: Path, check_digest: bool = True) -> Devic
         raise Invalid(f"{where}: modules: one has more heads than the {manifest.heads} of the file")
     check_tasks_and_files(manifest, where)
     if check_digest:
-        _check_digest(data, manifest.package_digest, where)
+        check_package_digest(data, manifest.package_digest, where)
     return manifest
-
-
-def _check_digest(data: bytes, stated: str, where: Path) -> None:
-    # A line of its own at the top level: no JSON string holds a bare newline.
-    found = _STATED_DIGEST.search(data)
-    if found is None:
-        raise Invalid(f"{where}: is not as hydrapack writes it: no line of package_digest")
-    digest = hashlib.sha256(data[: found.start(1)])
-    digest.update(data[found.end(1) :])
-    if digest.hexdigest() != stated:
-        raise Mismatch(f"{where}: package_digest does not fit: the file was changed")

@@ -5,6 +5,7 @@ The C++ runtime makes the same checks in the same order (docs/runtime-contract.m
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,13 +13,14 @@ from typing import Annotated
 from pydantic import Field
 from tokenizers import Tokenizer
 
-from hydrapack.device.manifest import DeviceManifest, Read, read_device_manifest
+from hydrapack.device.manifest import DeviceManifest, Read, Task, read_device_manifest
 from hydrapack.device.text import load_tokenizer
-from hydrapack.packing.manifest import ADAPTERS, MANIFEST
+from hydrapack.packing.head_bytes import HeadBytes, pieces_sha256
+from hydrapack.packing.manifest import ADAPTERS, MANIFEST, head_bytes
 from hydrapack.packing.signature import verify_signature
 from hydrapack.program.load import LoadedProgram, check_forward, load_program
 from hydrapack.support.digest import is_file
-from hydrapack.support.errors import Invalid, Mismatch, NotFound
+from hydrapack.support.errors import Invalid, Mismatch, NotFound, reading
 from hydrapack.support.schema import Digest, fitting, parse_json, read_bytes
 
 
@@ -29,18 +31,63 @@ class Description(Read):
     sha256: Digest
 
 
+class Heads:
+    """The heads in adapters.pte, each compared with the manifest when it is first used."""
+
+    def __init__(self, path: Path, manifest: DeviceManifest, where: HeadBytes) -> None:
+        """Maps the file, so that another put in its place is no matter.
+
+        Raises:
+            NotFound, Io: it is not there, or cannot be read.
+            Mismatch: what the heads share is not as the manifest describes it.
+        """
+        assert manifest.head_banks is not None
+        stated = manifest.adapters
+        check_file(path, stated.bytes, stated.sha256, False, MANIFEST)
+        self._data = memoryview(b"")
+        if stated.bytes:
+            with reading(path), path.open("rb") as file:
+                self._data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        self._path, self._where = path, where
+        self._checked: set[str] = set()
+        if pieces_sha256(self._data, where.shared) != manifest.head_banks.shared_sha256:
+            raise Mismatch(f"{path}: is not the file that {MANIFEST} describes")
+
+    def check(self, task: Task) -> None:
+        """Compare a task's head, if it is the first time.
+
+        Raises:
+            Mismatch: it is damaged; names the task.
+        """
+        if task.name in self._checked:
+            return
+        if pieces_sha256(self._data, self._where.of(task.route)) != task.head_sha256:
+            raise Mismatch(
+                f"{self._path}: the head of task {task.name!r} is damaged: it is not the one that "
+                f"{MANIFEST} describes; copy the package again"
+            )
+        self._checked.add(task.name)
+
+
 @dataclass(frozen=True)
 class Opened:
-    """Files that belong together; manifest and adapters are a package's."""
+    """Files that belong together; manifest, heads and adapters are a package's."""
 
     manifest: DeviceManifest | None
+    heads: Heads | None
+    """None where none is left to be checked."""
     model: LoadedProgram
     adapters: LoadedProgram | None
     tokenizer: Tokenizer
 
 
 def open_files(
-    model: Path, package: Path | None, tokenizer: Path, check_digests: bool, public_key: str | None
+    model: Path,
+    package: Path | None,
+    tokenizer: Path,
+    check_digests: bool,
+    check_heads: bool,
+    public_key: str | None,
 ) -> Opened:
     """Read and load all of them.
 
@@ -49,6 +96,7 @@ def open_files(
         package: the directory with manifest.json and adapters.pte; None for the base model alone.
         tokenizer: tokenizer.json.
         check_digests: compare SHA-256 digests too; sizes always are.
+        check_heads: all heads at once, and not each when it is first used.
         public_key: Ed25519, hex, that must have signed the manifest.
 
     Raises:
@@ -59,14 +107,18 @@ def open_files(
     manifest, data = read_device_manifest(package, check_digests)
     if public_key is not None:
         verify_signature(package, data, public_key)
-    stated = manifest.adapters
-    check_file(package / ADAPTERS, stated.bytes, stated.sha256, check_digests, MANIFEST)
+    where, heads = head_bytes(manifest, package / MANIFEST), None
+    if where is not None and check_digests and not check_heads:
+        heads = Heads(package / ADAPTERS, manifest, where)
+    else:
+        stated = manifest.adapters
+        check_file(package / ADAPTERS, stated.bytes, stated.sha256, check_digests, MANIFEST)
     check_model_file(model, check_digests)
     program, adapters = load_program(model, "forward"), load_program(package / ADAPTERS, "head")
     check_forward(program)
     _check_layout(manifest, program, adapters)
     check_base(manifest, program)
-    return Opened(manifest, program, adapters, _tokenizer(tokenizer, program, check_digests))
+    return Opened(manifest, heads, program, adapters, _tokenizer(tokenizer, program, check_digests))
 
 
 def _open_base(model: Path, tokenizer: Path, check_digests: bool, public_key: str | None) -> Opened:
@@ -75,7 +127,7 @@ def _open_base(model: Path, tokenizer: Path, check_digests: bool, public_key: st
     check_model_file(model, check_digests)
     program = load_program(model, "forward")
     check_forward(program)
-    return Opened(None, program, None, _tokenizer(tokenizer, program, check_digests))
+    return Opened(None, None, program, None, _tokenizer(tokenizer, program, check_digests))
 
 
 def _tokenizer(path: Path, model: LoadedProgram, check_digests: bool) -> Tokenizer:

@@ -49,6 +49,7 @@ class Session(Asking):
         tokenizer: str | Path | None = None,
         *,
         check_digests: bool = True,
+        check_heads: bool = False,
         public_key: str | None = None,
         self_test: bool = False,
     ) -> None:
@@ -58,7 +59,9 @@ class Session(Asking):
             model: ``model.pte`` of ``hydrapack export-base``.
             package: the directory ``hydrapack pack`` wrote; None for the bare base model alone.
             tokenizer: ``tokenizer.json``; the one beside the model by default.
-            check_digests: compare every file with its SHA-256; sizes are compared anyway.
+            check_digests: compare every file with its SHA-256; sizes are compared anyway. A task's
+                head is compared when it is first used.
+            check_heads: compare all heads here, which reads the whole of ``adapters.pte``.
             public_key: Ed25519, 64 hex digits, that must have signed the package.
             self_test: replay the package's golden outputs before anything else.
 
@@ -71,9 +74,9 @@ class Session(Asking):
         model = Path(model)
         beside = Path(tokenizer or model.parent / "tokenizer.json")
         folder = None if package is None else Path(package)
-        opened = open_files(model, folder, beside, check_digests, public_key)
+        opened = open_files(model, folder, beside, check_digests, check_heads, public_key)
         self.manifest, self.tokenizer = opened.manifest, opened.tokenizer
-        self._model = opened.model
+        self._model, self._heads = opened.model, opened.heads
         modules = len(self.manifest.modules) if self.manifest else 0
         self._programs = Programs(opened.model, opened.adapters, modules)
         self.max_context: int = self._programs.max_context
@@ -94,7 +97,7 @@ class Session(Asking):
         if hasattr(self, "_programs"):
             with self._turns.hold():
                 self._turns.close()
-                del self._programs, self._model
+                del self._programs, self._model, self._heads
 
     @property
     def chat_template(self) -> str | None:
@@ -113,6 +116,8 @@ class Session(Asking):
         self._task = None
         chosen = find_task(self.manifest, task)
         if chosen is not None:
+            if self._heads is not None:
+                self._heads.check(chosen)
             self._programs.bind(chosen.route)
             self._task = chosen
         self.stats.swap_ms = _ms_since(started)

@@ -16,6 +16,7 @@ from torch import nn
 
 from hydrapack.bundle.stored import Stored, StoredModule, StoredVera
 from hydrapack.packing.banks import Head, MatrixBank
+from hydrapack.packing.head_digests import Bank, found_in
 from hydrapack.packing.vera import VeraHead, VeraShared
 from hydrapack.program.layout import Layout, module_name
 from hydrapack.support.threads import one_thread
@@ -75,7 +76,9 @@ class Lowered:
 
     a: torch.Tensor
     """float32 (a_size,)."""
-    head: nn.Module
+    head: Head | VeraHead
+    banks: dict[int, Bank]
+    """With the heads, by where they begin in the file."""
 
     def b(self, route: torch.Tensor) -> torch.Tensor:
         """float32 (b_size,) of a route, int64 (modules,) in packing order."""
@@ -84,7 +87,7 @@ class Lowered:
         return found
 
 
-def _methods(layout: Layout, modules: Sequence[Stored]) -> tuple[nn.Module, nn.Module]:
+def _methods(layout: Layout, modules: Sequence[Stored]) -> tuple[nn.Module, Head | VeraHead]:
     """``shared`` and ``head`` of modules in packing order, all of LoRA or all of VeRA."""
     vera = [module for module in modules if isinstance(module, StoredVera)]
     if vera:
@@ -126,4 +129,6 @@ def lower_adapters(
         program = edge.to_executorch()
         with target.open("wb") as file:
             program.write_to_file(file)
-        return Lowered(shared(), head)
+        own = {id(bank.values) for bank in head.banks}
+        others = [b for m in (shared, head) for b in m.buffers() if id(b) not in own]
+        return Lowered(shared(), head, found_in(target.read_bytes(), head.banks, others))

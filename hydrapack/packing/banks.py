@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hydrapack.bundle.stored import StoredModule
+from hydrapack.packing.head_digests import Bank
 from hydrapack.program.quantized import Quantized, group_columns
 
 
@@ -126,6 +127,11 @@ class RowBank(nn.Module):
             rows.append(torch.zeros(1, block, dtype=rows[0].dtype))
         self.zero_row = at
         self.register_buffer("rows", torch.cat(rows).contiguous())
+        # Bytes that one choice of each module has to itself, by buffer.
+        self.lengths = {"rows": [n * block * rows[0].element_size() for n in stride]}
+        if scales:
+            half = scales[0].element_size()
+            self.lengths["scales"] = [n * block * half for n in scale_stride]
         for name, numbers in (
             ("first", first),
             ("stride", stride),
@@ -161,6 +167,18 @@ class RowBank(nn.Module):
             self.get_buffer("owner").to(torch.int64),
             self.get_buffer("within").to(torch.int64),
         )
+
+    def banks(self, members: Sequence[int]) -> list[Bank]:
+        """Where choices lie; none where several may name one matrix.
+
+        Args:
+            members: the numbers of the modules.
+        """
+        lengths = {} if self.scaled else self.lengths
+        return [
+            Bank(self.get_buffer(name), dict(zip(members, own, strict=True)))
+            for name, own in lengths.items()
+        ]
 
     def forward(self, choice: torch.Tensor) -> torch.Tensor:
         """int64 (modules,), a choice for each -> float32 (rank, sum of d_out)."""
@@ -247,6 +265,10 @@ class TwoSidedBank(nn.Module):
         order = torch.arange(self.count * rank).view(self.count, rank).T.reshape(-1)
         self.register_buffer("order", order.to(torch.int32))
 
+    def banks(self, members: Sequence[int]) -> list[Bank]:
+        """As ``RowBank``'s, of the C's."""
+        return self.core.banks(members)
+
     def forward(self, choice: torch.Tensor) -> torch.Tensor:
         """int64 (modules,), a head for each -> float32 (rank, sum of d_out)."""
         core = self.core(choice).view(self.width, self.count, -1).permute(1, 2, 0).contiguous()
@@ -286,21 +308,24 @@ class Head(nn.Module):
         super().__init__()
         shapes = [module.merged.shape for module in modules]
         block = math.gcd(*(d_out for d_out, _ in shapes))
-        parts: dict[tuple[int, int], list[int]] = {}
+        kinds: dict[tuple[int, int], list[int]] = {}
         for index, (module, (d_out, _)) in enumerate(zip(modules, shapes, strict=True)):
             basis = 0 if module.U is None else d_out
-            parts.setdefault((basis, module.bits), []).append(index)
-        self.block, self.banks, order = block, nn.ModuleList(), []
-        for number, ((basis, _), members) in enumerate(sorted(parts.items())):
+            kinds.setdefault((basis, module.bits), []).append(index)
+        self.block, self.parts, order = block, nn.ModuleList(), []
+        self.banks: list[Bank] = []
+        for number, ((basis, _), members) in enumerate(sorted(kinds.items())):
             chosen = [modules[i] for i in members]
-            self.banks.append(
+            part = (
                 TwoSidedBank(chosen, rank)
                 if basis
                 else RowBank([m.heads for m in chosen], rank, block, scaled=_scaled(chosen))
             )
+            self.parts.append(part)
+            self.banks += part.banks(members)
             self.register_buffer(f"members_{number}", torch.tensor(members))
             order += [(i, j) for i in members for j in range(shapes[i][0] // block)]
-        self.direct = len(parts) == 1
+        self.direct = len(kinds) == 1
         if not self.direct:
             places = sorted(range(len(order)), key=order.__getitem__)
             self.register_buffer("places", torch.tensor(places, dtype=torch.int32))
@@ -308,10 +333,10 @@ class Head(nn.Module):
     def forward(self, route: torch.Tensor) -> torch.Tensor:
         """int64 (modules,) in packing order -> float32 (b_size,)."""
         if self.direct:
-            return self.banks[0](route).reshape(-1)
+            return self.parts[0](route).reshape(-1)
         parts = [
-            bank(torch.index_select(route, 0, self.get_buffer(f"members_{number}")))
-            for number, bank in enumerate(self.banks)
+            part(torch.index_select(route, 0, self.get_buffer(f"members_{number}")))
+            for number, part in enumerate(self.parts)
         ]
         b = torch.cat(parts, 1)
         b = b.view(b.shape[0], -1, self.block)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +22,7 @@ from hydrapack.adapters.task_settings import (
     TopP,
     Url,
 )
+from hydrapack.packing.head_bytes import HeadBytes
 from hydrapack.program.layout import Layout, parse_targets
 from hydrapack.program.quantized import BitWidth
 from hydrapack.support.digest import bytes_sha256, file_sha256, is_file
@@ -35,10 +38,12 @@ from hydrapack.support.schema import (
 )
 
 MANIFEST, ADAPTERS, GOLDEN = "manifest.json", "adapters.pte", "golden.json"
-
+_STATED_DIGEST = re.compile(rb'\n  "package_digest": "([0-9a-f]{64})')
+_NUMBERS = re.compile(r"\[\n\s+(-?\d[^\n]*(?:\n\s+-?\d[^\n]*)*)\n\s+\]")
 
 Count = Annotated[int, Field(ge=0, lt=1 << 31)]
 Width = Annotated[int, Field(ge=1, le=1 << 24)]
+Piece = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Name = Annotated[str, Field(min_length=1, max_length=500)]
 
 
@@ -90,6 +95,20 @@ class ModuleInfo(Strict):
     """Q of a two-sided module; 0 for whole heads."""
     bits_a: BitWidth
     bits_b: BitWidth
+    pieces: list[Piece] = Field(
+        default_factory=list, max_length=8, exclude_if=lambda pieces: not pieces
+    )
+    """Bytes of a bank that each of the heads has, as (its number, bytes); left out if none."""
+
+
+class HeadBanks(Strict):
+    """Where adapters.pte holds heads and nothing else, so that each is checked when it is used."""
+
+    offsets: list[Annotated[int, Field(ge=0, lt=1 << 40)]] = Field(min_length=1, max_length=65536)
+    """Where each bank begins; in it the heads of the modules that have pieces of it lie in order,
+    one module after the other."""
+    shared_sha256: Digest
+    """SHA-256 of adapters.pte without the banks."""
 
 
 class TaskGeneration(Generation):
@@ -113,6 +132,8 @@ class ManifestTask(Strict):
     generation: TaskGeneration
     language: Text | None
     route: list[Annotated[int, Field(ge=0, lt=4096)]]
+    head_sha256: Digest | None = Field(default=None, exclude_if=lambda digest: digest is None)
+    """SHA-256 of its head's pieces, in the order of the modules; there where head_banks is."""
     merge_relative_error: float = Field(ge=0)
     """Norm of (adapter's updates - head's) over norm of the updates, before quantization."""
     packed_relative_error: float = Field(ge=0)
@@ -169,6 +190,8 @@ class ManifestContent(Strict):
     fallback: str
     """What a name that is no task gets: ``error``, ``base`` for the bare model, or a task."""
     files: list[ManifestFile] = Field(min_length=1, max_length=65536)
+    head_banks: HeadBanks | None = Field(default=None, exclude_if=lambda banks: banks is None)
+    """Left out where adapters.pte is checked as a whole only."""
     storage: Storage
     package_version: int | None = Field(
         default=None, ge=1, lt=1 << 53, exclude_if=lambda n: n is None
@@ -265,6 +288,25 @@ def check_tasks_and_files(manifest: Any, where: Path) -> None:
     files = [file.name for file in manifest.files]
     if ADAPTERS not in files or MANIFEST in files or len(set(files)) != len(files):
         raise Invalid(f"{where}: files: must name {ADAPTERS}, and each file once")
+    head_bytes(manifest, where)
+
+
+def head_bytes(manifest: Any, where: Path) -> HeadBytes | None:
+    """Where the heads lie; None where the manifest does not say. ``manifest`` is either reader's.
+
+    Raises:
+        Invalid: they lie nowhere in the file, or a task's digest is missing; names ``where``.
+    """
+    banks = manifest.head_banks
+    size = next(file.bytes for file in manifest.files if file.name == ADAPTERS)
+    try:
+        found = HeadBytes(banks.offsets if banks else (), manifest.modules, size)
+    except Invalid as error:
+        raise Invalid(f"{where}: {error}") from None
+    for task in manifest.tasks:
+        if banks and not task.head_sha256:
+            raise Invalid(f"{where}: task {task.name!r}: head_sha256 is missing")
+    return found if banks else None
 
 
 def _check_layout(manifest: Manifest, path: Path) -> None:
@@ -291,16 +333,27 @@ def check_fallback(fallback: str, tasks: Sequence[str], where: str) -> None:
         raise Invalid(f"{where} {fallback!r}: give error, base or one of {', '.join(tasks)}")
 
 
-def package_digest(manifest: ManifestContent) -> str:
-    """SHA-256 (hex) of the manifest's text with an empty ``package_digest``."""
-    return bytes_sha256(_text(manifest, "").encode())
+def check_package_digest(data: bytes, stated: str, where: Path) -> None:
+    """Compare manifest.json's bytes with the digest in them.
+
+    Raises:
+        Invalid, Mismatch: no line of package_digest as hydrapack writes it; another digest.
+    """
+    # A line of its own at the top level: no JSON string holds a bare newline.
+    found = _STATED_DIGEST.search(data)
+    if found is None:
+        raise Invalid(f"{where}: is not as hydrapack writes it: no line of package_digest")
+    digest = hashlib.sha256(data[: found.start(1)])
+    digest.update(data[found.end(1) :])
+    if digest.hexdigest() != stated:
+        raise Mismatch(f"{where}: package_digest does not fit: the file was changed")
 
 
 def sealed(manifest: ManifestContent, more: Sequence[ManifestFile] = ()) -> Manifest:
     """The manifest with more files, and its package digest over all of them."""
     files = sorted([*manifest.files, *more], key=lambda file: file.name)
     manifest = manifest.model_copy(update={"files": files})
-    fields = dict(manifest) | {"package_digest": package_digest(manifest)}
+    fields = dict(manifest) | {"package_digest": bytes_sha256(_text(manifest, "").encode())}
     return Manifest.model_construct(**fields)
 
 
@@ -312,7 +365,8 @@ def manifest_text(manifest: Manifest) -> str:
 def _text(manifest: ManifestContent, digest: str) -> str:
     left_out = {name for name in ("lost_tasks", "metadata") if not getattr(manifest, name)}
     fields = manifest.model_dump(exclude=left_out) | {"package_digest": digest}
-    return json_text(fields)
+    # Lists of numbers on a line each: routes would fill the file else. No string holds a newline.
+    return _NUMBERS.sub(lambda m: "[" + re.sub(r"\n\s+", " ", m[1]) + "]", json_text(fields))
 
 
 def describe_file(path: Path) -> ManifestFile:
@@ -325,12 +379,10 @@ def check_files(package: Path, manifest: Manifest) -> None:
 
     Raises:
         HydrapackError: a file is missing, or its size or SHA-256 is another, or the manifest's own
-            digest does not fit, or it is not written as ``manifest_text`` writes it.
+            digest does not fit.
     """
-    if package_digest(manifest) != manifest.package_digest:
-        raise Mismatch(f"{package / MANIFEST}: package_digest does not fit: it was changed by hand")
-    if (package / MANIFEST).read_bytes() != manifest_text(manifest).encode():
-        raise Invalid(f"{package / MANIFEST}: is not as hydrapack writes it; pack again")
+    path = package / MANIFEST
+    check_package_digest(read_bytes(path), manifest.package_digest, path)
     for file in manifest.files:
         path = package / file.name
         if not is_file(path, file.bytes, file.sha256):

@@ -16,6 +16,7 @@ from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask
 from hydrapack.bundle.merged import LOST, MergedModule, MergedVera, frozen
 from hydrapack.bundle.stored import Stored, store_modules, tensor_bytes
 from hydrapack.packing.adapter_program import Lowered, lower_adapters
+from hydrapack.packing.head_digests import with_head_digests
 from hydrapack.packing.manifest import (
     ADAPTERS,
     GOLDEN,
@@ -155,6 +156,7 @@ def pack(
             manifest = _manifest(
                 bundle, layout, stored, lowered, partial / ADAPTERS, fallback, base, group_size
             )
+            manifest = with_head_digests(manifest, lowered.banks, partial / ADAPTERS)
             manifest = _released(manifest, package_version, channel)
         documents = {}
         if model_card:

@@ -15,6 +15,7 @@ from torch import nn
 
 from hydrapack.bundle.stored import StoredVera
 from hydrapack.packing.banks import MatrixBank
+from hydrapack.packing.head_digests import Bank
 from hydrapack.program.layout import Layout
 
 
@@ -70,6 +71,10 @@ class VeraHead(nn.Module):
             at += len(heads.values) * blocks
         rows = [module.heads.values.reshape(-1, self.block) for module in modules]
         self.register_buffer("vectors", torch.cat(rows).contiguous())
+        wide = self.block * rows[0].element_size()
+        own = Bank(self.get_buffer("vectors"), {i: n * wide for i, n in enumerate(shown)})
+        # None where several choices may name one vector.
+        self.banks = [] if any(module.merged.of for module in modules) else [own]
         # By choice: all of the first module, then all of the second...
         self.register_buffer("first", torch.tensor(first))
         self.register_buffer("start", torch.tensor(start))

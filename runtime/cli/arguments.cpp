@@ -28,7 +28,8 @@ model answers.
 
 Options:
   --task NAME       the task of lines that name none
-  --no-digests      do not compare SHA-256 digests when opening
+  --no-digests      do not compare SHA-256 digests
+  --check-heads     compare all heads when opening, not each when it is first used
   --weight-cache DIR  keep XNNPACK's packed weights there: the next start is faster
   --self-test       replay the package's golden outputs when opening: exit code 2 where they differ
   --last-good       PACKAGE is a folder of packages: open current, else previous, self-tested
@@ -82,6 +83,8 @@ bool take_flag(const std::string& option, Arguments& arguments) {
     arguments.help = true;
   } else if (option == "--no-digests") {
     arguments.open.check_digests = false;
+  } else if (option == "--check-heads") {
+    arguments.open.check_heads = true;
   } else if (option == "--self-test") {
     arguments.open.self_test = true;
   } else if (option == "--last-good") {

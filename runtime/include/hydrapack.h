@@ -52,7 +52,8 @@ enum {
 
 typedef struct {
   size_t struct_size;
-  int check_digests;      /* compare SHA-256 digests; 1 by default */
+  int check_digests;      /* compare SHA-256 digests, a head's when it is first used; 1 by default. 2:
+                           * of all heads when opening, which reads the whole of adapters.pte */
   const char* public_key; /* 64 hex digits: manifest.sig must be this key's; null asks for none */
   /* A folder of the app's own where XNNPACK's packed weights are kept, so that the next open maps
    * them; null: none. Nobody else may write to it. */

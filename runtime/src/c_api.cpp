@@ -58,6 +58,7 @@ hydrapack::Result<hydrapack::OpenOptions> open_options_of(const hydrapack_open_o
   if (!options.ok()) return options.error();
   hydrapack::OpenOptions chosen;
   chosen.check_digests = options.value().check_digests != 0;
+  chosen.check_heads = options.value().check_digests == 2;
   if (const char* key = options.value().public_key) {
     chosen.public_key = key;
     // A key that was meant and is empty must not pass for none.

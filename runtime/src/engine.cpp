@@ -54,7 +54,8 @@ Error Engine::Shared::read(const OpenOptions& options) {
   if (!paths.package.empty()) {
     auto read = read_package(paths, options);
     if (!read.ok()) return read.error();
-    manifest = std::move(read.value());
+    manifest = std::move(read.value().manifest);
+    unchecked = std::move(read.value().heads);
   } else if (!options.public_key.empty()) {
     return {Code::Invalid, "public_key: is of a package, and none is given"};
   }
@@ -113,9 +114,19 @@ Error Engine::Shared::take_adapter() {
   return {};
 }
 
-Error Engine::Shared::head(const std::vector<int64_t>& route, std::vector<float>& b) {
+Error Engine::Shared::head(const ManifestTask& task, std::vector<float>& b) {
   // One loaded method for all sessions: its output is copied before another may run it.
   const std::lock_guard<std::mutex> lock(heads);
+  const std::vector<int64_t>& route = task.route;
+  if (unchecked != nullptr && checked.count(&task) == 0) {
+    if (unchecked->sha256(manifest.head(route)) != task.head_sha256) {
+      return {
+          Code::Mismatch,
+          paths.adapters + ": the head of task '" + task.shown.name +
+              "' is damaged: it is not the one that manifest.json describes; copy the package again"};
+    }
+    checked.insert(&task);
+  }
   auto chosen = from_blob(
       const_cast<int64_t*>(route.data()), {static_cast<int32_t>(route.size())}, ScalarType::Long);
   auto outputs = adapters->execute("head", EValue(chosen));

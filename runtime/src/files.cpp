@@ -1,5 +1,6 @@
 #include "files.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -98,6 +99,30 @@ Result<std::string> file_sha256(const std::string& path) {
     return true;
   });
   if (!error.ok()) return error;
+  return digest.hex();
+}
+
+Result<std::shared_ptr<OpenFile>> OpenFile::open(const std::string& path) {
+  const int handle = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (handle < 0) return not_read(path, errno);
+  return std::make_shared<OpenFile>(handle);
+}
+
+OpenFile::~OpenFile() { ::close(handle_); }
+
+std::string OpenFile::sha256(const std::vector<Span>& parts) const {
+  Sha256 digest;
+  std::vector<char> piece(1 << 18);
+  for (Span part : parts) {
+    while (part.start < part.end) {
+      const size_t wanted = std::min<size_t>(piece.size(), part.end - part.start);
+      const ssize_t count = ::pread(handle_, piece.data(), wanted, part.start);
+      if (count < 0 && errno == EINTR) continue;
+      if (count <= 0) break;
+      digest.update(piece.data(), static_cast<size_t>(count));
+      part.start += count;
+    }
+  }
   return digest.hex();
 }
 

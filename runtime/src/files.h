@@ -2,11 +2,19 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <vector>
 
 #include <hydrapack/result.h>
 
 namespace hydrapack {
+
+// A part of a file.
+struct Span {
+  int64_t start = 0;
+  int64_t end = 0;
+};
 
 // Size of a regular file. NotFound, or Io: something else has that name, or it may not be looked at.
 Result<int64_t> file_bytes(const std::string& path);
@@ -26,6 +34,23 @@ Error check_file(
 
 // Hex, of the whole file. NotFound, Io.
 Result<std::string> file_sha256(const std::string& path);
+
+// A file held open, so that another put in its place is no matter.
+class OpenFile {
+ public:
+  // NotFound, Io.
+  static Result<std::shared_ptr<OpenFile>> open(const std::string& path);
+  explicit OpenFile(int handle) : handle_(handle) {}
+  ~OpenFile();
+  OpenFile(const OpenFile&) = delete;
+  OpenFile& operator=(const OpenFile&) = delete;
+
+  // Hex, of parts of it one after the other; of what is there where it ends sooner.
+  std::string sha256(const std::vector<Span>& parts) const;
+
+ private:
+  int handle_;
+};
 
 // model.pte against model.pte.json, which export-base writes beside it; without digests it may be
 // missing. The SHA-256 that it states, or nothing. NotFound, Io, Invalid, Mismatch.

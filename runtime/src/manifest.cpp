@@ -13,7 +13,8 @@ namespace {
 
 constexpr int64_t kMaxHeads = 4096, kMaxRank = 65536;
 constexpr int64_t kMaxBytes = (int64_t{1} << 40) - 1;
-constexpr size_t kMaxId = 1000, kMaxName = 200;
+constexpr int64_t kMaxPiece = (int64_t{1} << 31) - 1;
+constexpr size_t kMaxId = 1000, kMaxName = 200, kMaxPieces = 8;
 
 void read_generation(const Reader& generation, Task& task) {
   task.max_new_tokens = generation.at("max_new_tokens").integer(1, kMaxTokens);
@@ -49,6 +50,7 @@ ManifestTask read_task(const Reader& task, const std::vector<int64_t>& heads) {
   for (size_t i = 0; i < std::min(heads.size(), entries.size()); i++) {
     found.route.push_back(entries[i].integer(0, heads[i] - 1));
   }
+  if (task.has("head_sha256")) found.head_sha256 = task.at("head_sha256").digest_or_null();
   return found;
 }
 
@@ -64,6 +66,49 @@ void read_files(const Reader& files, Manifest& manifest) {
     manifest.files.push_back({name, bytes, digest});
   }
   if (seen.count("adapters.pte") == 0) files.fail("do not name adapters.pte");
+}
+
+// Where the heads lie, once all else is read.
+void read_head_banks(const Reader& root, Manifest& manifest) {
+  const bool known = root.has("head_banks") && !root.at("head_banks").is_null();
+  const Reader banks = known ? root.at("head_banks") : root;
+  std::vector<Span> spans;
+  if (known) {
+    for (const Reader& offset : banks.at("offsets").list(1)) {
+      const int64_t start = offset.integer(0, kMaxBytes);
+      spans.push_back({start, start});
+    }
+    manifest.shared_sha256 = banks.at("shared_sha256").digest();
+  }
+  const auto modules = root.at("modules").list(1);
+  for (size_t i = 0; i < manifest.modules.size(); i++) {
+    auto& own = manifest.first_heads.emplace_back();
+    if (!modules[i].has("pieces")) continue;
+    const Reader pieces = modules[i].at("pieces");
+    if (pieces.size() > kMaxPieces) pieces.fail("are more than 8");
+    for (const Reader& piece : pieces.list(0)) {
+      const auto numbers = piece.list(2);
+      if (numbers.size() != 2) piece.fail("must be the number of a bank and bytes");
+      if (!root.ok()) return;
+      const int64_t bank = numbers[0].integer(0, kMaxPiece);
+      const int64_t bytes = numbers[1].integer(0, kMaxPiece);
+      if (bank >= static_cast<int64_t>(spans.size())) return piece.fail("its bank is not there");
+      Span& whole = spans[static_cast<size_t>(bank)];
+      own.push_back({whole.end, whole.end + bytes});
+      whole.end += manifest.modules[i] * bytes;
+    }
+  }
+  if (!known || !root.ok()) return;
+  spans.push_back({manifest.file("adapters.pte")->bytes, 0});
+  int64_t at = 0;
+  for (const Span& bank : spans) {
+    if (bank.start < at) return banks.fail("do not lie one after the other in the file");
+    manifest.shared.push_back({at, bank.start});
+    at = bank.end;
+  }
+  for (const ManifestTask& task : manifest.tasks) {
+    if (task.head_sha256.empty()) banks.fail("task " + task.shown.name + " has no head_sha256");
+  }
 }
 
 void check_names(const Reader& tasks, const Reader& fallback, const Manifest& manifest) {
@@ -127,6 +172,17 @@ Result<const ManifestTask*> Manifest::find(const std::string& name) const {
   return Error{Code::NotFound, "unknown task '" + name + "'; the package has: " + known};
 }
 
+std::vector<Span> Manifest::head(const std::vector<int64_t>& route) const {
+  std::vector<Span> pieces;
+  for (size_t i = 0; i < route.size(); i++) {
+    for (const Span& first : first_heads[i]) {
+      const int64_t start = first.start + route[i] * (first.end - first.start);
+      pieces.push_back({start, start + first.end - first.start});
+    }
+  }
+  return pieces;
+}
+
 const ManifestFile* Manifest::file(const std::string& name) const {
   for (const ManifestFile& each : files) {
     if (each.name == name) return &each;
@@ -167,6 +223,7 @@ Result<Manifest> parse_manifest(
   manifest.fallback = fallback.text(0, kMaxText);
   check_names(tasks, fallback, manifest);
   read_files(root.at("files"), manifest);
+  if (error.ok()) read_head_banks(root, manifest);
   if (root.has("metadata")) root.at("metadata").object();
   if (error.ok() && check_digest) error = check_package_digest(text, package_digest, where);
   if (!error.ok()) return error;

@@ -6,6 +6,8 @@
 
 #include <hydrapack/session.h>
 
+#include "files.h"
+
 namespace hydrapack {
 
 // The most that a task or a caller may ask for, of an answer or of top_k.
@@ -14,6 +16,7 @@ constexpr int64_t kMaxTokens = 1 << 20;
 struct ManifestTask {
   Task shown;
   std::vector<int64_t> route;
+  std::string head_sha256;  // of the pieces of its head; empty without banks
 };
 
 struct ManifestFile {
@@ -33,6 +36,15 @@ struct Manifest {
   std::string fallback;
   std::vector<ManifestFile> files;
   std::vector<ManifestTask> tasks;
+  // Where adapters.pte holds heads and nothing else (docs/manifest.md): for each module the pieces of
+  // its first head, which those of the others follow; what lies around them, and its SHA-256. That is
+  // empty where the file is checked as a whole only.
+  std::vector<std::vector<Span>> first_heads;
+  std::vector<Span> shared;
+  std::string shared_sha256;
+
+  // The pieces of a route's head, module by module.
+  std::vector<Span> head(const std::vector<int64_t>& route) const;
 
   // Null: no such file. adapters.pte is always there.
   const ManifestFile* file(const std::string& name) const;

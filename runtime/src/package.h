@@ -1,6 +1,7 @@
 // A package's files, checked one against the other before any program of them is loaded.
 #pragma once
 
+#include <memory>
 #include <string>
 
 #include <hydrapack/engine.h>
@@ -17,8 +18,13 @@ struct Paths {
   std::string adapters = package + "/adapters.pte";
 };
 
+struct Package {
+  Manifest manifest;
+  std::shared_ptr<OpenFile> heads;  // adapters.pte, where its heads are still to be checked, else null
+};
+
 // The manifest, once it and adapters.pte are what they say: schema, digests, and with a public key
 // the signature. NotFound, Io, Invalid, Mismatch.
-Result<Manifest> read_package(const Paths& paths, const OpenOptions& options);
+Result<Package> read_package(const Paths& paths, const OpenOptions& options);
 
 }  // namespace hydrapack

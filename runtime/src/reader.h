@@ -24,6 +24,9 @@ class Reader {
     if (error_.ok()) error_ = {Code::Invalid, key_ + ": " + what};
   }
 
+  // Nothing has failed so far.
+  bool ok() const { return error_.ok(); }
+
   bool is_null() const { return value_.is_null(); }
   size_t size() const { return value_.size(); }
 

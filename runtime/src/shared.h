@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,8 @@ struct Engine::Shared {
   std::unique_ptr<executorch::extension::Module> model;
   std::unique_ptr<executorch::extension::Module> adapters;  // null without a package
   std::optional<WeightCache> weights;  // none: each session packs its own
+  std::shared_ptr<OpenFile> unchecked;  // adapters.pte, if each head is checked when it is first used
+  std::set<const ManifestTask*> checked;
   std::mutex heads;  // one thread at a time
   // One thread at a time opens or closes a session, of any engine: XNNPACK keeps a workspace and caches
   // for the process.
@@ -44,8 +47,8 @@ struct Engine::Shared {
   Error take_adapter();
   Error take_no_adapter();  // without a package: the matrices are bound all the same, and never read
 
-  // The head of a route, as the matrices of b lie one after the other. Runtime.
-  Error head(const std::vector<int64_t>& route, std::vector<float>& b);
+  // A task's head, as the matrices of b lie one after the other. Mismatch: it is damaged. Runtime.
+  Error head(const ManifestTask& task, std::vector<float>& b);
 
   // The program with a forward, and so a cache of keys and values, of its own. Invalid.
   Result<std::unique_ptr<executorch::extension::Module>> open_forward();

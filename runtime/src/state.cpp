@@ -54,7 +54,7 @@ Error Session::State::bind_all() {
 Error Session::State::take_head(const ManifestTask* chosen) {
   on = 0;
   if (chosen == nullptr) return {};
-  const Error error = engine->head(chosen->route, b);
+  const Error error = engine->head(*chosen, b);
   if (!error.ok()) return error;
   on = 1;
   return {};

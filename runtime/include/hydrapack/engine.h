@@ -32,7 +32,7 @@ class Session;
 
 struct OpenOptions {
   // Compare the SHA-256 of the manifest, adapters.pte and model.pte (which model.pte.json, beside it,
-  // states). Off, sizes, schema, layout and the base that the package is bound to are checked all
+  // states). A task's head is compared when it is first used. Off, sizes, schema, layout and the base that the package is bound to are checked all
   // the same.
   bool check_digests = true;
   // 64 hex digits: manifest.sig must be this Ed25519 key's signature of the manifest. Empty: no
@@ -49,6 +49,8 @@ struct OpenOptions {
   // Replay the package's golden outputs before anything else. NotFound: it has none. Mismatch: this
   // device gives others.
   bool self_test = false;
+  // Compare all heads when opening, and not each when it is first used: reads the whole of adapters.pte.
+  bool check_heads = false;
 };
 
 // How step chooses among the logits.

@@ -66,6 +66,7 @@ class Manifest private constructor(
         private const val MAX_RANK = 65536L
         private const val MAX_BYTES = (1L shl 40) - 1
         private const val MAX_ID = 1000
+        private const val MAX_PIECES = 8
         private const val MAX_NAME = 200
         private val DIGEST_KEY = "\n  \"package_digest\": \"".toByteArray()
 
@@ -90,6 +91,7 @@ class Manifest private constructor(
                 root.at("fallback").fail("is neither error, base nor a task")
             }
             val adapters = readFiles(root.at("files"))
+            checkHeadBanks(root, heads, adapters.at("bytes").integer(0, MAX_BYTES))
             if (root.has("metadata")) root.at("metadata").members()
             val manifest = Manifest(
                 base.at("id").text(most = MAX_ID),
@@ -154,6 +156,31 @@ class Manifest private constructor(
                 if (name == ADAPTERS) adapters = file
             }
             return adapters ?: files.fail("do not name $ADAPTERS")
+        }
+
+        /** Where heads lie in adapters.pte must be right, though here the whole file is checked. */
+        private fun checkHeadBanks(root: JsonReader, heads: List<Long>, size: Long) {
+            val banks = if (root.has("head_banks")) root.at("head_banks") else root
+            val known = banks !== root && !banks.isNull
+            val offsets = if (known) banks.at("offsets").list(1) else emptyList()
+            val starts = offsets.map { it.integer(0, MAX_BYTES) }
+            if (known) banks.at("shared_sha256").digest()
+            val ends = starts.toLongArray()
+            for ((module, count) in root.at("modules").list(1).zip(heads)) {
+                if (!module.has("pieces")) continue
+                for (piece in module.at("pieces").list(0, MAX_PIECES)) {
+                    val (bank, bytes) = piece.list(2, 2).map { it.integer(0, Int.MAX_VALUE.toLong()) }
+                    if (bank >= ends.size) piece.fail("its bank is not there")
+                    ends[bank.toInt()] += count * bytes
+                }
+            }
+            for ((end, next) in ends.toList().zip(starts.drop(1) + size)) {
+                if (end > next) banks.fail("do not lie one after the other in the file")
+            }
+            for (task in root.at("tasks").list(1)) {
+                val stated = if (task.has("head_sha256")) task.at("head_sha256").digestOrNull() else null
+                if (known && stated == null) task.fail("head_sha256 is missing")
+            }
         }
 
         private fun isPlain(name: String): Boolean =
