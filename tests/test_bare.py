@@ -101,6 +101,29 @@ def test_a_chat_is_that_of_transformers(tiny_model, tmp_path):
     assert one_turn(CHAT, data, {"bos_token": 1, "eos_token": -1}) == theirs
 
 
+def test_a_bare_text_begins_as_transformers_has_it(tiny_model, tiny, tmp_path):
+    """With BOS where the tokenizer's post-processor says so and no template is asked for."""
+    from tokenizers import Tokenizer, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
+    bos = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A $B", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(), bos])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    with Session(*tiny[:2], tmp_path / "tokenizer.json", check_digests=False) as session:
+        for text in ("hi", ""):
+            # An end after the prompt would be its answer's.
+            assert [*session.encode(text), 2] == theirs(text)["input_ids"]
+        bare = "".join(session.generate("hi", 9))
+        assert bare == "".join(session.generate("hi", 9, prompt_template="<s>{input}"))
+        assert bare != "".join(session.generate("hi", 9, prompt_template="{input}"))
+        # A template, a task's too, says all of its prompt.
+        assert session.use("one").encode("hi")[0] != 1
+
+
 def test_inspect_names_quantization_and_sizes(chatty, tiny):
     facts = json.loads(hydrapack("inspect", tiny[0], "--json").stdout)
     assert facts["kind"] == "base program" and facts["methods"] == ["forward"]

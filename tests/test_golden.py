@@ -57,11 +57,11 @@ def resealed(package, target, change):
     return target
 
 
-def set_first(margin, by=1):
+def set_first(margin, prompt=2):
     def change(content):
-        prompt = content["tasks"][1]["prompts"][2]
-        prompt["tokens"][0] = (prompt["tokens"][0] + by) % 300
-        prompt["margins"][0] = margin
+        changed = content["tasks"][1]["prompts"][prompt]
+        changed["tokens"][0] = (changed["tokens"][0] + 1) % 300
+        changed["margins"][0] = margin
 
     return change
 
@@ -149,6 +149,25 @@ def test_the_command(tiny, tmp_path):
     assert done.returncode == 2 and "must fit the context" in done.stderr
     done = hydrapack(*command, "--golden", prompts)
     assert done.returncode == 2 and "--golden: needs --model" in done.stderr
+
+
+def test_the_command_that_replays(tiny, proven, tmp_path):
+    run = ("--model", tiny[0], "--self-test")
+    done = hydrapack("run", proven, *run)
+    assert done.returncode == 0, done.stderr
+    lines = [*(f"{task}: pass" for task in TASKS), "72 golden tokens as packed, 0 near ties apart"]
+    assert done.stdout.splitlines() == lines
+    other = resealed(proven, tmp_path / "other", set_first(2.0))
+    done = hydrapack("run", other, *run)
+    assert done.returncode == 1 and "two: FAIL, prompts 2\nthree: pass\n" in done.stdout
+    for arguments, words in (
+        ([tiny[1], *run], "no golden outputs: pack it with --golden"),
+        ([tmp_path / "none", *run], "is it a package?"),
+        ([proven, "text", *run], "give PACKAGE_DIR alone"),
+        ([proven, *run, "--task", "one"], "give PACKAGE_DIR alone"),
+    ):
+        done = hydrapack("run", *arguments)
+        assert done.returncode == 2 and words in done.stderr, done.stderr
 
 
 def test_damage_and_absence(tiny, proven, tmp_path):

@@ -26,6 +26,7 @@ import torch
 from conftest import ROOT, TASKS, build, greedy, have, hydrapack, make_package, tool
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from test_golden import resealed, set_first
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hydrapack.base.export import export_base
@@ -172,15 +173,11 @@ def test_golden_outputs(native, fixtures, tmp_path, monkeypatch):
         done = subprocess.run([run, *arguments], input="", capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 
-    assert answered(model, fixtures / "proven", "--self-test") == (0, "")
     monkeypatch.setenv("HYDRAPACK_RUN", str(run))
     with NativeSession(model, fixtures / "proven", self_test=True) as session:
         assert "".join(session.generate(TEXT, task="one", max_new_tokens=4, stop=[]))
-    with (
-        NativeSession(model, fixtures / "package", self_test=True) as session,
-        pytest.raises(NotFound, match="no golden outputs"),
-    ):
-        "".join(session.generate(TEXT))
+    with pytest.raises(NotFound, match="no golden outputs"):
+        NativeSession(model, fixtures / "package", self_test=True)
     code, said = answered(model, fixtures / "package", "--self-test")
     assert code == 2 and '"NotFound"' in said and "no golden outputs" in said
     packages = tmp_path / "packages"
@@ -195,6 +192,27 @@ def test_golden_outputs(native, fixtures, tmp_path, monkeypatch):
         assert session.package.name == "current"
     code, said = answered("--activate", packages, tmp_path)
     assert code == 2 and '"NotFound"' in said
+
+
+def test_the_same_self_test(native, fixtures, tmp_path, monkeypatch):
+    """One golden token changed: both runtimes and all three commands say the same of it."""
+    run, model = native / "hydrapack-run", fixtures / "model.pte"
+    monkeypatch.setenv("HYDRAPACK_RUN", str(run))
+    other = resealed(fixtures / "proven", tmp_path / "other", set_first(2.0, prompt=1))
+    for package, code in ((fixtures / "proven", 0), (other, 1)):
+        with Session(model, package) as python, NativeSession(model, package) as cpp:
+            expected = json.loads(json.dumps(python.self_test().as_json()))
+            assert cpp.self_test() == python.self_test()
+        assert expected["passed"] is (code == 0)
+        assert expected["tasks"] == {"one": True, "three": True, "two": code == 0}
+        done = subprocess.run([run, model, package, "--self-test"], capture_output=True, text=True)
+        assert (done.returncode, json.loads(done.stdout)) == (code, expected)
+        for engine in ("python", "native"):
+            command = ("run", package, "--model", model, "--self-test", "--engine", engine)
+            done = hydrapack(*command, "--json")
+            assert (done.returncode, json.loads(done.stdout)) == (code, expected)
+    with pytest.raises(Mismatch, match=r"fails its self-test.*task 'two', prompt 1, token 0"):
+        NativeSession(model, other, self_test=True)
 
 
 def test_killed_while_it_switches(native, fixtures, tmp_path):
@@ -422,7 +440,8 @@ def test_command_line(native, fixtures):
     for arguments, words in [
         ((), "give MODEL.pte and PACKAGE"),
         (("a", "b", "--what"), "no such option"),
-        ((fixtures / "model.pte", "--bench"), "--bench and --swaps: need a PACKAGE"),
+        ((fixtures / "model.pte", "--bench"), "--self-test: need a PACKAGE"),
+        ((fixtures / "model.pte", "--self-test"), "--self-test: need a PACKAGE"),
         ((fixtures / "model.pte", "--public-key", "0" * 64), "public_key: is of a package"),
         ((fixtures / "none.pte", fixtures / "package"), "no such file"),
         ((fixtures / "model.pte", fixtures), "manifest.json: no such file"),

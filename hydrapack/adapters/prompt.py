@@ -38,3 +38,9 @@ def encode_prompt(tokenizer: Tokenizer, template: str, text: str) -> list[int]:
     body = tokenizer.encode(text, add_special_tokens=False).ids
     tokenizer.encode_special_tokens = False
     return head + body + tail
+
+
+def start_ids(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer puts before any text, as transformers has it: BOS, or nothing."""
+    made = tokenizer.encode("a")
+    return made.ids[: [*made.special_tokens_mask, 0].index(0)]

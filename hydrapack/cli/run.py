@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hydrapack.cli.terminal import print_json
 from hydrapack.support.errors import Invalid
+
+if TYPE_CHECKING:
+    from hydrapack.device.golden import SelfTest
 
 
 def run(
@@ -66,6 +69,13 @@ def run(
         Path | None,
         typer.Option(help="Ed25519 public key (PEM) that must have signed PACKAGE_DIR."),
     ] = None,
+    self_test: Annotated[
+        bool,
+        typer.Option(
+            "--self-test",
+            help="No TEXT: replay the golden outputs of PACKAGE_DIR and say which tasks pass.",
+        ),
+    ] = False,
     stats: Annotated[
         bool, typer.Option("--stats", help="Print swap, prefill and decode times, and the finish.")
     ] = False,
@@ -75,6 +85,10 @@ def run(
 ) -> None:
     """Generate on the ExecuTorch runtime with a task's head.
 
+    Without a task and a template, the text alone, after BOS where the tokenizer begins with it.
+
+    Exit code 0, 1 if --self-test finds another token, 2 for unusable input.
+
     Examples:
 
         hydrapack run package "He go to school." --model model.pte --task grammar --stats
@@ -82,6 +96,8 @@ def run(
         hydrapack run "Why is the sky blue?" --model model.pte --chat
 
         cat mail.txt | hydrapack run package - --model model.pte --task summary
+
+        hydrapack run package --model model.pte --self-test
     """
     import hydrapack as hp
     from hydrapack.device.native import NativeSession
@@ -91,10 +107,15 @@ def run(
         raise Invalid(f"--engine {engine}: choose python or native")
     if chat and prompt_template is not None:
         raise Invalid("--chat and --prompt-template: give one of them")
-    package, text = _package_and_text(given)
+    if self_test and (len(given) > 1 or task is not None):
+        raise Invalid("--self-test: the prompts are the package's own; give PACKAGE_DIR alone")
+    package, text = (Path(given[0]), "") if self_test else _package_and_text(given)
     start = hp.Session if engine == "python" else NativeSession
     key = None if public_key is None else read_public_key(public_key)
     session = start(model, package, tokenizer, check_digests=not no_digests, public_key=key)
+    if self_test:
+        _report(session.self_test(), as_json)
+        return
     source = sys.stdin.read() if text == "-" else text
     if chat and (prompt_template := session.chat_template) is None:
         raise Invalid(f"--chat: {model} holds no chat template; give --prompt-template")
@@ -125,6 +146,19 @@ def run(
             f"finish {answer.finish}",
             file=sys.stderr,
         )
+
+
+def _report(found: SelfTest, as_json: bool) -> None:
+    if as_json:
+        print_json(found.as_json())
+    else:
+        for task in found.tasks:
+            prompts = sorted({one.prompt for one in found.differences if one.task == task})
+            said = f"FAIL, prompts {', '.join(map(str, prompts))}" if prompts else "pass"
+            print(f"{task}: {said}")
+        print(found)
+    if not found.passed:
+        raise typer.Exit(1)
 
 
 def _package_and_text(given: list[str]) -> tuple[Path | None, str]:

@@ -11,9 +11,9 @@ by a level.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -70,6 +70,8 @@ class Difference:
 class SelfTest:
     """What a replay found."""
 
+    tasks: tuple[str, ...]
+    """That were replayed."""
     tokens: int
     """Compared, of all tasks."""
     near_ties: int
@@ -80,6 +82,12 @@ class SelfTest:
     def passed(self) -> bool:
         """Whether no clear token differs."""
         return not self.differences
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON form, which hydrapack-run prints too; ``tasks`` says of each whether it passes."""
+        failed = {one.task for one in self.differences}
+        tasks = {name: name not in failed for name in self.tasks}
+        return {**asdict(self), "passed": self.passed, "tasks": tasks}
 
     def __str__(self) -> str:
         """One line."""
@@ -149,4 +157,5 @@ def replay(session: Runs, golden: Golden) -> SelfTest:
                         Difference(task.name, number, place, expected, found, margin)
                     )
     session.use(None)
-    return SelfTest(tokens, near_ties, tuple(differences))
+    names = tuple(task.name for task in golden.tasks)
+    return SelfTest(names, tokens, near_ties, tuple(differences))

@@ -16,10 +16,19 @@ from typing import IO, Any
 
 from hydrapack.device.answer import Answer, Stats, Turns
 from hydrapack.device.asking import Asking
+from hydrapack.device.golden import Difference, SelfTest
 from hydrapack.device.manifest import find_task, read_device_manifest
 from hydrapack.device.options import Options
 from hydrapack.device.text import Pieces, load_tokenizer, stop_ids
-from hydrapack.support.errors import HydrapackError, Invalid, Io, NotFound, RuntimeFailure, of_kind
+from hydrapack.support.errors import (
+    HydrapackError,
+    Invalid,
+    Io,
+    Mismatch,
+    NotFound,
+    RuntimeFailure,
+    of_kind,
+)
 from hydrapack.support.schema import parse_json, read_bytes
 
 PROGRAM = "hydrapack-run"
@@ -79,12 +88,11 @@ class NativeSession(Asking):
         self._running: int | None = None
         options = [] if check_digests else ["--no-digests"]
         options += [] if public_key is None else ["--public-key", public_key]
-        options += ["--self-test"] if self_test else []
         files = [str(model)] + ([] if package is None else [str(package)])
-        command = [find_program(), *files, *options]
+        self._command = [find_program(), *files, *options]
         try:
             self._process = subprocess.Popen(
-                command,
+                self._command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -93,7 +101,7 @@ class NativeSession(Asking):
             )
         except OSError as error:
             kind = NotFound if isinstance(error, FileNotFoundError) else Io
-            raise kind(f"{command[0]}: cannot be run: {error.strerror}") from error
+            raise kind(f"{self._command[0]}: cannot be run: {error.strerror}") from error
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
         # Read at once, or the program waits for room in the pipe; the last lines say why it ended.
@@ -103,6 +111,9 @@ class NativeSession(Asking):
         )
         self._listener.start()
         self._end_program = weakref.finalize(self, _end_program, self._process, self._listener)
+        if self_test and not (found := self.self_test()).passed:
+            self.close()
+            raise Mismatch(f"{package}: fails its self-test on this device: {found}")
 
     def _swap(self, task: str | None) -> None:
         self._turns.end()
@@ -120,6 +131,26 @@ class NativeSession(Asking):
         }
         pieces = Pieces(self.tokenizer, options.stop)
         return self._turns.begin(self._tokens(request), pieces, self._settle)
+
+    def self_test(self) -> SelfTest:
+        """As of ``Session``, by a run of the program of its own: this session stays as it is.
+
+        Raises:
+            HydrapackError: as of ``Session``.
+        """
+        if self.manifest is None:
+            raise NotFound("the golden outputs are of a package, and the session has none")
+        done = subprocess.run([*self._command, "--self-test"], capture_output=True, text=True)
+        try:
+            found = json.loads((done.stdout.splitlines() or [""])[-1])
+        except ValueError:
+            last = done.stderr.strip()[-200:]
+            raise RuntimeFailure(f"{PROGRAM} ended with {done.returncode}: {last}") from None
+        if "error" in found:
+            raise of_kind(found["kind"], f"{PROGRAM}: {found['error']}")
+        differences = tuple(Difference(**one) for one in found["differences"])
+        tasks = tuple(name for name in self.tasks if name in found["tasks"])
+        return SelfTest(tasks, found["tokens"], found["near_ties"], differences)
 
     def close(self) -> None:
         """End the program, and the answer it is making. More than once is fine."""

@@ -148,7 +148,7 @@ class Session(Asking):
             self._start_over()
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of the task's prompt around ``text`` (the bare text with no task).
+        """Token ids of the task's prompt around ``text``; with no task, of the text after BOS.
 
         Raises:
             Invalid: the text has no UTF-8.

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from hydrapack.adapters.prompt import PLACEHOLDER, check_template, encode_prompt
+from hydrapack.adapters.prompt import PLACEHOLDER, check_template, encode_prompt, start_ids
 from hydrapack.device.manifest import Task
 from hydrapack.support.digest import bytes_sha256
 from hydrapack.support.errors import ContextFull, Invalid, Mismatch, NotFound, reading
@@ -43,6 +43,8 @@ def prompt_ids(
 ) -> list[int]:
     """Token ids of the prompt around ``text``: the template given, else the task's, else bare.
 
+    A template says all of its prompt; a bare text begins as the tokenizer has it, with BOS.
+
     Raises:
         Invalid: a template without its hole, or text that has no UTF-8.
     """
@@ -53,7 +55,8 @@ def prompt_ids(
         text.encode()
     except UnicodeEncodeError as error:
         raise Invalid(f"the text has a lone surrogate at character {error.start}") from error
-    return encode_prompt(tokenizer, template, text)
+    start = start_ids(tokenizer) if task is None and prompt_template is None else []
+    return start + encode_prompt(tokenizer, template, text)
 
 
 def check_prompt(count: int, taken: int, context: int) -> None:

@@ -31,7 +31,7 @@ Options:
   --no-digests      do not compare SHA-256 digests
   --check-heads     compare all heads when opening, not each when it is first used
   --weight-cache DIR  keep XNNPACK's packed weights there: the next start is faster
-  --self-test       replay the package's golden outputs when opening: exit code 2 where they differ
+  --self-test       no input: replay the package's golden outputs, print one JSON line of what passes
   --last-good       PACKAGE is a folder of packages: open current, else previous, self-tested
   --activate DIR    no input, and no MODEL.pte: make PACKAGE current in DIR
   --public-key KEY  manifest.sig must be of this Ed25519 key: 64 hex digits, or a PEM file
@@ -41,10 +41,11 @@ Options:
                     hydrapack diff wrote; with --public-key the patch must be signed by that key
   --help
 
-Exit code: 0, or 2 for unusable input.
+Exit code: 0, 1 where --self-test finds another token, or 2 for unusable input.
 
 Examples:
   echo '{"ids": [9906, 1917]}' | hydrapack-run model.pte package --task grammar
+  hydrapack-run model.pte package --self-test
   hydrapack-run model.pte package --bench
   hydrapack-run --apply 1-to-2.patch package package --public-key release.pub.pem
   hydrapack-run --activate packages download/package
@@ -86,7 +87,7 @@ bool take_flag(const std::string& option, Arguments& arguments) {
   } else if (option == "--check-heads") {
     arguments.open.check_heads = true;
   } else if (option == "--self-test") {
-    arguments.open.self_test = true;
+    arguments.self_test = true;
   } else if (option == "--last-good") {
     arguments.last_good = true;
   } else if (option == "--bench") {
@@ -144,8 +145,8 @@ hydrapack::Result<Arguments> read_arguments(int count, char** given) {
   arguments.model = files[0];
   if (files.size() == 2) {
     arguments.package = files[1];
-  } else if (arguments.bench || arguments.swaps > 0) {
-    return Error{Code::Invalid, "--bench and --swaps: need a PACKAGE"};
+  } else if (arguments.bench || arguments.swaps > 0 || arguments.self_test) {
+    return Error{Code::Invalid, "--bench, --swaps and --self-test: need a PACKAGE"};
   }
   return arguments;
 }

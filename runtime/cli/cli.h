@@ -17,6 +17,7 @@ struct Arguments {
   std::optional<std::string> task;  // of lines that name none
   bool help = false;
   bool bench = false;
+  bool self_test = false;
   bool last_good = false;
   std::string activate;  // the folder of packages to switch
   long swaps = 0;
@@ -33,6 +34,7 @@ void print(const Json& json);
 
 Json error_json(const hydrapack::Error& error);
 Json stats_json(const hydrapack::Stats& stats);
+Json self_test_json(const hydrapack::SelfTest& test);
 
 // 64 hex digits as they are, else the key of a PEM file (SubjectPublicKeyInfo).
 hydrapack::Result<std::string> public_key_of(const std::string& argument);

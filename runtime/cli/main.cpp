@@ -36,7 +36,15 @@ int apply(const Arguments& asked) {
   return 0;
 }
 
+int self_test(hydrapack::Session& session) {
+  const auto test = session.self_test();
+  if (!test.ok()) return refuse(test.error());
+  print(self_test_json(test.value()));
+  return test.value().passed() ? 0 : 1;
+}
+
 int run(hydrapack::Session& session, const Arguments& arguments) {
+  if (arguments.self_test) return self_test(session);
   if (arguments.swaps > 0) return swap_often(session, arguments.swaps);
   if (arguments.bench) return bench(session, arguments.task, arguments.open.check_digests);
   return serve(session, arguments.task);

@@ -17,6 +17,27 @@ Json error_json(const hydrapack::Error& error) {
   return {{"error", error.message}, {"kind", name(error.code)}};
 }
 
+Json self_test_json(const hydrapack::SelfTest& test) {
+  Json tasks = Json::object(), differences = Json::array();
+  for (const std::string& name : test.tasks) tasks[name] = true;
+  for (const hydrapack::GoldenDifference& d : test.differences) {
+    tasks[d.task] = false;
+    differences.push_back(
+        {{"task", d.task},
+         {"prompt", d.prompt},
+         {"token", d.token},
+         {"expected", d.expected},
+         {"found", d.found},
+         {"margin", d.margin}});
+  }
+  return {
+      {"passed", test.passed()},
+      {"tasks", tasks},
+      {"tokens", test.tokens},
+      {"near_ties", test.near_ties},
+      {"differences", differences}};
+}
+
 Json stats_json(const hydrapack::Stats& s) {
   return {
       {"load_ms", s.load_ms},

@@ -60,6 +60,9 @@ typedef struct {
   const char* weight_cache;
   int share_weights; /* without such a folder: one packed copy in memory for all sessions of one model,
                       * one model at a time; 0 by default */
+  /* Replay the golden outputs first, as hydrapack_self_test: Mismatch where one differs, NotFound where
+   * the package has none; 0 by default. 64 bits, since 32 would lie in the padding of shorter structs. */
+  int64_t self_test;
 } hydrapack_open_options;
 
 /* How hydrapack_step chooses among the logits. */
@@ -76,6 +79,17 @@ typedef int (*hydrapack_callback)(int64_t token, void* user);
 /* The bytes of a token as text, and their number in size; null for none. Read before it is called
  * again. */
 typedef const char* (*hydrapack_token_text)(int64_t token, size_t* size, void* user);
+
+/* A golden token that came out otherwise: its task, its prompt's place among the task's and its own in
+ * the answer, both from 0, and by how many logits it led when it was packed. */
+typedef void (*hydrapack_difference)(
+    const char* task,
+    int64_t prompt,
+    int64_t token,
+    int64_t expected,
+    int64_t found,
+    double margin,
+    void* user);
 
 /* Negative values: the task's own, or the bare base model's (128 tokens, greedy). */
 typedef struct {
@@ -158,6 +172,28 @@ HYDRAPACK_API int hydrapack_open(
     const hydrapack_open_options* options,
     hydrapack_session** session);
 HYDRAPACK_API void hydrapack_close(hydrapack_session* session);
+
+/* packages/current becomes a copy of package, and packages/previous what it was; package may be
+ * packages/previous, the way back (hydrapack/activation.h). */
+HYDRAPACK_API int hydrapack_activate(const char* packages, const char* package);
+/* A session on packages/current, self-tested; where it does not open, on packages/previous, and
+ * fell_back, which may be null, is 1. The error is the current one's. */
+HYDRAPACK_API int hydrapack_open_last_good(
+    const char* model,
+    const char* packages,
+    const hydrapack_open_options* options,
+    hydrapack_session** session,
+    int* fell_back);
+
+/* Replay the package's golden outputs; the bare base model is in use afterwards. It passes where there
+ * are no differences, each of which callback gets. All but session may be null. */
+HYDRAPACK_API int hydrapack_self_test(
+    hydrapack_session* session,
+    hydrapack_difference callback,
+    void* user,
+    size_t* tokens,    /* compared */
+    size_t* near_ties, /* other tokens that pass */
+    size_t* differences);
 
 HYDRAPACK_API size_t hydrapack_task_count(const hydrapack_session* session);
 /* Null if there is no such index; valid until the session is closed. */

@@ -3,6 +3,7 @@
 #include <exception>
 #include <string>
 
+#include <hydrapack/activation.h>
 #include <hydrapack/patch.h>
 #include <hydrapack/session.h>
 
@@ -68,6 +69,7 @@ hydrapack::Result<hydrapack::OpenOptions> open_options_of(const hydrapack_open_o
   }
   if (const char* folder = options.value().weight_cache) chosen.weight_cache = folder;
   chosen.share_weights = options.value().share_weights != 0;
+  chosen.self_test = options.value().self_test != 0;
   return chosen;
 }
 
@@ -173,6 +175,56 @@ int hydrapack_open(
 }
 
 void hydrapack_close(hydrapack_session* session) { delete session; }
+
+int hydrapack_activate(const char* packages, const char* package) {
+  return guarded([&]() -> hydrapack::Error {
+    if (packages == nullptr || package == nullptr) return missing("a path");
+    const auto switched = hydrapack::activate(packages, package);
+    return switched.ok() ? hydrapack::Error{} : switched.error();
+  });
+}
+
+int hydrapack_open_last_good(
+    const char* model,
+    const char* packages,
+    const hydrapack_open_options* options,
+    hydrapack_session** session,
+    int* fell_back) {
+  return guarded([&]() -> hydrapack::Error {
+    if (session != nullptr) *session = nullptr;
+    if (model == nullptr || packages == nullptr || session == nullptr) return missing("an argument");
+    const auto chosen = open_options_of(options);
+    if (!chosen.ok()) return chosen.error();
+    auto opened = hydrapack::open_last_good(model, packages, chosen.value());
+    if (!opened.ok()) return opened.error();
+    *session = new hydrapack_session{std::move(opened.value().session)};
+    if (fell_back != nullptr) *fell_back = opened.value().fell_back;
+    return {};
+  });
+}
+
+int hydrapack_self_test(
+    hydrapack_session* session,
+    hydrapack_difference callback,
+    void* user,
+    size_t* tokens,
+    size_t* near_ties,
+    size_t* differences) {
+  return guarded([&]() -> hydrapack::Error {
+    if (session == nullptr) return missing("session");
+    const auto test = session->held->self_test();
+    if (!test.ok()) return test.error();
+    const hydrapack::SelfTest& found = test.value();
+    for (const auto& d : found.differences) {
+      if (callback == nullptr) break;
+      callback(d.task.c_str(), d.prompt, d.token, d.expected, d.found, d.margin, user);
+    }
+    if (tokens != nullptr) *tokens = found.tokens;
+    if (near_ties != nullptr) *near_ties = found.near_ties;
+    if (differences != nullptr) *differences = found.differences.size();
+    return {};
+  });
+}
 
 size_t hydrapack_task_count(const hydrapack_session* session) {
   return session == nullptr ? 0 : session->held->tasks().size();

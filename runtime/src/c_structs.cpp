@@ -22,7 +22,8 @@ struct Known<hydrapack_open_options> {
   static constexpr char name[] = "hydrapack_open_options";
   static constexpr size_t sizes[] = {
       UP_TO(hydrapack_open_options, check_digests), UP_TO(hydrapack_open_options, public_key),
-      UP_TO(hydrapack_open_options, weight_cache), sizeof(hydrapack_open_options)};
+      UP_TO(hydrapack_open_options, weight_cache), UP_TO(hydrapack_open_options, share_weights),
+      sizeof(hydrapack_open_options)};
 };
 
 template <>
@@ -83,7 +84,7 @@ void copy_fields(const Struct& from, Struct& to, size_t size) {
 
 template <>
 hydrapack_open_options defaults() {
-  return {sizeof(hydrapack_open_options), 1, nullptr, nullptr, 0};
+  return {sizeof(hydrapack_open_options), 1, nullptr, nullptr, 0, 0};
 }
 template <>
 hydrapack_sampling defaults() {

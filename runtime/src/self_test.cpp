@@ -27,6 +27,7 @@ Result<SelfTest> Session::State::self_test() {
   if (!golden.ok()) return golden.error();
   SelfTest test;
   for (const GoldenPrompt& prompt : golden.value().prompts) {
+    if (prompt.number == 0) test.tasks.push_back(prompt.task);
     Error error = use(prompt.task, 0);
     if (error.ok()) error = prefill(prompt.ids);
     for (size_t i = 0; i < prompt.tokens.size() && error.ok(); i++) {

@@ -1,6 +1,8 @@
 // Golden outputs on this machine, and packages that switch.
+#include <cstddef>
 #include <filesystem>
 
+#include <hydrapack.h>
 #include <hydrapack/activation.h>
 
 #include "fixtures.h"
@@ -62,6 +64,7 @@ TEST(Golden, ReplayedAsPacked) {
   ASSERT_TRUE(test.ok()) << test.error().message;
   EXPECT_TRUE(test.value().passed());
   EXPECT_EQ(test.value().tokens, 3 * 2 * 8);
+  EXPECT_EQ(test.value().tasks, std::vector<std::string>({"one", "two", "three"}));
   EXPECT_EQ(test.value().near_ties, 0);
   EXPECT_EQ(opened.value()->task(), "");
   EXPECT_EQ(opened.value()->position(), 0);
@@ -158,4 +161,75 @@ TEST(Activation, SwitchesAndFallsBack) {
   write_file(copy.package() + "/adapters.pte", "x");
   EXPECT_EQ(activate(packages, copy.package()).error().code, Code::Mismatch);
   EXPECT_FALSE(open_last_good(model(), packages).value().fell_back);
+}
+
+TEST(CApi, SelfTests) {
+  NEED_FIXTURES();
+  const Proven copy;
+  copy.edit([](json& golden) { change_first(golden, 2.5); });
+  hydrapack_open_options options = hydrapack_default_open_options();
+  options.check_digests = 0;
+  hydrapack_session* session = nullptr;
+  const auto open = [&](const std::string& folder) {
+    return hydrapack_open(model().c_str(), folder.c_str(), &options, &session);
+  };
+  ASSERT_EQ(open(copy.package()), HYDRAPACK_OK) << hydrapack_last_error();
+  size_t tokens = 0, near_ties = 0, differences = 0;
+  std::vector<std::string> found;
+  const hydrapack_difference note = [](const char* task, int64_t prompt, int64_t token,
+                                       int64_t expected, int64_t found, double margin, void* user) {
+    EXPECT_NE(expected, found);
+    static_cast<std::vector<std::string>*>(user)->push_back(
+        std::string(task) + " " + std::to_string(prompt) + " " + std::to_string(token) + " " +
+        std::to_string(margin).substr(0, 3));
+  };
+  ASSERT_EQ(
+      hydrapack_self_test(session, note, &found, &tokens, &near_ties, &differences), HYDRAPACK_OK);
+  EXPECT_EQ(tokens, 3u * 2 * 8);
+  EXPECT_EQ(found.size(), differences);
+  ASSERT_GE(differences, 1u);
+  EXPECT_EQ(found[0], "two 1 0 2.5");
+  EXPECT_EQ(
+      hydrapack_self_test(session, nullptr, nullptr, nullptr, nullptr, nullptr), HYDRAPACK_OK);
+  hydrapack_close(session);
+  // Opened with it. A caller of a header without the field: what lies there is not looked at.
+  options.self_test = 1;
+  EXPECT_EQ(open(copy.package()), HYDRAPACK_MISMATCH);
+  EXPECT_EQ(open(package()), HYDRAPACK_NOT_FOUND);
+  options.struct_size = offsetof(hydrapack_open_options, self_test);
+  EXPECT_EQ(open(copy.package()), HYDRAPACK_OK);
+  hydrapack_close(session);
+  options.struct_size = sizeof options;
+  EXPECT_EQ(open(proven()), HYDRAPACK_OK) << hydrapack_last_error();
+  hydrapack_close(session);
+  EXPECT_EQ(
+      hydrapack_self_test(nullptr, nullptr, nullptr, nullptr, nullptr, nullptr), HYDRAPACK_INVALID);
+}
+
+TEST(CApi, SwitchesAndFallsBack) {
+  NEED_FIXTURES();
+  const Proven copy;
+  const std::string packages = copy.packages();
+  hydrapack_session* session = nullptr;
+  int fell_back = -1;
+  const auto open = [&](int* answer) {
+    const int code =
+        hydrapack_open_last_good(model().c_str(), packages.c_str(), nullptr, &session, answer);
+    EXPECT_EQ(session != nullptr, code == HYDRAPACK_OK);
+    hydrapack_close(session);
+    return code;
+  };
+  EXPECT_EQ(open(&fell_back), HYDRAPACK_NOT_FOUND);
+  ASSERT_EQ(hydrapack_activate(packages.c_str(), copy.package().c_str()), HYDRAPACK_OK)
+      << hydrapack_last_error();
+  ASSERT_EQ(open(&fell_back), HYDRAPACK_OK) << hydrapack_last_error();
+  EXPECT_EQ(fell_back, 0);
+  ASSERT_EQ(hydrapack_activate(packages.c_str(), package().c_str()), HYDRAPACK_OK);
+  ASSERT_EQ(open(&fell_back), HYDRAPACK_OK) << hydrapack_last_error();
+  EXPECT_EQ(fell_back, 1);
+  EXPECT_EQ(open(nullptr), HYDRAPACK_OK);
+  EXPECT_EQ(hydrapack_activate(packages.c_str(), "none"), HYDRAPACK_NOT_FOUND);
+  EXPECT_EQ(hydrapack_activate(nullptr, "none"), HYDRAPACK_INVALID);
+  EXPECT_EQ(
+      hydrapack_open_last_good("x", nullptr, nullptr, &session, nullptr), HYDRAPACK_INVALID);
 }

@@ -106,6 +106,7 @@ struct GoldenDifference {
 };
 
 struct SelfTest {
+  std::vector<std::string> tasks;  // that were replayed
   int64_t tokens = 0;     // compared, of all tasks
   int64_t near_ties = 0;  // other tokens at margins below the bound, which pass
   std::vector<GoldenDifference> differences;
