@@ -9,20 +9,20 @@ Programs of one shape (8da4w, random weights) are timed interleaved in one proce
 with one adapter fixed in it, libhydrapack with a head and with none, and a program that holds A
 and takes B alone. Where a process puts its memory shifts the ratios by a tenth, so it is started
 several times, the programs in random order, and each figure is the median over the starts. --real
-compares with PyTorch + PEFT and, where llama-cpp-python is installed and CONVERT_LORA names its
-convert_lora_to_gguf.py, with llama.cpp. Needs what `make runtime` needs.
+compares with PyTorch + PEFT and, where llama-cpp-python is installed, with llama.cpp. Needs what
+`make runtime` needs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from decode import SHAPES, export_heads, exported
@@ -217,8 +217,8 @@ def real(args: argparse.Namespace) -> None:
 
     base = smollm2.base_model_directory()
     rows = [peft_rows(base)]
-    if os.environ.get("CONVERT_LORA"):
-        rows.append(llama_rows(base, args.out))
+    if find_spec("llama_cpp"):
+        rows.append(llama_rows(args.out))
     print("$ python benchmarks/runtime.py --real\n")
     print("| engine | swap or load of an adapter ms | decode ms, median | min | ratio |")
     print("|---|---|---|---|---|")
@@ -270,21 +270,16 @@ def peft_rows(base: Path) -> list[tuple[str, ...]]:
     ]
 
 
-def llama_rows(base: Path, out: Path) -> list[tuple[str, ...]]:
+def llama_rows(out: Path) -> list[tuple[str, ...]]:
     """llama.cpp on SmolLM2's Q4_1 file, with and without --lora."""
     import llama_cpp
 
+    import hydrapack as hp
     from hydrapack.base import smollm2
 
-    out.mkdir(parents=True, exist_ok=True)
-    adapter = ROOT / "examples" / "adapters" / "grammar"
-    lora = out / "grammar.gguf"
-    command = [sys.executable, os.environ["CONVERT_LORA"], adapter, "--base", base]
-    subprocess.run([*command, "--outfile", lora], check=True, stdout=subprocess.DEVNULL)
-    scratch = out / "gguf"
-    scratch.mkdir(exist_ok=True)
-    found = list(scratch.rglob("*.gguf"))
-    model = found[0] if found else smollm2._download(scratch)
+    model = smollm2.gguf_file()
+    bundle = hp.merge([ROOT / "examples" / "adapters" / "grammar"])
+    lora = hp.unpack(bundle, out / "gguf", format="gguf", model=model)["grammar"]
 
     def opened(**options):
         started = time.perf_counter()
