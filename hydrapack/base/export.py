@@ -25,6 +25,7 @@ from hydrapack.base.scheme import INT4, choose_quant, scheme_of
 from hydrapack.base.source import Source
 from hydrapack.base.weights import load_quantized, load_weights
 from hydrapack.bundle.format import Bundle
+from hydrapack.program.description import description_path
 from hydrapack.program.layout import layout_of, parse_targets
 from hydrapack.support.atomic import new_file
 from hydrapack.support.digest import bytes_sha256, file_sha256
@@ -192,7 +193,7 @@ def export_base(
     with new_file(output.parent / "tokenizer.json") as partial:
         partial.write_bytes(tokenizer_json)
     described = {"bytes": size, "sha256": digest, **metadata, "get_quant_scheme": formats}
-    with new_file(output.with_name(output.name + ".json")) as partial:
+    with new_file(description_path(output)) as partial:
         write_json(partial, described)
     return ExportedBase(output, size, quant, why, formats, calibration, quality)
 

@@ -19,6 +19,7 @@ from hydrapack.device.session import Session
 from hydrapack.merging.planned import merge_budget
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import pack
+from hydrapack.program.description import description_path, read_description
 from hydrapack.program.quantized import DEFAULT_BITS
 from hydrapack.support.digest import bytes_sha256
 from hydrapack.support.errors import Invalid
@@ -190,8 +191,8 @@ def _base_program(rank: int, targets: tuple[str, ...], stage: Stage) -> Path:
     )
     digest = bytes_sha256(key.encode())[:16]
     model = smollm2.cache_directory() / "programs" / digest / "model.pte"
-    needed = (model.name, model.name + ".json", "tokenizer.json")
-    if not all((model.parent / name).exists() for name in needed):
+    needed = (model, description_path(model), model.parent / "tokenizer.json")
+    if not all(path.exists() for path in needed):
         export_base(
             smollm2.NAME,
             model,
@@ -205,7 +206,7 @@ def _base_program(rank: int, targets: tuple[str, ...], stage: Stage) -> Path:
 
 def _described(model: Path) -> str:
     """A base program in a few words."""
-    program = json.loads(model.with_name(model.name + ".json").read_text(encoding="utf-8"))
+    program = read_description(model)
     size = megabytes(program["bytes"])
     return f"{program['get_base_model']}, {program['get_quant']}, {size}"
 

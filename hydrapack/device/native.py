@@ -20,6 +20,7 @@ from hydrapack.device.golden import Difference, SelfTest
 from hydrapack.device.manifest import find_task, read_device_manifest
 from hydrapack.device.options import Options
 from hydrapack.device.text import Pieces, load_tokenizer, stop_ids
+from hydrapack.program.description import description_path, read_description
 from hydrapack.support.errors import (
     HydrapackError,
     Invalid,
@@ -29,7 +30,6 @@ from hydrapack.support.errors import (
     RuntimeFailure,
     of_kind,
 )
-from hydrapack.support.schema import parse_json, read_bytes
 
 PROGRAM = "hydrapack-run"
 SECONDS_TO_END = 5.0
@@ -241,10 +241,10 @@ def _stated(model: Path, check_digests: bool) -> tuple[int | None, str | None, s
     """Context length, SHA-256 of the tokenizer and chat template by model.pte.json."""
     if not model.is_file():
         raise NotFound(f"{model}: no such file")
-    path = model.with_name(model.name + ".json")
+    path = description_path(model)
     if not check_digests and not path.exists():
         return None, None, None
-    stated = parse_json(read_bytes(path, "; export-base writes it beside the model"), path)
+    stated = read_description(model)
     context, digest = stated.get("get_max_context_len"), stated.get("get_tokenizer_sha256")
     if check_digests and not isinstance(digest, str):
         raise Invalid(f"{path}: get_tokenizer_sha256: is missing; export the model again")

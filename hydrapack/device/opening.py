@@ -18,10 +18,11 @@ from hydrapack.device.text import load_tokenizer
 from hydrapack.packing.head_bytes import HeadBytes, pieces_sha256
 from hydrapack.packing.manifest import ADAPTERS, MANIFEST, head_bytes
 from hydrapack.packing.signature import verify_signature
+from hydrapack.program.description import description_path, read_description
 from hydrapack.program.load import LoadedProgram, check_forward, load_program
 from hydrapack.support.digest import is_file
 from hydrapack.support.errors import Invalid, Mismatch, NotFound, reading
-from hydrapack.support.schema import Digest, fitting, parse_json, read_bytes
+from hydrapack.support.schema import Digest, fitting
 
 
 class Description(Read):
@@ -145,12 +146,12 @@ def check_model_file(model: Path, check_digests: bool) -> None:
     """
     if not model.is_file():
         raise NotFound(f"{model}: no such file")
-    path = model.with_name(model.name + ".json")
+    path = description_path(model)
     if not check_digests and not path.exists():
         return
-    data = read_bytes(path, "; export-base writes it beside the model")
+    described = read_description(model)
     with fitting(path):
-        stated = Description.model_validate(parse_json(data, path))
+        stated = Description.model_validate(described)
     check_file(model, stated.bytes, stated.sha256, check_digests, path.name)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from hydrapack.base.config import read_config
 from hydrapack.base.export import export_base
+from hydrapack.program.description import description_path, read_description
 from hydrapack.support.errors import Mismatch
-from hydrapack.support.schema import parse_json, read_bytes
 
 CONTEXT = 1024
 
@@ -34,7 +34,7 @@ class BasePrograms:
         path = self.out / f"model-{quant or 'default'}-r{rank}.pte"
         config = read_config(self.folder)
         # The description is the last that export_base writes, and a session needs it.
-        if not (path.exists() and _description(path).exists()):
+        if not (path.exists() and description_path(path).exists()):
             context = min(CONTEXT, config.max_position)
             export_base(self.base_model, path, rank, self.targets, quant, context)
         wanted: dict[str, Any] = {
@@ -44,7 +44,7 @@ class BasePrograms:
         }
         if quant is not None:
             wanted["get_quant"] = quant
-        stated = describe(path)
+        stated = read_description(path)
         for key, value in wanted.items():
             if stated.get(key) != value:
                 raise Mismatch(
@@ -52,18 +52,3 @@ class BasePrograms:
                     "model or evaluation; remove it, or give another `output`"
                 )
         return path
-
-
-def describe(path: Path) -> dict[str, Any]:
-    """What export_base says of the program, beside it.
-
-    Raises:
-        HydrapackError: missing or damaged.
-    """
-    beside = _description(path)
-    found: dict[str, Any] = parse_json(read_bytes(beside), beside)
-    return found
-
-
-def _description(path: Path) -> Path:
-    return path.with_name(path.name + ".json")

@@ -32,11 +32,12 @@ from hydrapack.evaluation.backends import (
 )
 from hydrapack.evaluation.cases import Case, Result, cases
 from hydrapack.evaluation.memory import PeakMemory
-from hydrapack.evaluation.programs import BasePrograms, describe
+from hydrapack.evaluation.programs import BasePrograms
 from hydrapack.evaluation.spec import EvalConfig, Row, TaskConfig, read_rows
 from hydrapack.merging.planned import merge_budget
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import pack
+from hydrapack.program.description import read_description
 from hydrapack.program.layout import parse_targets
 from hydrapack.program.quantized import SCALE_BYTES, Precision
 from hydrapack.support.atomic import new_file
@@ -317,7 +318,7 @@ class Evaluation:
         return self._programs.find(bundle.rank if bundle else max(ranks), case.method.program)
 
     def _program_sha256(self, case: Case, bundle: Bundle | None) -> str:
-        return str(describe(self._program(case, bundle))["sha256"])
+        return str(read_description(self._program(case, bundle))["sha256"])
 
     def document(self, results: Sequence[Result]) -> dict[str, Any]:
         """The content of results.json."""
