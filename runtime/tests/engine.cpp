@@ -1,38 +1,10 @@
 // Several sessions on one engine.
-#include <atomic>
 #include <filesystem>
-#include <thread>
 
 #include "fixtures.h"
 
 using namespace hydrapack;
 namespace fs = std::filesystem;
-
-namespace {
-
-Engine engine(const OpenOptions& options = {}) {
-  return std::move(Engine::open(model(), package(), options).value());
-}
-
-// The session's answer to the prompt, as long as Python's.
-std::vector<int64_t> answer(Session& session, const std::string& task, size_t count) {
-  EXPECT_TRUE(session.use(task.empty() ? std::nullopt : std::optional(task)).ok());
-  EXPECT_TRUE(session.prefill(prompt()).ok());
-  std::vector<int64_t> made;
-  while (made.size() < count) made.push_back(session.step().value());
-  return made;
-}
-
-// Every task's answer by this session is Python's.
-void answers_as_python(Session& session) {
-  const auto answers = expected()["answers"];
-  for (const auto& item : answers.items()) {
-    const auto want = item.value().get<std::vector<int64_t>>();
-    EXPECT_EQ(answer(session, item.key(), want.size()), want) << item.key();
-  }
-}
-
-}  // namespace
 
 TEST(Engine, SessionsHaveTheirOwnHeadsAndTexts) {
   NEED_FIXTURES();
@@ -149,31 +121,4 @@ TEST(Engine, AFileThatCannotBeKeptIsSharedInMemoryByOneModel) {
   const Engine one = engine(in_file);
   answers_as_python(*one.open_session().value());
   answers_as_python(*one.open_session().value());
-}
-
-// Run under ThreadSanitizer too.
-TEST(Threads, SessionsOfOneEngineOnSeveral) {
-  NEED_FIXTURES();
-  for (const bool share : {false, true}) {
-    OpenOptions options;
-    options.share_weights = share;
-    const Engine one = engine(options), same = engine(options);
-    std::atomic<int> running{3};
-    std::vector<std::thread> threads;
-    for (int i = 0; i < 3; i++) {
-      threads.emplace_back([&, i] {
-        const auto session = std::move((i == 2 ? same : one).open_session().value());
-        for (int round = 0; round < 3; round++) answers_as_python(*session);
-        running--;
-      });
-    }
-    // Meanwhile others come and go.
-    int opened = 0;
-    while (running > 0 || opened < 3) {
-      const auto session = std::move(one.open_session().value());
-      EXPECT_TRUE(session->use(one.tasks()[0].name).ok());
-      opened++;
-    }
-    for (std::thread& thread : threads) thread.join();
-  }
 }

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include <gtest/gtest.h>
+#include <hydrapack/engine.h>
 #include <hydrapack/session.h>
 #include <nlohmann/json.hpp>
 
@@ -49,6 +50,28 @@ inline std::vector<int64_t> prompt() {
 // The session that a test needs; it ends the test program where it cannot be opened.
 inline std::unique_ptr<hydrapack::Session> opened(const hydrapack::OpenOptions& options = {}) {
   return std::move(hydrapack::Session::open(model(), package(), options).value());
+}
+
+inline hydrapack::Engine engine(const hydrapack::OpenOptions& options = {}) {
+  return std::move(hydrapack::Engine::open(model(), package(), options).value());
+}
+
+// The session's answer to the prompt, as long as Python's.
+inline std::vector<int64_t> answer(hydrapack::Session& session, const std::string& task, size_t count) {
+  EXPECT_TRUE(session.use(task.empty() ? std::nullopt : std::optional(task)).ok());
+  EXPECT_TRUE(session.prefill(prompt()).ok());
+  std::vector<int64_t> made;
+  while (made.size() < count) made.push_back(session.step().value());
+  return made;
+}
+
+// Every task's answer by this session is Python's.
+inline void answers_as_python(hydrapack::Session& session) {
+  const auto answers = expected()["answers"];
+  for (const auto& item : answers.items()) {
+    const auto want = item.value().get<std::vector<int64_t>>();
+    EXPECT_EQ(answer(session, item.key(), want.size()), want) << item.key();
+  }
 }
 
 // A copy of the fixtures that a test may damage.

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
-#include <thread>
 
 #include "fixtures.h"
 
@@ -266,33 +265,6 @@ TEST_F(StopStrings, TheFirstOfSeveralCuts) {
 TEST_F(StopStrings, AtTheLastTokenAllowed) {
   ASSERT_EQ(text.find(text.substr(4, 2)), 4u);
   EXPECT_EQ(made({text.substr(4, 2)}, 3).finish, Finish::Stop);
-}
-
-TEST(Generate, StopFromAnotherThread) {
-  NEED_FIXTURES();
-  const auto session = opened();
-  session->stop();  // nothing is being made
-  const auto all = answer();
-  // From the callback.
-  auto made = session->generate(prompt(), at_most(20), [&](int64_t) {
-    session->stop();
-    return true;
-  });
-  EXPECT_EQ(made.value().finish, Finish::Stopped);
-  EXPECT_EQ(made.value().ids, first(all, 1));
-  // From another thread, which the answer waits for.
-  int seen = 0;
-  made = session->generate(prompt(), at_most(20), [&](int64_t) {
-    if (++seen == 4) std::thread([&] { session->stop(); }).join();
-    return true;
-  });
-  EXPECT_EQ(made.value().finish, Finish::Stopped);
-  EXPECT_EQ(made.value().ids, first(all, 4));
-  // The next answer is not touched.
-  session->stop();
-  made = session->generate(prompt(), at_most(6));
-  EXPECT_EQ(made.value().finish, Finish::Length);
-  EXPECT_EQ(made.value().ids, first(all, 6));
 }
 
 TEST(Generate, ACallbackMayThrow) {

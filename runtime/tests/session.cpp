@@ -1,8 +1,5 @@
-// The session on the small model: heads, texts, threads.
-#include <condition_variable>
-#include <mutex>
+// The session on the small model: heads and texts.
 #include <random>
-#include <thread>
 
 #include <executorch/extension/module/module.h>
 #include <executorch/extension/tensor/tensor.h>
@@ -173,81 +170,6 @@ TEST(Session, TwoInOneProcess) {
   };
   EXPECT_EQ(first, start(tasks[0].name));
   EXPECT_EQ(second, start(tasks[1].name));
-}
-
-TEST(Session, AnotherCallMeanwhileIsBusy) {
-  NEED_FIXTURES();
-  const auto session = opened();
-  std::mutex mutex;
-  std::condition_variable changed;
-  bool inside = false, told = false;
-  const auto every_call_is_busy = [&] {
-    EXPECT_EQ(session->use(std::nullopt).code, Code::Busy);
-    EXPECT_EQ(session->prefill({5}).code, Code::Busy);
-    EXPECT_EQ(session->step().error().code, Code::Busy);
-    EXPECT_EQ(session->seed(1).code, Code::Busy);
-    EXPECT_EQ(session->logits().error().code, Code::Busy);
-    EXPECT_EQ(session->generate({5}).error().code, Code::Busy);
-    EXPECT_EQ(session->reset().code, Code::Busy);
-  };
-  std::thread other([&] {
-    std::unique_lock<std::mutex> lock(mutex);
-    changed.wait(lock, [&] { return inside; });
-    every_call_is_busy();
-    told = true;
-    changed.notify_all();
-  });
-  GenerateOptions options;
-  options.max_new_tokens = 5;
-  const auto made = session->generate(prompt(), options, [&](int64_t) {
-    every_call_is_busy();  // from the callback itself
-    std::unique_lock<std::mutex> lock(mutex);
-    inside = true;
-    changed.notify_all();
-    changed.wait(lock, [&] { return told; });
-    return true;
-  });
-  other.join();
-  ASSERT_TRUE(made.ok());
-  ASSERT_FALSE(made.value().ids.empty());
-  const auto want = expected()["answers"][""];
-  for (size_t i = 0; i < made.value().ids.size(); i++) EXPECT_EQ(made.value().ids[i], want[i]);
-  EXPECT_TRUE(session->reset().ok());
-}
-
-// Run under ThreadSanitizer too.
-TEST(Threads, LookingAndStoppingIsSafe) {
-  NEED_FIXTURES();
-  const auto session = opened();
-  const auto tasks = session->tasks();
-  std::atomic<bool> done{false};
-  std::atomic<int> looks{0}, stops{0};
-  std::thread looker([&] {
-    while (!done) {
-      const std::string task = session->task();
-      EXPECT_TRUE(task.empty() || task == tasks[0].name || task == tasks[1].name);
-      EXPECT_GE(session->position(), 0);
-      EXPECT_LE(session->position(), session->max_context());
-      const Stats stats = session->stats();
-      // Written together, read together.
-      EXPECT_EQ(stats.prefill_ms > 0, stats.prefill_tokens > 0);
-      looks++;
-    }
-  });
-  std::thread stopper([&] {
-    while (!done) {
-      session->stop();
-      stops++;
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-  });
-  for (int i = 0; i < 20 || looks < 20 || stops < 20; i++) {
-    ASSERT_TRUE(session->use(tasks[i % 2].name).ok());
-    ASSERT_TRUE(session->generate(prompt()).ok());
-  }
-  done = true;
-  looker.join();
-  stopper.join();
 }
 
 TEST(Session, TheAdapterIsNotCopied) {
