@@ -1,6 +1,7 @@
 """The base program's weights: schemes, GPTQ, GGUF files, and what they cost against float32."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -20,6 +21,7 @@ from hydrapack.base.export import export_base
 from hydrapack.base.gguf import Blocks, GgufModel, _split_q4_k
 from hydrapack.base.gptq import gptq
 from hydrapack.base.integers import BlockLinear, bf16_scales, quantize_decoder, to_int4, to_int8
+from hydrapack.base.lower import lower_decoder
 from hydrapack.base.quality import compare, decoder_logits, encode_rows, program_logits
 from hydrapack.base.scheme import KINDS, choose_quant, scheme_of
 from hydrapack.base.source import Source
@@ -68,6 +70,19 @@ def test_a_program_is_the_decoder_quantized_in_eager_mode(tiny_model, exported, 
     assert described["get_quant_scheme"] == formats
     beside = json.loads(model.with_name("model.pte.json").read_text())
     assert beside["get_quant_scheme"] == formats and beside["get_quant"] == quant
+
+
+def test_lowering_keeps_no_weight_that_is_stored(tiny_model, tmp_path):
+    """The vocabulary's integers, held once for input and output, are needed for longer."""
+    decoder = decoder_of(tiny_model)
+    decoder.config = replace(decoder.config, tied_embeddings=True)
+    quantize_decoder(decoder, scheme_of("8da4w"))
+    head = decoder.output.lm_head.weight.qdata
+    assert head.data_ptr() == decoder.embed.rows.data_ptr()
+    others = [layer.linear.weight.qdata for layer in decoder.mlp_outputs]
+    lower_decoder(decoder, {}, tmp_path / "m.pte")
+    assert [weight.untyped_storage().nbytes() for weight in others] == [0] * LAYERS
+    assert head.untyped_storage().nbytes() == head.numel()
 
 
 def test_schemes_rank_by_size_and_error(tiny_model, exported):
@@ -264,7 +279,8 @@ def write_gguf(path: Path, model: Path, kind: str, names=None, architecture="lla
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
-def test_gguf_weights_are_those_of_transformers(tiny_model, tmp_path, kind):
+def test_gguf_weights_are_those_of_transformers(tiny_model, tmp_path, kind, monkeypatch):
+    monkeypatch.setattr("hydrapack.base.gguf._PIECE", 150)  # A row or two at a time.
     from transformers import AutoModelForCausalLM
 
     path = write_gguf(tmp_path / "m.gguf", tiny_model, kind)

@@ -19,6 +19,8 @@ from hydrapack.support.extras import need
 
 BLOCK = 32
 """Columns that share a scale and an offset in every 4-bit format taken over here."""
+_PIECE = 1 << 20
+"""Values that are dequantized together."""
 MODULES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -121,13 +123,18 @@ class GgufModel:
             HydrapackError: a format that the package gguf cannot read.
         """
         gguf = need("gguf")
-        tensor = self._tensors[name]
+        tensor, data = self._tensors[name], self._data(name)
+        found = torch.empty(tuple(map(int, reversed(tensor.shape))))
         try:
-            values = gguf.dequantize(tensor.data, tensor.tensor_type)
+            # A few rows at a time: the package takes twice the memory of what it gives.
+            step = max(1, _PIECE // found[0].numel())
+            for i in range(0, len(data), step):
+                found.numpy()[i : i + step] = gguf.dequantize(
+                    data[i : i + step], tensor.tensor_type
+                )
         except (NotImplementedError, ValueError) as error:
             kind = tensor.tensor_type.name
             raise Invalid(f"{self.path}: {name}: {kind} cannot be read: {error}") from error
-        found = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
         if self.architecture == "gemma3" and found.dim() == 1:
             # A norm's factor, of which Hugging Face's files have what is above 1.
             found = found - 1
@@ -140,9 +147,14 @@ class GgufModel:
         kind = tensor.tensor_type.name
         if kind not in split:
             return None
-        levels, scales, offsets = split[kind](np.asarray(tensor.data))
+        levels, scales, offsets = split[kind](self._data(name))
         parts = (levels, scales, offsets)
         return Blocks(*(self._in_order(name, torch.from_numpy(part)) for part in parts))
+
+    def _data(self, name: str) -> np.ndarray:
+        """The tensor's bytes, read: pages of a mapped file would stay in memory with the file."""
+        data, offset = self._tensors[name].data, self._tensors[name].data_offset
+        return np.fromfile(self.path, data.dtype, data.size, offset=offset).reshape(data.shape)
 
     def _in_order(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         # llama.cpp interleaves the halves of every head's q and k rows, for its rotation.

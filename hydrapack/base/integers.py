@@ -62,12 +62,11 @@ class ByteEmbedding(nn.Module):
     rows: torch.Tensor
     scales: torch.Tensor
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, stored: Integers) -> None:
         super().__init__()
         # Registers the quantized_decomposed operators with torch.
         import executorch.exir.passes._quant_patterns_and_replacements  # noqa: F401
 
-        stored = to_int8(weight)
         self.register_buffer("rows", stored.values)
         self.register_buffer("scales", stored.scales[:, 0])
 
@@ -202,10 +201,19 @@ def quantize_decoder(
     """
     found: dict[str, set[str]] = {kind: set() for kind in scheme}
     fill("embed", (EMBEDDING,))
+    tied: Integers | None = None
     if scheme["embed"] == INT8:
-        decoder.embed = ByteEmbedding(decoder.get_parameter("embed.weight").detach())
+        table = to_int8(decoder.get_parameter("embed.weight").detach())
+        decoder.embed = ByteEmbedding(table)
+        if decoder.config.tied_embeddings and not decoder.config.architecture.scaled_embedding:
+            tied = table
     found["embed"].add(scheme["embed"])
     for path, kinds, names in list(linears(decoder)):
+        if tied is not None and kinds == ("lm_head",) and scheme["lm_head"] == INT8:
+            # The same integers, held once.
+            found["lm_head"].add(INT8)
+            _replace(decoder, path, integer_linear(tied, None))
+            continue
         fill(path, names)
         formats = [scheme[kind] for kind in kinds]
         blocks = [source.blocks(name) if source else None for name in names]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -14,10 +16,13 @@ from executorch.exir import (
     ExecutorchBackendConfig,
     to_edge_transform_and_lower,
 )
+from executorch.exir.backend.backend_details import BackendDetails, PreprocessResult
 from executorch.exir.backend.compile_spec_schema import CompileSpec
 from executorch.exir.backend.partitioner import DelegationSpec
 from executorch.exir.passes import MemoryPlanningPass
 from torch.export import ExportedProgram
+from torch.fx.passes.infra.partitioner import Partition
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hydrapack.base.decoder import Decoder
 from hydrapack.program.load import FORWARD_VERSION, forward_inputs
@@ -27,6 +32,54 @@ MAX_SEQ = 128
 """Tokens a call: a longer prompt takes several. Memory for activations is planned for so many."""
 MAX_ROWS = 8
 """Logits a call."""
+
+
+class LeanXnnpack(BackendDetails):  # type: ignore[misc]
+    """XNNPACK's lowering, a delegate at a time: its weights go as soon as they are stored.
+
+    ExecuTorch copies the graphs and weights of all delegates before it stores the first, and keeps
+    copies and originals to the end.
+    """
+
+    counts: ClassVar[Counter[int]] = Counter()
+    """How many of the program's tensors lie in each piece of memory, by its address."""
+
+    @classmethod
+    def copy_exported_program_for_preprocess(
+        cls, edge_program: ExportedProgram, compile_specs: list[CompileSpec]
+    ) -> ExportedProgram:
+        """Nothing is copied yet."""
+        return edge_program
+
+    @staticmethod
+    def preprocess(
+        edge_program: ExportedProgram, compile_specs: list[CompileSpec]
+    ) -> PreprocessResult:
+        """What XNNPACK makes of a delegate; no weight of its own is left in memory."""
+        weights = held(edge_program)
+        # XNNPACK changes the graph. The weights stay where they are.
+        own = copy.deepcopy(edge_program, {id(tensor): tensor for tensor in weights})
+        made = XnnpackBackend.preprocess(own, compile_specs)
+        for tensor in weights:
+            memory = tensor.untyped_storage()
+            if LeanXnnpack.counts[memory.data_ptr()] == 1 and memory.resizable():
+                memory.resize_(0)
+        return made
+
+
+# ExecuTorch finds a backend by its class's name, the last one that has it.
+LeanXnnpack.__name__ = XnnpackBackend.__name__
+
+
+def held(program: ExportedProgram) -> list[torch.Tensor]:
+    """The tensors of a program; of a quantized one its integers, scales and zero points."""
+    found: list[torch.Tensor] = []
+    for value in (*program.state_dict.values(), *program.constants.values()):
+        if is_traceable_wrapper_subclass(value):
+            found += [getattr(value, name) for name in value.__tensor_flatten__()[0]]
+        elif isinstance(value, torch.Tensor):
+            found.append(value)
+    return found
 
 
 class ChainPartitioner(XnnpackPartitioner):  # type: ignore[misc]
@@ -70,6 +123,15 @@ class ChainPartitioner(XnnpackPartitioner):  # type: ignore[misc]
                     chains[chain].append(node)
         return list(chains.values())
 
+    def generate_partitions(self, ep: ExportedProgram) -> list[Partition]:
+        """The chains, last first. Between any two lies an attention, so none can be merged.
+
+        The stock partitioner tries, with sets of all nodes before and after each node: a gigabyte
+        for 30 layers.
+        """
+        chains = reversed(self.get_matched_nodes_from_configs(ep))
+        return [Partition(id=i, nodes=chain) for i, chain in enumerate(chains)]
+
     def _chain(self, node: torch.fx.Node) -> str | None:
         if node.op != "call_function":
             return None
@@ -90,7 +152,7 @@ def lower_decoder(
     target: Path,
     stage: Stage = silently,
 ) -> None:
-    """Write ``decoder`` as an ExecuTorch program to ``target``.
+    """Write ``decoder`` as an ExecuTorch program to ``target``; its weights are gone then.
 
     ``metadata`` becomes constant methods, beside those of what a call takes; ``stage`` hears the
     name of each step.
@@ -108,6 +170,7 @@ def lower_decoder(
     exported = torch.export.export(
         decoder, tuple(example), dynamic_shapes=tuple(dynamic), strict=False
     )
+    LeanXnnpack.counts = Counter(tensor.untyped_storage().data_ptr() for tensor in held(exported))
     stage("lowering to XNNPACK")
     edge = to_edge_transform_and_lower(
         exported,
