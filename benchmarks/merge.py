@@ -2,6 +2,7 @@
 
     python benchmarks/merge.py shapes      # Llama-3.2-1B shapes, made adapters
     python benchmarks/merge.py many        # N = 5 to 1,000 from the disk (20 GB in TMPDIR)
+    python benchmarks/merge.py plan        # what a plan weighs of one module, N = 8 to 1,000
     python benchmarks/merge.py methods     # spectral against hydraopt on the five example adapters
     python benchmarks/merge.py two-sided   # a common output basis against M heads, at equal size
     python benchmarks/merge.py budget      # the planner against one choice for all modules
@@ -172,11 +173,41 @@ def many() -> None:
                     flush=True,
                 )
     for label, found in times.items():
-        slopes = [
-            f"N^{math.log(more / less) / math.log(high / low):.2f} from {low} to {high}"
-            for (low, less), (high, more) in itertools.pairwise(found)
-        ]
-        print(f"\n{label}: CPU seconds grow as {', '.join(slopes)}.")
+        print_slopes(label, found)
+
+
+def print_slopes(label: str, found: list[tuple[int, float]]) -> None:
+    """``found`` are (N, CPU seconds)."""
+    slopes = [
+        f"N^{math.log(more / less) / math.log(high / low):.2f} from {low} to {high}"
+        for (low, less), (high, more) in itertools.pairwise(found)
+    ]
+    print(f"\n{label}: CPU seconds grow as {', '.join(slopes)}.")
+
+
+def time_plan(count: int) -> tuple[float, float]:
+    """CPU seconds and peak memory above the adapters' of one module's candidates."""
+    from hydrapack.merging.candidates import candidates
+    from hydrapack.merging.method import MergeOptions
+    from hydrapack.merging.plan import PLANNED_BITS
+
+    torch.set_num_threads(1)
+    adapters = made_adapters(count, {"q": WIDTHS["q"]}, 32, 1)
+    updates = [module for adapter in adapters for module in adapter.modules.values()]
+    held, started = peak_bytes(), time.process_time()
+    candidates(updates, MergeOptions(count, 32, 0, (1.0,) * count), PLANNED_BITS)
+    return time.process_time() - started, peak_bytes() - held
+
+
+def plan() -> None:
+    print("| N | CPU s | CPU ms a task | peak MB |\n|---|---|---|---|")
+    found = []
+    for count in (8, 40, 200, 1000):
+        seconds, peak = apart(time_plan, count)
+        found.append((count, seconds))
+        cells = f"{seconds:.1f} | {1000 * seconds / count:.0f} | {peak / 1e6:.0f}"
+        print(f"| {count} | {cells} |", flush=True)
+    print_slopes("a plan of one module (2048 x 2048, rank 32)", found)
 
 
 def example_adapters():
@@ -353,13 +384,14 @@ def budget() -> None:
 
 
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or ["shapes", "many", "methods", "two-sided", "budget"]
+    wanted = sys.argv[1:] or ["shapes", "many", "plan", "methods", "two-sided", "budget"]
     for name in wanted:
         print(f"\n$ python benchmarks/merge.py {name}\n", flush=True)
         print(json.dumps({"cores": torch.get_num_threads(), "torch": torch.__version__}), "\n")
         {
             "shapes": shapes,
             "many": many,
+            "plan": plan,
             "methods": methods,
             "two-sided": two_sided,
             "budget": budget,

@@ -51,7 +51,7 @@ def test_noise_estimate():
     """Within a third of what rounding does to the first columns."""
     matrix = normal(200, 48)
     for bits in (4, 8, 16):
-        estimate = noise_by_columns(matrix.double(), bits)
+        estimate = noise_by_columns(matrix.double(), (bits,))[bits]
         assert estimate.shape == (48,)
         for columns in (8, 32, 48):
             part = matrix[:, :columns]

@@ -9,10 +9,10 @@ from conftest import hydrapack, write_adapter
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.read import read_adapter
-from hydrapack.adapters.update import difference_norm
+from hydrapack.adapters.update import ErrorSum, LoraModule, difference_norm
 from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.merged import MergedModule, stored_values
-from hydrapack.bundle.unpack import new_adapter
+from hydrapack.bundle.unpack import new_adapter, unpack
 from hydrapack.merging.add import add, replace
 from hydrapack.merging.method import MergeOptions, fit_head, with_sizes
 from hydrapack.merging.modules import merge_modules
@@ -124,29 +124,98 @@ def test_what_is_left_may_be_one_task_and_not_none(bundle, sources):
             change()
 
 
-def test_a_budget_that_no_head_more_fits(bundle, sources, tmp_path):
-    """The nearest heads are shared: nothing grows, nothing else changes, and the loss is said."""
+def changed(before, after, task):
+    """What changed of a task's update, over the update."""
+    error = ErrorSum()
+    heads = after.head(after.info.task(task))
+    for name, head in before.head(before.info.task(task)).items():
+        update = LoraModule(before.modules[name].shared(), head)
+        error.add(update, after.modules[name].shared(), heads[name])
+    return error.relative
+
+
+def least_budget(bundle, adapter):
+    """What the bundle takes as it is."""
+    with pytest.raises(HydrapackError, match="`budget` 1,000: the bundle takes up to") as caught:
+        add(bundle, adapter, budget=1000)
+    return int(re.search(r"up to ([\d,]+) bytes", str(caught.value))[1].replace(",", ""))
+
+
+def test_a_budget_that_a_head_more_fits(bundle, sources):
     more = add(bundle, sources[3])
     assert more.relative_error == more.own_head_relative_error
     roomy = add(bundle, sources[3], budget="1MB")
     assert roomy.bundle.info.budget_bytes == 1_000_000
     assert roomy.relative_error == more.relative_error
-    with pytest.raises(HydrapackError, match="`budget` 1,000: the bundle takes up to") as caught:
-        add(bundle, sources[3], budget=1000)
-    least = int(re.search(r"up to ([\d,]+) bytes", str(caught.value))[1].replace(",", ""))
-    shared = add(bundle, sources[3], budget=least)
+    assert (roomy.way, dict(roomy.weighed)) == ("head", {})
+
+
+def test_a_task_like_one_that_is_there_shares_its_head(bundle, tmp_path):
+    """Nothing grows, nothing else changes."""
+    unpack(bundle, tmp_path / "heads")
+    like = read_adapter(tmp_path / "heads" / "task1", "like")
+    least = least_budget(bundle, like)
+    shared = add(bundle, like, budget=least)
+    assert shared.way == "share" and shared.relative_error < 0.01
     assert_rest_is_the_same(bundle, shared.bundle, bundle.tasks)
     assert shared.bundle.info.parameters == bundle.info.parameters
-    assert shared.own_head_relative_error == more.relative_error < shared.relative_error
-    assert "does not fit the budget" in shared.advice
+    assert shared.weighed["share"] == {
+        "task0": 0, "task1": 0, "task2": 0, "like": shared.relative_error
+    }  # fmt: skip
     assert pack(shared.bundle, tmp_path / "shared").bytes <= least
-    new = read_adapter(sources[3], "new")
     for index, (name, module) in enumerate(bundle.modules.items()):
         errors = [
-            difference_norm(new.modules[name], module.A, module.head(choice))[0]
+            difference_norm(like.modules[name], module.A, module.head(choice))[0]
             for choice in range(module.choices)
         ]
         assert shared.bundle.info.tasks[-1].route[index] == errors.index(min(errors))
+
+
+def test_a_task_of_its_own_kind_takes_columns(bundle, sources, tmp_path):
+    """Less is lost than by sharing, nothing grows, and what is lost is what is said."""
+    more, least = add(bundle, sources[3]), least_budget(bundle, sources[3])
+    # A little more where no head fits for it: the program of another kind of heads may be larger.
+    tried = (least + 2000, least)
+    budget, taken = next((b, t) for b in tried if (t := add(bundle, sources[3], budget=b)).weighed)
+    assert taken.way == "take" and "takes columns of A and U" in taken.advice
+    losses = taken.weighed["take"]
+    sums = [sum(e**2 for e in taken.weighed[way].values()) for way in ("share", "take")]
+    assert sums[1] < 0.9 * sums[0]
+    assert taken.relative_error < taken.weighed["share"]["task3"]
+    assert taken.own_head_relative_error == more.relative_error
+    assert list(losses) == list(taken.bundle.tasks) == [*bundle.tasks, "task3"]
+    for task in bundle.tasks:
+        assert losses[task] == pytest.approx(changed(bundle, taken.bundle, task), abs=1e-6)
+        old, new = bundle.info.task(task), taken.bundle.info.task(task)
+        kept = {"route", "relative_error"}
+        assert new.model_dump(exclude=kept) == old.model_dump(exclude=kept)
+        # Of the adapters it is foretold, from what the bundle knows.
+        adapter = read_adapter(sources[bundle.tasks.index(task)], task)
+        error = ErrorSum()
+        for name, head in taken.bundle.head(new).items():
+            error.add(adapter.modules[name], taken.bundle.modules[name].shared(), head)
+        assert new.relative_error == pytest.approx(error.relative, rel=0.15)
+    error, new = ErrorSum(), read_adapter(sources[3], "new")
+    for name, head in taken.bundle.head(taken.bundle.info.tasks[-1]).items():
+        error.add(new.modules[name], taken.bundle.modules[name].shared(), head)
+    assert losses["task3"] == taken.relative_error == pytest.approx(error.relative, abs=1e-6)
+    assert taken.bundle.info.rank == bundle.info.rank
+    assert_counts_and_loads(taken.bundle, tmp_path)
+    assert pack(taken.bundle, tmp_path / "taken").bytes <= budget
+
+
+def test_the_command_says_what_each_task_loses(sources, tmp_path):
+    bundle = merge_adapters(read_adapters([str(f) for f in sources[:3]]))
+    bundle.save(tmp_path / "bundle")
+    budget = least_budget(bundle, sources[3]) + 2000
+    command = ("add", tmp_path / "bundle", sources[3], "-o", tmp_path / "more", "--budget", budget)
+    said = json.loads(hydrapack(*command, "--json").stdout)
+    assert said["way"] == "take" and set(said["weighed"]) == {"share", "take"}
+    done = hydrapack(*command)
+    assert "takes columns of A and U that cost least elsewhere" in done.stdout
+    for losses in said["weighed"].values():
+        assert all(f"{name} " in done.stdout for name in losses)
+        assert all(f"{loss:.4f}" in done.stdout for loss in losses.values())
 
 
 def train(model, frozen, steps=4):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hydrapack.cli.terminal import output, print_json
+from hydrapack.cli.terminal import output, print_json, print_table
 
 if TYPE_CHECKING:
     from hydrapack.merging.add import Extension
@@ -23,7 +23,7 @@ def add(
         str | None,
         typer.Option(
             help="What adapters.pte may take, as 400KB: where a head more does not fit, the task "
-            "shares the nearest ones."
+            "shares the nearest ones, or takes columns of A and U that cost least elsewhere."
         ),
     ] = None,
     allow_base_mismatch: Annotated[
@@ -32,6 +32,9 @@ def add(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Add a task to a bundle; A and all existing heads stay the same, to the bit.
+
+    With a budget that no head more fits, all tasks may give up some columns: the table says what
+    each loses, of its update.
 
     Examples:
 
@@ -58,6 +61,8 @@ def save(extension: Extension, task: str, out: Path, as_json: bool) -> None:
                 "remerge_relative_error": extension.remerge_relative_error,
                 "s_percent": made.s_percent,
                 "task": task,
+                "way": extension.way,
+                "weighed": extension.weighed,
             }
         )
         return
@@ -69,3 +74,7 @@ def save(extension: Extension, task: str, out: Path, as_json: bool) -> None:
     )
     if extension.advice:
         console.print(extension.advice, soft_wrap=True)
+    if extension.weighed:
+        losses = {w + " *" * (w == extension.way): e for w, e in extension.weighed.items()}
+        rows = [[name, *(f"{e[name]:.4f}" for e in losses.values())] for name in made.tasks]
+        print_table(console, ["loses by", *losses], rows)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -24,9 +24,11 @@ from hydrapack.bundle.format import Bundle, BundleTask, describe_source
 from hydrapack.bundle.held import laid
 from hydrapack.bundle.merged import Merged, MergedVera, frozen, stored_values
 from hydrapack.merging.method import MergeOptions, fit_head
+from hydrapack.merging.plan import NEGLIGIBLE, SLACK
 from hydrapack.merging.program_size import adapters_bytes
 from hydrapack.merging.remove import without
 from hydrapack.merging.spectral import merge_spectral
+from hydrapack.merging.take import take_columns
 from hydrapack.merging.vera import merge_vera
 from hydrapack.program.quantized import DEFAULT_BITS
 from hydrapack.support.errors import Invalid, Mismatch
@@ -45,15 +47,27 @@ class Extension:
     """The new task's error if A were fitted again, to it and to the bundle's heads."""
     own_head_relative_error: float
     """The new task's error with a head of its own; another value if that did not fit the budget."""
+    way: Literal["head", "share", "take"] = "head"
+    """How the task came in: by a head more; by sharing the nearest heads; or by taking columns of A
+    and U from all tasks, those that cost them least."""
+    weighed: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Where a head more does not fit the budget: for each way weighed, what each task loses. The
+    new task that is its relative error, another the norm of what changed of its update over the
+    update's. The way of the least sum of squares is taken, or sharing where that is as good."""
 
     @property
     def advice(self) -> str | None:
         """A sentence where the task is much worse than it might be, else None."""
-        if self.relative_error > self.own_head_relative_error:
+        if self.way != "head":
+            how, loss = "it shares the nearest ones", "other tasks lose nothing"
+            if self.way == "take":
+                *others, _ = self.weighed["take"].items()
+                worst, most = max(others, key=lambda pair: pair[1])
+                how = "it takes columns of A and U that cost least elsewhere"
+                loss = f"of the other tasks {worst} loses most, {most:.2f} of its update"
             return (
-                "a head more does not fit the budget, so it shares the nearest ones: error "
-                f"{self.relative_error:.2f}, {self.own_head_relative_error:.2f} with a head of its "
-                "own; other tasks lose nothing"
+                f"a head more does not fit the budget, so {how}: error {self.relative_error:.2f}, "
+                f"{self.own_head_relative_error:.2f} with a head of its own; {loss}"
             )
         if self.relative_error < 0.05 or self.remerge_relative_error > 0.7 * self.relative_error:
             return None
@@ -74,13 +88,16 @@ def add(
 ) -> Extension:
     """``bundle`` with one more head: in each module the best B for its A.
 
+    All that is there stays as it is, to the bit, unless a ``budget`` asks for its columns.
+
     Args:
         bundle: a merge, or the directory that one was saved to; it stays as it is.
         adapter: of the new task, or its PEFT folder as ``DIR`` or ``NAME=DIR``.
         budget: bytes that ``adapters.pte`` may take, as 400_000 or "400KB". Where a head more
-            does not fit, the task shares in each module the nearest of those that are there
-            (after K-Merge, https://arxiv.org/abs/2510.13537), which costs no bytes; nothing
-            changes for other tasks.
+            does not fit, two ways are weighed by what all tasks lose, and the better one is taken.
+            The task shares in each module the nearest head that is there (after K-Merge,
+            https://arxiv.org/abs/2510.13537), which changes nothing for other tasks. Or it takes
+            columns: A, U and heads are planned anew for the budget, from the heads as they are.
         allow_base_mismatch: take an adapter of another base model or revision.
 
     Raises:
@@ -94,9 +111,22 @@ def add(
     """
     bundle = Bundle.of(bundle)
     limit = parse_size("`budget`", budget) if isinstance(budget, str) else budget
-    return _extended(
-        bundle, read_adapters([adapter])[0], len(bundle.tasks), allow_base_mismatch, limit
-    )
+    read = read_adapters([adapter])[0]
+    extension = _extended(bundle, read, len(bundle.tasks), allow_base_mismatch, limit)
+    if extension.way == "head" or limit is None:
+        return extension
+    nothing = dict.fromkeys(bundle.tasks, 0.0)
+    weighed = {"share": {**nothing, read.task: extension.relative_error}}
+    taken = take_columns(bundle, read, limit)
+    if taken is not None:
+        weighed["take"] = taken[1]
+    extension = dataclasses.replace(extension, weighed=weighed)
+    sums = {way: sum(loss**2 for loss in losses.values()) for way, losses in weighed.items()}
+    # Sharing leaves all others alone: what is next to nothing is no reason to change them.
+    if taken is None or sums["share"] <= SLACK**2 * sums["take"] + NEGLIGIBLE**2:
+        return extension
+    error = taken[1][read.task]
+    return dataclasses.replace(extension, bundle=taken[0], relative_error=error, way="take")
 
 
 @one_thread()
@@ -183,6 +213,7 @@ def _extended(
         relative_error=task.relative_error,
         remerge_relative_error=again.relative,
         own_head_relative_error=alone.relative,
+        way="head" if fits else "share",
     )
 
 

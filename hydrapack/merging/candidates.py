@@ -16,7 +16,7 @@ from hydrapack.adapters.update import Update, inner_product
 from hydrapack.merging.assignment import assign
 from hydrapack.merging.method import MergeOptions
 from hydrapack.merging.span import Core, core_of
-from hydrapack.merging.spectral import fit
+from hydrapack.merging.spectral import basis_within, heads_one_by_one
 from hydrapack.merging.two_sided import inputs_of, outputs_of
 from hydrapack.program.quantized import (
     SCALE_BYTES,
@@ -91,26 +91,49 @@ def candidates(
     for head_count in _counts(options.head_count):
         now = replace(options, head_count=head_count)
         assignment = assign([problem], now)
-        A, B = fit(problem, updates, assignment, now)
-        B = B.double()
-        route = torch.tensor(assignment)
-        # By task and rank: what its head shares with it, and the head's own energy.
-        own = torch.stack([b @ (a @ A.T) for a, b in (u.factors() for u in updates)])
-        shared = (own * B[route]).sum(1).cumsum(1)
-        energy = B.square().sum(1)
-        fitted = errors.whole[:, None] - 2 * shared + energy[route].cumsum(1)
+        A = basis_within(problem, updates, assignment, now)
+        lost = _lost(A, updates, assignment, now, errors.whole, widths)
         for bits in widths:
-            noise_a = (
-                energy * (A - quantize(A, bits).dequantize().double()).square().sum(1)
-            ).cumsum(1)
-            noise = (noise_a + noise_by_columns(B, bits))[route]
             for rank in sorted({min(rank, len(A)) for rank in steps_to(options.rank)}):
                 size = stored_bytes(rank, A.shape[1], bits)
-                size += stored_bytes(head_count * B.shape[1], rank, bits)
+                size += stored_bytes(head_count * updates[0].shape[0], rank, bits)
                 size += SCALE_BYTES * len(updates) * (head_count < len(updates))
-                lost = (fitted + noise)[:, rank - 1]
-                found.append(errors.choice(size, lost, (head_count, rank, 0, bits), assignment))
+                shape = head_count, rank, 0, bits
+                found.append(errors.choice(size, lost[bits][:, rank - 1], shape, assignment))
     return sorted(found + _two_sided(problem, options, widths, errors))
+
+
+def _lost(
+    A: torch.Tensor,
+    updates: Sequence[Update],
+    assignment: tuple[int, ...],
+    options: MergeOptions,
+    whole: torch.Tensor,
+    widths: Sequence[int],
+) -> dict[int, torch.Tensor]:
+    """By bits a value, squared errors (N, ranks) of the first 1, 2, ... rows of A.
+
+    One head at a time, so that memory does not grow with N.
+    """
+    noise_a = {
+        bits: (A - quantize(A, bits).dequantize().double()).square().sum(1) for bits in widths
+    }
+    lost = {bits: whole[:, None].repeat(1, len(A)) for bits in widths}
+    for own, B in heads_one_by_one(A, updates, assignment, options):
+        # As it is stored before it is rounded.
+        B = B.float().double()
+        energy = B.square().sum(0)
+        noise = {
+            bits: (energy * noise_a[bits]).cumsum(0) + rounding
+            for bits, rounding in noise_by_columns(B, widths).items()
+        }
+        for k in own:
+            own_a, own_b = updates[k].factors()
+            shared = ((own_a @ A.T) * (own_b.T @ B)).sum(0)
+            fitted = (energy - 2 * shared).cumsum(0)
+            for bits in widths:
+                lost[bits][k] += fitted + noise[bits]
+    return lost
 
 
 def _two_sided(

@@ -46,8 +46,8 @@ class Request:
     adapters: Sequence[Adapter]
     rank: int | None = None
     """R of the base program; by default free, up to the largest rank of the adapters."""
-    bits: int | None = None
-    """A value of every module: 4, 8 or 16; free by default."""
+    bits: int | Mapping[str, int] | None = None
+    """A value of every module: 4, 8 or 16, or each module's own; free by default."""
     seed: int = 0
     objective: Objective | None = "relative"
 
@@ -57,7 +57,7 @@ class Request:
                 "`budget` and `target_error` plan LoRA adapters; VeRA's vectors take kilobytes "
                 "without a plan"
             )
-        if self.bits is not None and check_bits("bits", self.bits) == 32:
+        if isinstance(self.bits, int) and check_bits("bits", self.bits) == 32:
             raise Invalid("`bits` 32: a plan takes 4, 8 or 16")
         if self.rank is not None and self.rank < 1:
             raise Invalid(f"`rank` {self.rank}: must be 1 or more")
@@ -106,7 +106,8 @@ class Planner:
             self.shapes[name] = updates[0].shape
             options = MergeOptions(len(adapters), most, module_seed(request.seed, name), weights)
             sized = divided(updates, sizes)
-            widths = (request.bits,) if request.bits else PLANNED_BITS
+            bits = request.bits[name] if isinstance(request.bits, Mapping) else request.bits
+            widths = (bits,) if bits else PLANNED_BITS
             self.found[name] = candidates(sized, options, widths)
             for weight, update in zip(weights, sized, strict=True):
                 A, B = update.factors()

@@ -11,7 +11,7 @@ between assigning each task to its nearest head and refitting.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -36,7 +36,7 @@ def merge_spectral(updates: Sequence[Update], options: MergeOptions) -> MergedMo
     """
     assignment, core = route(updates, options)
     if core is not None and core.whole:
-        A = _within(core, updates, assignment, options)
+        A = basis_within(core, updates, assignment, options)
     else:
         A = _shared(updates, assignment, options)
     return MergedModule(A.float(), heads_for(A, updates, assignment, options), assignment)
@@ -45,12 +45,8 @@ def merge_spectral(updates: Sequence[Update], options: MergeOptions) -> MergedMo
 def fit(
     problem: Core, updates: Sequence[Update], assignment: tuple[int, ...], options: MergeOptions
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best A (rank, d_in), float64, in the span of ``problem``, and its heads.
-
-    The rank is ``options.rank``, cut to the span. A smaller rank's best A and heads are the first
-    rows and columns of these.
-    """
-    A = _within(problem, updates, assignment, options)
+    """The best A (rank, d_in), float64, in the span of ``problem``, and its heads."""
+    A = basis_within(problem, updates, assignment, options)
     return A, heads_for(A, updates, assignment, options)
 
 
@@ -61,22 +57,36 @@ def heads_for(
     options: MergeOptions,
 ) -> torch.Tensor:
     """The best heads (M, d_out, rank) for an A with orthonormal rows, float32."""
-    weights = weight_vector(options, len(updates))
-    totals = members(assignment, options.head_count).T @ weights
     heads = torch.empty(options.head_count, updates[0].shape[0], len(A))
-    for head, own in enumerate(_tasks(assignment, options.head_count)):
-        total = A.new_zeros(heads.shape[1:])
-        for k in own:
-            own_a, own_b = updates[k].factors()
-            total += (weights[k] / totals[head]) * (own_b @ (own_a @ A.T))
-        heads[head] = total
+    for head, (_, B) in enumerate(heads_one_by_one(A, updates, assignment, options)):
+        heads[head] = B
     return heads
 
 
-def _within(
+def heads_one_by_one(
+    A: torch.Tensor,
+    updates: Sequence[Update],
+    assignment: tuple[int, ...],
+    options: MergeOptions,
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Each head's tasks, and the best head (d_out, rank) for them, float64."""
+    weights = weight_vector(options, len(updates))
+    totals = members(assignment, options.head_count).T @ weights
+    for head, own in enumerate(_tasks(assignment, options.head_count)):
+        total = A.new_zeros(updates[0].shape[0], len(A))
+        for k in own:
+            own_a, own_b = updates[k].factors()
+            total += (weights[k] / totals[head]) * (own_b @ (own_a @ A.T))
+        yield own, total
+
+
+def basis_within(
     core: Core, updates: Sequence[Update], assignment: tuple[int, ...], options: MergeOptions
 ) -> torch.Tensor:
-    """The best A (at most rank, d_in) in the span of ``core``, its rows orthonormal, float64."""
+    """The best A (at most rank, d_in) in the span of ``core``, its rows orthonormal, float64.
+
+    A smaller rank's best A is the first rows of this one, and its heads their columns.
+    """
     weights = weight_vector(options, len(updates))
     gram = core.gram(shares(assignment, weights, options.head_count))
     vectors = top_eigenvectors(gram, options.rank)

@@ -7,7 +7,7 @@ half and single precision.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -142,27 +142,39 @@ def _half_above(scales: torch.Tensor) -> torch.Tensor:
     return torch.where(half.float() < scales, bumped, half)
 
 
-def noise_by_columns(matrix: torch.Tensor, bits: int) -> torch.Tensor:
-    """Estimate of the squared rounding error of the first 1, 2, ... columns.
+def noise_by_columns(matrix: torch.Tensor, widths: Sequence[int]) -> dict[int, torch.Tensor]:
+    """Estimates of the squared rounding error of the first 1, 2, ... columns, by bits a value.
 
     Args:
         matrix: (..., rows, columns).
+        widths: bits a value.
 
     Returns:
-        (..., columns): a value's error is uniform over its step, so each adds step^2 / 12.
+        (..., columns) for each width: a value's error is uniform over its step, so each adds
+        step^2 / 12.
     """
-    columns = matrix.shape[-1]
-    if bits >= 16:
-        # A half of size x has steps of 2^-11 x to 2^-10 x.
-        step = matrix.abs() * (0.72 * 2.0**-10 if bits == 16 else 2.0**-23)
-        return (step.square() / 12).sum(-2).cumsum(-1)
-    top = 7 if bits == 4 else 127
-    width = group_columns(columns, bits, GROUP_SIZE)
+    columns, found = matrix.shape[-1], {}
+    energy: dict[int, torch.Tensor] = {}
+    for bits in widths:
+        if bits >= 16:
+            # A half of size x has steps of 2^-11 x to 2^-10 x.
+            step = 0.72 * 2.0**-10 if bits == 16 else 2.0**-23
+            found[bits] = step**2 / 12 * matrix.square().sum(-2).cumsum(-1)
+            continue
+        group = group_columns(columns, bits, GROUP_SIZE)
+        if group not in energy:
+            energy[group] = _largest_so_far(matrix, group)
+        found[bits] = energy[group] / (7 if bits == 4 else 127) ** 2 / 12
+    return found
+
+
+def _largest_so_far(matrix: torch.Tensor, group: int) -> torch.Tensor:
+    """For 1, 2, ... columns, sums (..., columns) of the squared largest value of their groups."""
     whole, before = [], matrix.new_zeros(matrix.shape[:-2])
-    for group in torch.split(matrix.abs(), width, -1):
-        steps = (group.cummax(-1).values / top).square().sum(-2) / 12
-        counts = torch.arange(1, group.shape[-1] + 1, device=matrix.device)
-        whole.append(before[..., None] + steps * counts)
+    for part in torch.split(matrix.abs(), group, -1):
+        energy = part.cummax(-1).values.square().sum(-2)
+        counts = torch.arange(1, part.shape[-1] + 1, device=matrix.device)
+        whole.append(before[..., None] + energy * counts)
         before = whole[-1][..., -1]
     return torch.cat(whole, -1)
 
