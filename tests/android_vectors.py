@@ -25,9 +25,12 @@ from tokenizers import (
     models,
     normalizers,
     pre_tokenizers,
+    processors,
     trainers,
 )
 
+from hydrapack.adapters.prompt import start_ids
+from hydrapack.device.golden import SelfTest
 from hydrapack.device.lookup import Lookup
 from hydrapack.device.session import Session
 from hydrapack.device.text import Pieces
@@ -123,6 +126,12 @@ def texts(ranges: list[tuple[int, int]], count: int, seed: int = 0) -> list[str]
     return found
 
 
+def with_bos(tokenizer: Tokenizer) -> processors.TemplateProcessing:
+    """<s> before a text and </s> behind it."""
+    special = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+    return processors.TemplateProcessing("<s> $A </s>", "<s> $A $B", special_tokens=special)
+
+
 def small_tokenizers(sample: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(name, tokenizer.json) in the shapes that models' files have."""
     special = ["<|im_start|>", "<|im_end|>", "<s>", "</s>"]
@@ -159,6 +168,9 @@ def small_tokenizers(sample: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         )
         tokenizer.train_from_iterator(sample, trainer)
         tokenizer.add_tokens([AddedToken("[KEY]", normalized=True), AddedToken("model swaps")])
+        if name in ("llama3", "digits"):
+            parts = [processors.ByteLevel(), with_bos(tokenizer)]
+            tokenizer.post_processor = processors.Sequence(parts)
         yield name, json.loads(tokenizer.to_str())
 
     underscore = "\u2581"
@@ -195,6 +207,8 @@ def small_tokenizers(sample: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         )
         tokenizer.train_from_iterator((line[:80] for line in sample[:400]), trainer)
         tokenizer.add_tokens([AddedToken("\n\n", normalized=False)])
+        if name == "gemma":
+            tokenizer.post_processor = with_bos(tokenizer)
         content = json.loads(tokenizer.to_str())
         if name != "unknown":
             vocabulary = content["model"]["vocab"]
@@ -210,6 +224,7 @@ def write_tokenizer(folder: Path, content: str, lines: list[str]) -> None:
     (folder / "tokenizer.json").write_text(content, encoding="utf-8")
     tokenizer = Tokenizer.from_str(content)
     encoded = tokenizer.encode_batch(lines, add_special_tokens=False)
+    (folder / "start.json").write_text(json.dumps({"ids": start_ids(tokenizer)}))
     tokenizer.encode_special_tokens = True
     plain = tokenizer.encode_batch(lines, add_special_tokens=False)
     tokenizer.encode_special_tokens = False
@@ -308,6 +323,8 @@ def write_session(
 ) -> None:
     """What Python's session makes of ``folder``'s model and package, into its session.json.
 
+    Without a package it is of the bare base model.
+
     Args:
         asked: tasks, None for the bare base model, and what each is to answer.
         steps: ``count`` greedy tokens, the prompt token by token: whatever the runtime's kernels,
@@ -315,7 +332,8 @@ def write_session(
         answers: whole answers, with the prompt in one call. Sums of several rows may differ in
             their last bits: the same ids on float32, not always where activations are 8-bit.
     """
-    session = Session(folder / "model.pte", folder / "package")
+    package = folder / "package"
+    session = Session(folder / "model.pte", package if package.exists() else None)
     rows = []
     for task, text in asked:
         session.use(task)
@@ -335,3 +353,13 @@ def write_session(
             row["lookup_calls"] = session.stats.decode_calls
         rows.append(row)
     (folder / "session.json").write_text(json.dumps({"count": count, "rows": rows}))
+
+
+def write_self_tests(folder: Path, names: tuple[str, ...]) -> None:
+    """What Python finds in packages' golden outputs, into self_test.json."""
+
+    def told(found: SelfTest) -> dict[str, Any]:
+        return {**found.as_json(), "text": str(found)}
+
+    tests = {name: told(Session(folder / "model.pte", folder / name).self_test()) for name in names}
+    (folder / "self_test.json").write_text(json.dumps(tests))

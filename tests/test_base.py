@@ -12,6 +12,7 @@ from conftest import DIM, HEADS, INTERMEDIATE, KV_HEADS, LAYERS, VOCAB, hydrapac
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from hydrapack.adapters.prompt import start_ids
 from hydrapack.analysis.describe import describe
 from hydrapack.base import smollm2, source
 from hydrapack.base.calibrate import input_products
@@ -236,7 +237,9 @@ def test_calibration_is_kept_only_where_it_helps(tiny_model, tmp_path, monkeypat
 # GGUF
 
 
-def write_gguf(path: Path, model: Path, kind: str, names=None, architecture="llama") -> Path:
+def write_gguf(
+    path: Path, model: Path, kind: str, names=None, architecture="llama", bos=False
+) -> Path:
     """The tiny model as a GGUF file, its linears in the format ``kind``."""
     tensors = load_file(model / "model.safetensors")
     config = json.loads((model / "config.json").read_text())
@@ -259,6 +262,7 @@ def write_gguf(path: Path, model: Path, kind: str, names=None, architecture="lla
     writer.add_token_types([3 if t.startswith("<") and len(t) > 1 else 1 for t in tokens])
     writer.add_token_merges(["Ġ t"])
     writer.add_bos_token_id(1)
+    writer.add_add_bos_token(bos)
     writer.add_eos_token_id(2)
     map_ = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
     for name, value in tensors.items():
@@ -276,6 +280,13 @@ def write_gguf(path: Path, model: Path, kind: str, names=None, architecture="lla
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_gguf_says_whether_a_text_begins_with_bos(tiny_model, tmp_path, bos):
+    path = write_gguf(tmp_path / "m.gguf", tiny_model, "Q8_0", bos=bos)
+    tokenizer = Tokenizer.from_buffer(Source(str(path)).tokenizer())
+    assert start_ids(tokenizer) == [1] * bos
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])

@@ -14,7 +14,7 @@ public class Measure {
   public static void main(String[] arguments) {
     DesktopLibrary.load(arguments[0]);
     long began = ProcessHandle.current().info().startInstant().get().toEpochMilli();
-    OpenOptions options = new OpenOptions(true, null, 0, null);
+    OpenOptions options = new OpenOptions(true, null, 0, null, false);
     Session session =
         Session.Companion.open(new File(arguments[1]), new File(arguments[2]), options);
     long[] first = {0};

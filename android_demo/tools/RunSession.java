@@ -34,7 +34,7 @@ public class RunSession {
         });
     File folder = new File(arguments[1]);
     int count = Integer.parseInt(arguments[2]);
-    OpenOptions options = new OpenOptions(true, null, 0, null);
+    OpenOptions options = new OpenOptions(true, null, 0, null, false);
     Session session =
         Session.Companion.open(new File(folder, "model.pte"), new File(folder, "package"), options);
     for (int i = 3; i < arguments.length; i += 2) {

@@ -173,6 +173,7 @@ def export_base(
         "get_eos_ids": list(config.eos_ids),
         "get_adapter_layout": layout.digest if layout else "",
         "get_adapter_rank": rank or 0,
+        "get_adapter_shapes": layout.text if layout else "",
         "get_base_model": source.name,
         "get_chat_template": source.chat_template(),
         "get_quant": quant,

@@ -103,6 +103,8 @@ class GgufModel:
         freqs = [t for t in reader.tensors if t.name == "rope_freqs.weight"]
         chat = reader.fields.get("tokenizer.chat_template")
         self._chat_template = str(chat.contents()) if chat else ""
+        bos = reader.fields.get("tokenizer.ggml.add_bos_token")
+        self._adds_bos = bool(bos and bos.contents())
         self._rope_factors = [float(x) for x in freqs[0].data] if freqs else None
 
     def _integer(self, reader: Any, key: str) -> int:
@@ -211,6 +213,9 @@ class GgufModel:
                 tokenizer = transformers.AutoTokenizer.from_pretrained(
                     self.path.parent, gguf_file=self.path.name
                 )
+                # transformers passes over what the file says of it.
+                if self._adds_bos:
+                    tokenizer.add_bos_token = True
                 tokenizer.save_pretrained(scratch)
                 return (Path(scratch) / "tokenizer.json").read_bytes()
             except Exception as error:  # transformers' errors are many

@@ -116,9 +116,9 @@ class Layout:
         return [(self.rank, d_out) for _, (d_out, _) in self.shapes] * self.layers
 
     @property
-    def digest(self) -> str:
-        """SHA-256 (hex) of everything that decides the meaning of ``a`` and ``b``."""
-        text = json.dumps(
+    def text(self) -> str:
+        """Everything that decides the meaning of ``a`` and ``b``, as JSON."""
+        return json.dumps(
             {
                 "packing": 1,
                 "layers": self.layers,
@@ -127,7 +127,11 @@ class Layout:
             },
             sort_keys=True,
         )
-        return bytes_sha256(text.encode())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of ``text``."""
+        return bytes_sha256(self.text.encode())
 
     def groups(self) -> list[tuple[str, ...]]:
         """The targets of one layer, grouped by shared input."""

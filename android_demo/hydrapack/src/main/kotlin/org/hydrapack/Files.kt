@@ -2,6 +2,8 @@ package org.hydrapack
 
 import java.io.File
 import java.io.IOException
+import java.nio.channels.FileChannel
+import java.nio.file.StandardOpenOption.READ
 import java.security.MessageDigest
 
 /** Reading and comparing files; every failure is of the kind that the contract has for it. */
@@ -45,13 +47,23 @@ object Files {
     }
 
     /** The bytes of a file of JSON. */
-    fun readJsonBytes(file: File, hint: String = ""): ByteArray {
+    fun readJsonBytes(file: File, hint: String = ""): ByteArray =
+        readBytes(file, MAX_JSON_BYTES.toLong(), hint)
+
+    /** The bytes of a file that has at most [most]. */
+    fun readBytes(file: File, most: Long, hint: String = ""): ByteArray {
         // The size first: nothing of an absurd file is read.
-        if (size(file, hint) > MAX_JSON_BYTES) {
-            throw HydrapackException.Invalid("$file: is larger than 64 MiB; no such file is that large")
+        if (size(file, hint) > most) {
+            throw HydrapackException.Invalid(
+                "$file: is larger than ${most shr 20} MiB; no such file is that large",
+            )
         }
         return reading(file) { file.readBytes() }
     }
+
+    /** Brings a file, or the names in a folder, to the disk. Throws IOException. */
+    internal fun sync(file: File): Unit =
+        FileChannel.open(file.toPath(), READ).use { it.force(true) }
 
     /** The first [count] bytes of a file, zeros where it has fewer. */
     fun start(file: File, count: Int): ByteArray {

@@ -2,8 +2,7 @@ package org.hydrapack
 
 /**
  * Where each matrix lies in the package's vectors a and b (docs/architecture.md). For Java ExecuTorch
- * does not say what shapes a program takes: they are the manifest's, held to the digest that program
- * and package share.
+ * does not say what shapes a program takes: a constant of it does, held to the layout's digest.
  */
 internal class Layout private constructor(val a: List<Shape>, val b: List<Shape>) {
     class Shape(val rows: Int, val columns: Int) {
@@ -17,26 +16,27 @@ internal class Layout private constructor(val a: List<Shape>, val b: List<Shape>
                 listOf("qkv", "q", "k", "v"), listOf("o"), listOf("gate_up", "gate", "up"), listOf("down"),
             )
         private const val MAX_SIZE = 1L shl 24
+        private const val MAX_LAYERS = 1L shl 16
 
-        /** The layout that [manifest] describes, of so many [modules]. */
-        fun read(manifest: JsonReader, modules: Int, rank: Int, digest: String): Layout {
-            val targets = manifest.at("target_modules").list(1).map { it.text() }
-            val shapes = manifest.at("target_shapes").list(1).map { shape ->
-                shape.list(2, 2).map { it.integer(1, MAX_SIZE).toInt() }
+        /** The layout in [text], whose SHA-256 is [digest]; no matrix where both are empty. */
+        fun parse(text: String, digest: String, where: String): Layout {
+            if (text.isEmpty() && digest.isEmpty()) return Layout(emptyList(), emptyList())
+            if (Files.sha256(text.toByteArray()) != digest) {
+                throw HydrapackException.Invalid("$where: is not that of get_adapter_layout")
             }
-            val layers = modules / targets.size
-            // As Python's json writes it.
-            val text = targets.zip(shapes).joinToString(", ", "[", "]") { (target, shape) ->
-                "[\"$target\", ${shape[0]}, ${shape[1]}]"
+            val json = JsonReader(Json.parseObject(text.toByteArray(), where), "$where:")
+            val layers = json.at("layers").integer(1, MAX_LAYERS).toInt()
+            val rank = json.at("rank").integer(1, Manifest.MAX_RANK).toInt()
+            // Of each target (d_out, d_in), in packing order.
+            val shapes = json.at("shapes").list(1).associate { shape ->
+                val (target, rows, columns) = shape.list(3, 3)
+                target.text() to Shape(
+                    rows.integer(1, MAX_SIZE).toInt(), columns.integer(1, MAX_SIZE).toInt(),
+                )
             }
-            val whole = "{\"layers\": $layers, \"packing\": 1, \"rank\": $rank, \"shapes\": $text}"
-            if (Files.sha256(whole.toByteArray()) != digest) {
-                manifest.at("target_shapes").fail("with target_modules, is not that of layout_digest")
-            }
-            val byTarget = targets.zip(shapes).toMap()
-            val groups = GROUPS.map { group -> group.filter { it in byTarget } }.filter { it.isNotEmpty() }
-            val a = groups.map { Shape(byTarget.getValue(it[0])[1], it.size * rank) }
-            val b = targets.map { Shape(rank, byTarget.getValue(it)[0]) }
+            val groups = GROUPS.map { group -> group.mapNotNull { shapes[it] } }.filter { it.isNotEmpty() }
+            val a = groups.map { Shape(it[0].columns, it.size * rank) }
+            val b = shapes.values.map { Shape(rank, it.rows) }
             return Layout(List(layers) { a }.flatten(), List(layers) { b }.flatten())
         }
     }

@@ -21,6 +21,13 @@ class Task internal constructor(
     internal val route: LongArray,
 )
 
+/** A file of a package. */
+class PackageFile internal constructor(val name: String, val bytes: Long, val sha256: String) {
+    /** Refuses the file in [folder] where it has another size or, with [digest], another SHA-256. */
+    fun check(folder: File, digest: Boolean = true): Unit =
+        Files.check(File(folder, name), bytes, sha256, digest, Manifest.MANIFEST)
+}
+
 /** What a device reads of manifest.json: what it uses, and no key more (docs/manifest.md). */
 class Manifest private constructor(
     val baseModel: String,
@@ -28,17 +35,15 @@ class Manifest private constructor(
     val tokenizerSha256: String?,
     val layoutDigest: String,
     val rank: Int,
-    val modules: Int,
     val tasks: List<Task>,
     val fallback: String,
-    val adaptersBytes: Long,
-    val adaptersSha256: String,
-    private val whole: JsonReader,
+    /** All but the manifest itself and its signature. */
+    val files: List<PackageFile>,
 ) {
     private val byName = tasks.associateBy { it.name }
 
-    /** Where each matrix lies; Invalid where the keys that only this needs are not as they must be. */
-    internal fun layout(): Layout = Layout.read(whole, modules, rank, layoutDigest)
+    /** What is said of adapters.pte. */
+    val adapters: PackageFile get() = files.first { it.name == ADAPTERS }
 
     /** The task called [name], or what the fallback has for it; null is the bare base model. */
     fun find(name: String): Task? {
@@ -63,7 +68,7 @@ class Manifest private constructor(
         const val MANIFEST = "manifest.json"
 
         private const val MAX_HEADS = 4096L
-        private const val MAX_RANK = 65536L
+        internal const val MAX_RANK = 65536L
         private const val MAX_BYTES = (1L shl 40) - 1
         private const val MAX_ID = 1000
         private const val MAX_PIECES = 8
@@ -90,16 +95,14 @@ class Manifest private constructor(
             if (fallback != "error" && fallback != "base" && fallback !in names) {
                 root.at("fallback").fail("is neither error, base nor a task")
             }
-            val adapters = readFiles(root.at("files"))
-            checkHeadBanks(root, heads, adapters.at("bytes").integer(0, MAX_BYTES))
+            val files = readFiles(root.at("files"))
+            checkHeadBanks(root, heads, files.first { it.name == ADAPTERS }.bytes)
             if (root.has("metadata")) root.at("metadata").members()
             val manifest = Manifest(
                 base.at("id").text(most = MAX_ID),
                 base.at("weights_sha256").digestOrNull(),
                 base.at("tokenizer_sha256").digestOrNull(),
-                layout, rank, heads.size, tasks, fallback,
-                adapters.at("bytes").integer(0, MAX_BYTES), adapters.at("sha256").digest(),
-                root,
+                layout, rank, tasks, fallback, files,
             )
             if (checkDigest) checkDigest(bytes, stated, where)
             return manifest
@@ -142,20 +145,17 @@ class Manifest private constructor(
             return values
         }
 
-        /** Checks every entry; gives that of the adapters. */
-        private fun readFiles(files: JsonReader): JsonReader {
+        private fun readFiles(json: JsonReader): List<PackageFile> {
             val seen = HashSet<String>()
-            var adapters: JsonReader? = null
-            for (file in files.list(1)) {
+            val files = json.list(1).map { file ->
                 val name = file.at("name").text()
-                file.at("bytes").integer(0, MAX_BYTES)
-                file.at("sha256").digest()
-                if (!isPlain(name) || !seen.add(name)) {
+                if (!isPlain(name) || name == MANIFEST || !seen.add(name)) {
                     file.at("name").fail("must be a plain file name, each once")
                 }
-                if (name == ADAPTERS) adapters = file
+                PackageFile(name, file.at("bytes").integer(0, MAX_BYTES), file.at("sha256").digest())
             }
-            return adapters ?: files.fail("do not name $ADAPTERS")
+            if (ADAPTERS !in seen) json.fail("do not name $ADAPTERS")
+            return files
         }
 
         /** Where heads lie in adapters.pte must be right, though here the whole file is checked. */
@@ -183,8 +183,9 @@ class Manifest private constructor(
             }
         }
 
-        private fun isPlain(name: String): Boolean =
-            name.length in 1..MAX_NAME && name != MANIFEST && isLetter(name[0]) &&
+        /** Whether a file of a package may have this name. */
+        internal fun isPlain(name: String): Boolean =
+            name.length in 1..MAX_NAME && isLetter(name[0]) &&
                 name.all { isLetter(it) || it in "._-" }
 
         private fun isLetter(c: Char) = c in 'a'..'z' || c in 'A'..'Z' || c in '0'..'9'

@@ -12,45 +12,73 @@ data class OpenOptions(
     val threads: Int = 0,
     /** The one beside the model where null. */
     val tokenizer: File? = null,
+    /** Replay the package's golden outputs before anything else. */
+    val selfTest: Boolean = false,
 )
 
-/** Files that belong together. */
-internal class Opened(val manifest: Manifest, val programs: Programs, val tokenizer: Tokenizer)
+/** Files that belong together; without a package the bare base model. */
+internal class Opened(
+    val manifest: Manifest?,
+    val programs: Programs,
+    val tokenizer: Tokenizer,
+    val baseModel: String,
+)
 
 /** Every check that a model, a package and a tokenizer belong together, in the contract's order. */
 internal class Opening(
     private val model: File,
-    private val folder: File,
+    private val folder: File?,
     private val options: OpenOptions,
 ) {
     private val digests = options.checkDigests
-    private val adapters = File(folder, Manifest.ADAPTERS)
 
     fun open(): Opened {
         options.publicKey?.let(Signature::checkKey)
+        if (folder == null && options.publicKey != null) {
+            throw HydrapackException.Invalid("publicKey: is of a package, and none is given")
+        }
+        val manifest = folder?.let(::readPackage)
+        checkModelFile()
+        val program = Program.open(model, "forward", options.threads)
+        return closingOnFailure(program) {
+            if (folder == null || manifest == null) {
+                checkForward(program)
+                opened(program, null, null)
+            } else {
+                openWith(program, File(folder, Manifest.ADAPTERS), manifest)
+            }
+        }
+    }
+
+    private fun readPackage(folder: File): Manifest {
         val file = File(folder, Manifest.MANIFEST)
         val bytes = Files.readJsonBytes(file, "; is it a package?")
         val manifest = Manifest.parse(bytes, file.path, digests)
         options.publicKey?.let { Signature.check(folder, bytes, it) }
-        Files.check(
-            adapters, manifest.adaptersBytes, manifest.adaptersSha256, digests, Manifest.MANIFEST,
-        )
-        checkModelFile()
-        val program = Program.open(model, "forward", options.threads)
-        return closingOnFailure(program) { openWith(program, manifest) }
+        manifest.adapters.check(folder, digests)
+        return manifest
     }
 
-    private fun openWith(program: Program, manifest: Manifest): Opened {
+    private fun openWith(program: Program, adapters: File, manifest: Manifest): Opened {
         val heads = Program.open(adapters, "head", options.threads)
         return closingOnFailure(heads) {
             checkForward(program)
-            checkLayout(program, heads, manifest)
+            checkLayout(program, heads, manifest, adapters)
             checkBase(program, manifest)
-            val tokenizer = options.tokenizer ?: File(model.absoluteFile.parentFile, "tokenizer.json")
-            val stated = if (digests) program.text("get_tokenizer_sha256") else null
-            val read = Tokenizer.read(tokenizer, stated)
-            Opened(manifest, Programs(program, heads, manifest.layout()), read)
+            opened(program, heads, manifest)
         }
+    }
+
+    private fun opened(program: Program, heads: Program?, manifest: Manifest?): Opened {
+        val tokenizer = options.tokenizer ?: File(model.absoluteFile.parentFile, "tokenizer.json")
+        val stated = if (digests) program.text("get_tokenizer_sha256") else null
+        val read = Tokenizer.read(tokenizer, stated)
+        val layout = Layout.parse(
+            program.text("get_adapter_shapes"), program.text("get_adapter_layout"),
+            "$model: get_adapter_shapes",
+        )
+        val base = manifest?.baseModel ?: program.text("get_base_model")
+        return Opened(manifest, Programs(program, heads, layout), read, base)
     }
 
     private fun <T> closingOnFailure(program: Program, use: () -> T): T {
@@ -81,7 +109,12 @@ internal class Opening(
         )
     }
 
-    private fun checkLayout(program: Program, heads: Program, manifest: Manifest) {
+    private fun checkLayout(
+        program: Program,
+        heads: Program,
+        manifest: Manifest,
+        adapters: File,
+    ) {
         val rank = program.integer("get_adapter_rank")
         if (rank != manifest.rank.toLong()) {
             throw HydrapackException.Mismatch(

@@ -7,12 +7,12 @@ import org.pytorch.executorch.EValue
 import org.pytorch.executorch.Tensor
 
 /**
- * The base program and the adapters' program together: all that knows which inputs a head is bound
+ * The base program and the adapters' program, if there is one, together: all that knows which inputs a head is bound
  * to. `forward` takes tokens, positions, rows, whether a head is on, and each matrix of a and of b.
  */
 internal class Programs(
     private val model: Program,
-    private val adapters: Program,
+    private val adapters: Program?,
     private val layout: Layout,
 ) : Closeable {
 
@@ -43,12 +43,18 @@ internal class Programs(
 
     init {
         model.load("forward")
+        // It stays where the adapters' program has it: nothing else of that program runs over it.
+        // Without one it is zeros that nothing reads.
+        val shared = adapters?.let(::load) ?: Tensor.allocateFloatBuffer(layout.a.sumOf { it.size })
+        val matrices = pieces(shared, layout.a) + pieces(b, layout.b)
+        val switch = listOf(EValue.from(Tensor.fromBlob(on, longArrayOf())))
+        adapter = if (matrices.isEmpty()) emptyArray() else (switch + matrices).toTypedArray()
+    }
+
+    private fun load(adapters: Program): FloatBuffer {
         adapters.load("head")
         adapters.load("shared")
-        // It stays where the adapters' program has it: nothing else of that program runs over it.
-        val shared = vector("shared", layout.a)
-        val matrices = pieces(shared, layout.a) + pieces(b, layout.b)
-        adapter = (listOf(EValue.from(Tensor.fromBlob(on, longArrayOf()))) + matrices).toTypedArray()
+        return vector(adapters, "shared", layout.a)
     }
 
     /** Binds no head: the bare base model. */
@@ -59,10 +65,11 @@ internal class Programs(
     /** Computes a head and binds it; where that fails no head is bound. */
     fun useHead(route: LongArray) {
         useBase()
+        val program = checkNotNull(adapters) { "a head is of a package" }
         val input = Tensor.allocateLongBuffer(route.size)
         for (i in route.indices) input.put(i, route[i])
         val shape = longArrayOf(route.size.toLong())
-        val head = vector("head", layout.b, EValue.from(Tensor.fromBlob(input, shape)))
+        val head = vector(program, "head", layout.b, EValue.from(Tensor.fromBlob(input, shape)))
         // All modules lie side by side in it; the model takes each in one piece.
         val width = b.capacity() / layout.b[0].rows
         var column = 0
@@ -119,7 +126,7 @@ internal class Programs(
     override fun close() {
         // The model last used what lies in the adapters' memory: it goes first.
         model.close()
-        adapters.close()
+        adapters?.close()
     }
 
     private fun limit(method: String): Int {
@@ -129,7 +136,12 @@ internal class Programs(
     }
 
     /** A vector of the package, which has the matrices of [shapes]. */
-    private fun vector(method: String, shapes: List<Layout.Shape>, vararg inputs: EValue): FloatBuffer {
+    private fun vector(
+        adapters: Program,
+        method: String,
+        shapes: List<Layout.Shape>,
+        vararg inputs: EValue,
+    ): FloatBuffer {
         val output = adapters.run(method, *inputs)[0]
         val values = output.takeIf { it.isTensor }?.toTensor()?.getRawDataBuffer() as? FloatBuffer
         if (values == null || values.capacity() != shapes.sumOf { it.size }) {

@@ -41,12 +41,18 @@ enum class Finish {
 class Answer internal constructor(val text: String, val ids: List<Int>, val finish: Finish)
 
 /**
- * One base program and one package; the position, the cache and the head are its state.
+ * One base program and perhaps a package; the position, the cache and the head are its state.
  *
  * For one thread at a time: a second that calls it meanwhile gets Busy, and so does an answer's own
  * callback. [stop], [task], [stats] and [position] are for any thread.
  */
-class Session private constructor(private val opened: Opened, started: Long) : Closeable {
+class Session private constructor(
+    private val opened: Opened,
+    /** The package's; null for the bare base model alone. */
+    val packageFolder: File?,
+    private val checkDigests: Boolean,
+    started: Long,
+) : Closeable {
     private val manifest = opened.manifest
     private val programs = opened.programs
     private val busy = AtomicBoolean()
@@ -66,8 +72,8 @@ class Session private constructor(private val opened: Opened, started: Long) : C
     var position = 0
         private set
 
-    /** The package's tasks. */
-    val tasks: List<Task> get() = manifest.tasks
+    /** The package's tasks; none without a package. */
+    val tasks: List<Task> get() = manifest?.tasks.orEmpty()
 
     /** The task in use; null for the bare base model. */
     val task: Task? get() = used
@@ -76,7 +82,7 @@ class Session private constructor(private val opened: Opened, started: Long) : C
     val maxContext: Int get() = programs.maxContext
 
     /** The id of the base model that the adapters were trained on. */
-    val baseModel: String get() = manifest.baseModel
+    val baseModel: String get() = opened.baseModel
 
     /**
      * Swaps to the head of [task], or to the bare base model, and begins a new text.
@@ -84,18 +90,19 @@ class Session private constructor(private val opened: Opened, started: Long) : C
      * A name that the package does not have gets what its fallback says. Whatever fails, Busy apart,
      * leaves the bare base model.
      */
-    fun use(task: String?): Unit = holding {
-        val begun = System.nanoTime()
-        position = 0
-        used = null
-        programs.useBase()
-        val chosen = if (task == null) null else manifest.find(task)
-        if (chosen != null) programs.useHead(chosen.route)
-        used = chosen
-        stats = stats.copy(swapMs = msSince(begun))
+    fun use(task: String?): Unit = holding { swap(task) }
+
+    /** Replays the package's golden outputs; the bare base model is in use afterwards. */
+    fun selfTest(): SelfTest = holding {
+        if (packageFolder == null || manifest == null) {
+            throw HydrapackException.NotFound("golden outputs are of a package, and there is none")
+        }
+        val golden = Golden.read(packageFolder, manifest, checkDigests)
+        val greedy = Generation()
+        golden.replay(::swap) { ids -> Sampler(0).pick(append(ids), greedy) }.also { swap(null) }
     }
 
-    /** Ids of the task's prompt around [text], the bare text with no task. */
+    /** Ids of the task's prompt around [text]; with no task, of the text after BOS. */
     fun encode(text: String, promptTemplate: String? = null): IntArray = holding {
         promptIds(text, promptTemplate)
     }
@@ -144,6 +151,22 @@ class Session private constructor(private val opened: Opened, started: Long) : C
     /** The values of the head in use. For tests. */
     internal fun head(): FloatArray = holding { programs.head() }
 
+    private fun swap(task: String?) {
+        val begun = System.nanoTime()
+        position = 0
+        used = null
+        programs.useBase()
+        val chosen = if (task == null) null else find(task)
+        if (chosen != null) programs.useHead(chosen.route)
+        used = chosen
+        stats = stats.copy(swapMs = msSince(begun))
+    }
+
+    private fun find(task: String): Task? {
+        if (manifest != null) return manifest.find(task)
+        throw HydrapackException.NotFound("unknown task '$task': the session has no package")
+    }
+
     private inline fun <T> holding(call: () -> T): T {
         if (!busy.compareAndSet(false, true)) {
             throw HydrapackException.Busy(
@@ -158,8 +181,12 @@ class Session private constructor(private val opened: Opened, started: Long) : C
         }
     }
 
-    private fun promptIds(text: String, template: String?): IntArray =
-        Prompts.encode(opened.tokenizer, template ?: used?.promptTemplate ?: Prompts.HOLE, text)
+    private fun promptIds(text: String, template: String?): IntArray {
+        val said = template ?: used?.promptTemplate
+        val ids = Prompts.encode(opened.tokenizer, said ?: Prompts.HOLE, text)
+        // A template says all of its prompt; a bare text begins as the tokenizer has it.
+        return if (said == null) opened.tokenizer.startIds + ids else ids
+    }
 
     private fun check(ids: IntArray, taken: Int) {
         if (ids.isEmpty()) {
@@ -282,12 +309,33 @@ class Session private constructor(private val opened: Opened, started: Long) : C
 
     companion object {
         /**
-         * Checks that the files belong together, and loads both programs. It blocks: call it on the
-         * thread that is to own the session.
+         * Checks that the files belong together, and loads both programs; without a package the bare
+         * base model alone. It blocks: call it on the thread that is to own the session.
          */
-        fun open(model: File, packageFolder: File, options: OpenOptions = OpenOptions()): Session {
+        fun open(
+            model: File,
+            packageFolder: File? = null,
+            options: OpenOptions = OpenOptions(),
+        ): Session {
             val started = System.nanoTime()
-            return Session(Opening(model, packageFolder, options).open(), started)
+            val opened = Opening(model, packageFolder, options).open()
+            val session = Session(opened, packageFolder, options.checkDigests, started)
+            var proven = !options.selfTest
+            try {
+                if (!proven) session.prove()
+                proven = true
+                return session
+            } finally {
+                if (!proven) session.close()
+            }
+        }
+
+        private fun Session.prove() {
+            val test = selfTest()
+            if (test.passed) return
+            throw HydrapackException.Mismatch(
+                "$packageFolder: fails its self-test on this device: $test",
+            )
         }
 
         private fun msSince(started: Long): Double = (System.nanoTime() - started) / 1e6

@@ -10,7 +10,7 @@ import java.security.Signature as Verifier
 
 /** manifest.sig: an Ed25519 signature of manifest.json, and by its digests of the whole package. */
 internal object Signature {
-    private const val FILE = "manifest.sig"
+    const val FILE = "manifest.sig"
 
     /** What stands before the 32 bytes of a key in X.509 (RFC 8410). */
     private const val KEY_PREFIX = "302a300506032b6570032100"
@@ -39,12 +39,13 @@ internal object Signature {
         if (key != publicKey) {
             throw HydrapackException.Mismatch("$file: signed by another key, ${key.take(16)}…")
         }
-        if (!verify(key, signature, signed)) {
+        if (!verify(key, signature, signed, signed.size)) {
             throw HydrapackException.Mismatch("$file: is no signature of manifest.json as it is")
         }
     }
 
-    private fun verify(key: String, signature: String, signed: ByteArray): Boolean {
+    /** Whether [signature] is [key]'s of the first [size] bytes; both in hex. */
+    fun verify(key: String, signature: String, signed: ByteArray, size: Int): Boolean {
         val verifier: Verifier
         val publicKey: PublicKey
         try {
@@ -58,7 +59,7 @@ internal object Signature {
         }
         return try {
             verifier.initVerify(publicKey)
-            verifier.update(signed)
+            verifier.update(signed, 0, size)
             verifier.verify(bytes(signature))
         } catch (_: GeneralSecurityException) {
             false

@@ -17,6 +17,8 @@ class Tokenizer private constructor(
     private val preTokenizer: PreTokenizer,
     private val model: Bpe,
     private val decoder: Decoder,
+    /** What stands before any text, where no template says otherwise: BOS, or nothing. */
+    val startIds: IntArray,
 ) {
     /** The id of a token by its exact text, or null. */
     fun id(token: String): Int? = vocabulary[token]
@@ -81,7 +83,27 @@ class Tokenizer private constructor(
                 PreTokenizers.read(root.at("pre_tokenizer")),
                 readModel(json, own),
                 Decoders.read(root.at("decoder")),
+                readStart(root.at("post_processor")).toIntArray(),
             )
+        }
+
+        /** What a post-processor puts before a text; what it puts behind ends no prompt. */
+        private fun readStart(json: JsonReader): List<Int> {
+            if (json.isNull) return emptyList()
+            return when (val type = json.at("type").text()) {
+                "ByteLevel" -> emptyList()
+                "TemplateProcessing" -> json.at("single").list(0)
+                    .takeWhile { it.has("SpecialToken") }
+                    .flatMap { piece ->
+                        val name = piece.at("SpecialToken").at("id").text()
+                        json.at("special_tokens").at(name).at("ids").list(0).map(::readId)
+                    }
+                // The later ones put theirs around what is there.
+                "Sequence" -> json.at("processors").list(0)
+                    .fold(emptyList()) { start, part -> readStart(part) + start }
+                "BertProcessing", "RobertaProcessing" -> listOf(readId(json.at("cls").list(2, 2)[1]))
+                else -> json.fail("'$type' is not known here: TemplateProcessing and ByteLevel are")
+            }
         }
 
         private fun readVocabulary(json: JsonReader): Map<String, Int> {

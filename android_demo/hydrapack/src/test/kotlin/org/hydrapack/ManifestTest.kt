@@ -36,7 +36,7 @@ class ManifestTest {
         assertEquals(listOf("one", "two"), manifest.tasks.map { it.name })
         assertEquals("tiny/llama", manifest.baseModel)
         assertEquals(4, manifest.rank)
-        assertEquals(4096L, manifest.adaptersBytes)
+        assertEquals(4096L, manifest.adapters.bytes)
         assertNull(manifest.tokenizerSha256)
         val task = manifest.tasks[1]
         assertEquals(Generation(64, 0.7, 40, 0.9), task.generation)

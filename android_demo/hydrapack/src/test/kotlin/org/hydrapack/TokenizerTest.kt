@@ -14,10 +14,14 @@ class TokenizerTest {
     @Test
     fun everyLineGetsPythonsIds() {
         assertTrue("${folders.size}", folders.size >= 7)
+        val starts = HashSet<Int>()
         for (folder in folders) {
             val tokenizer = tokenizer(folder)
             var tokens = 0
             var differ = 0
+            val start = Fixtures.json(File(folder, "start.json"))["ids"].ints()
+            assertEquals(folder.name, start, tokenizer.startIds.toList())
+            starts.add(start.size)
             val rows = Fixtures.lines(File(folder, "encode.jsonl"))
             for (row in rows) {
                 val text = row["text"] as String
@@ -32,6 +36,7 @@ class TokenizerTest {
             assertTrue(rows.size >= 10_000 && tokens > 5 * rows.size)
             assertTrue(rows.count { "plain" in it } > 20)
         }
+        assertEquals(setOf(0, 1), starts)
     }
 
     @Test
@@ -78,6 +83,7 @@ class TokenizerTest {
         refused("\"decoder\": {\"type\": \"ByteLevel\"", "\"decoder\": {\"type\": \"CTC\"", "decoder: 'CTC'")
         refused("\"truncation\": null", "\"truncation\": {}", "truncation: must be null")
         refused("\"lstrip\": false", "\"lstrip\": true", "added_tokens.0.lstrip: true")
+        refused("\"type\": \"TemplateProcessing\"", "\"type\": \"Other\"", "post_processor.processors.1: 'Other'")
         refused("\"dropout\": null", "\"dropout\": 0.1", "model.dropout")
         refused("\"merges\": [[", "\"merges\": [[\"\", ", "model.merges.0: must be a list of 2 to 2")
         refused("\"id\": 0", "\"id\": 7", "added_tokens.0.id")

@@ -89,11 +89,7 @@ class ModelStore(private val context: Context) {
         }
         val folder = File(staging, PACKAGE)
         if (folder.exists()) {
-            val manifest = Manifest.read(folder)
-            Files.check(
-                File(folder, Manifest.ADAPTERS), manifest.adaptersBytes, manifest.adaptersSha256,
-                true, Manifest.MANIFEST,
-            )
+            Manifest.read(folder).adapters.check(folder)
         }
     }
 
