@@ -66,6 +66,9 @@ def merge(
     allow_base_mismatch: Annotated[
         bool, typer.Option("--allow-base-mismatch", help="Merge adapters of different bases.")
     ] = False,
+    engine: Annotated[
+        str, typer.Option(help="Where modules are merged: threads of this machine, or ray.")
+    ] = "threads",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Merge LoRA adapters into one shared A and task heads. No data, no base model.
@@ -102,6 +105,7 @@ def merge(
             base_model=base_model,
             allow_base_mismatch=allow_base_mismatch,
             progress=progress,
+            engine=engine,
             **_knobs(knobs or []),
         )
     _check_errors(merged, max_task_error)

@@ -17,6 +17,7 @@ from hydrapack.merging.calibrated import merge_calibrated, spans
 from hydrapack.merging.modules import absent_modules
 from hydrapack.merging.planned import merge_budget, merge_target
 from hydrapack.merging.uniform import merge_adapters
+from hydrapack.support.engine import engine_of
 from hydrapack.support.errors import Invalid
 from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.sizes import parse_size
@@ -39,6 +40,7 @@ def merge(
     seed: int = 0,
     allow_base_mismatch: bool = False,
     progress: Progress = quietly,
+    engine: str = "threads",
     **options: Any,
 ) -> Bundle:
     """Merge adapters into one shared A a module and task heads.
@@ -64,11 +66,13 @@ def merge(
         seed: of starts, coefficients and masks.
         allow_base_mismatch: merge adapters of different base models.
         progress: called with modules done, modules in all, and a note.
+        engine: where modules are planned and merged: threads, of this machine, or ray, the tasks of
+            a Ray cluster; the bytes are the same.
         options: the method's knobs, by name, as steps=400 of hydraopt.
 
     Raises:
         HydrapackError: unreadable adapters or ones that do not belong together, and options that
-            are out of range or do not go together.
+            are out of range or do not go together; ray not installed, or no cluster.
 
     >>> bundle = hydrapack.merge(["adapters/grammar", "adapters/qa"], heads=2)
     >>> bundle.tasks, bundle.heads
@@ -81,14 +85,15 @@ def merge(
         raise Invalid("`calibrate`: not with `budget` or `target_error`; give `rank` and `heads`")
     if base_model is not None and calibrate is None:
         raise Invalid("`base_model`: needs `calibrate`")
+    where = engine_of(engine)
     texts = None if calibrate is None else read_texts(Path(calibrate))
     read = read_adapters(adapters, allow_base_mismatch)
     if limit is not None:
         chosen = objective or "relative"
         own = dict(weights or {})
-        made = merge_budget(read, limit, rank, bits, seed, own, chosen, progress)
+        made = merge_budget(read, limit, rank, bits, seed, own, chosen, progress, where)
     elif target_error is not None:
-        made = merge_target(read, target_error, rank, bits, seed, progress)
+        made = merge_target(read, target_error, rank, bits, seed, progress, where)
     else:
         run: Callable[..., Bundle] = merge_adapters
         if texts is not None:
@@ -102,6 +107,7 @@ def merge(
             progress=progress,
             objective=objective,
             weights=weights,
+            engine=where,
             **options,
         )
     return replace(made, absent=absent_modules(read))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -13,6 +13,7 @@ from hydrapack.adapters.update import ErrorSum, Update, VeraModule, difference_n
 from hydrapack.bundle.format import Bundle, BundleInfo, BundleTask, describe_source
 from hydrapack.bundle.held import HeldModules
 from hydrapack.bundle.merged import Merged, Objective, stored_values
+from hydrapack.support.engine import Engine
 from hydrapack.support.errors import Invalid
 from hydrapack.support.progress import Progress
 from hydrapack.support.threads import in_parallel, one_thread
@@ -32,10 +33,12 @@ def merge_modules(
     seed: int,
     progress: Progress,
     bits: Mapping[str, int] | None = None,
+    engine: Engine = in_parallel,
 ) -> Bundle:
     """Every module by ``merge`` (its name, the tasks' updates), with what it costs and saves.
 
     Args:
+        merge: with another engine than ``in_parallel``, one that can be pickled.
         label: what the bundle calls the method.
         bits: by module, the bits a value that a plan gives it.
     """
@@ -45,8 +48,10 @@ def merge_modules(
     sums = [ErrorSum() for _ in adapters]
     names = module_names(adapters)
 
-    def one(name: str) -> tuple[Merged, list[tuple[float, float]]]:
-        updates = module_updates(adapters, name)
+    def one(
+        named: tuple[str, Sequence[Update]],
+    ) -> tuple[Merged, list[tuple[float, float]]]:
+        name, updates = named
         merged = merge(name, updates)
         # Without a copy: of a thousand tasks the heads are large.
         ends = [float(end) for t in merged.tensors.values() for end in torch.aminmax(t)]
@@ -59,7 +64,7 @@ def merge_modules(
         ]
         return merged, norms
 
-    made = in_parallel(one, names, _at_once(adapters, rank))
+    made = engine(one, named_updates(adapters), at_once(adapters, rank))
     for done, name in enumerate(names):
         merged, norms = next(made)
         modules.add(name, merged)
@@ -99,7 +104,7 @@ def merge_modules(
     return Bundle(info, modules)
 
 
-def _at_once(adapters: Sequence[Adapter], rank: int) -> int:
+def at_once(adapters: Sequence[Adapter], rank: int) -> int:
     """How many modules may be merged at a time: each holds its heads and some Gram matrices."""
     shapes = {module.shape for adapter in adapters for module in adapter.modules.values()}
     largest = max(
@@ -117,6 +122,12 @@ def module_updates(adapters: Sequence[Adapter], name: str) -> list[Update]:
     """Each task's update of the module; rank 0 where a task leaves it alone."""
     absent = next(a.modules[name] for a in adapters if name in a.modules).absent()
     return [adapter.modules.get(name, absent) for adapter in adapters]
+
+
+def named_updates(adapters: Sequence[Adapter]) -> Iterator[tuple[str, list[Update]]]:
+    """Every module's name and updates: what the work on one module needs of the adapters."""
+    for name in module_names(adapters):
+        yield name, module_updates(adapters, name)
 
 
 def module_rank(updates: Sequence[Update], asked: int | None = None) -> int:

@@ -18,6 +18,7 @@ import torch
 
 from hydrapack.adapters.adapter import Adapter
 from hydrapack.adapters.update import inner_product
+from hydrapack.support.engine import Engine
 from hydrapack.support.threads import in_parallel
 
 ROUNDS = 8
@@ -25,7 +26,9 @@ ROUNDS = 8
 Made = TypeVar("Made")
 
 
-def task_sizes(adapters: Sequence[Adapter], distance: str = "fro") -> list[float]:
+def task_sizes(
+    adapters: Sequence[Adapter], distance: str = "fro", engine: Engine = in_parallel
+) -> list[float]:
     """By what each task's update is divided so that d(dW_k, 0), all modules together, is 1.
 
     Args:
@@ -39,7 +42,7 @@ def task_sizes(adapters: Sequence[Adapter], distance: str = "fro") -> list[float
     def size(adapter: Adapter) -> float:
         return sum(_distance(*module.factors(), distance) for module in adapter.modules.values())
 
-    sizes = list(in_parallel(size, adapters))
+    sizes = list(engine(size, adapters))
     return [(size if distance == "mae" else math.sqrt(size)) or 1.0 for size in sizes]
 
 

@@ -13,18 +13,20 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hydrapack.adapters.adapter import Adapter
-from hydrapack.adapters.update import inner_product
+from hydrapack.adapters.update import Update, inner_product
 from hydrapack.bundle.merged import Objective
 from hydrapack.merging.candidates import Choice, candidates, steps_to
 from hydrapack.merging.hulls import Step, buy, climb, lower_hull, steps_of
 from hydrapack.merging.method import MergeOptions, divided
-from hydrapack.merging.modules import module_names, module_seed, module_updates
+from hydrapack.merging.modules import at_once, module_names, module_seed, named_updates
 from hydrapack.merging.objective import task_sizes
 from hydrapack.merging.program_size import adapters_bytes
 from hydrapack.program.layout import layout_of
 from hydrapack.program.quantized import check_bits
+from hydrapack.support.engine import Engine
 from hydrapack.support.errors import HydrapackError, Invalid
 from hydrapack.support.progress import Progress, quietly
+from hydrapack.support.threads import in_parallel
 
 PLANNED_BITS = (4, 8, 16)
 SLACK = 1.02
@@ -50,6 +52,8 @@ class Request:
     """A value of every module: 4, 8 or 16, or each module's own; free by default."""
     seed: int = 0
     objective: Objective | None = "relative"
+    engine: Engine = in_parallel
+    """Runs the modules."""
 
     def __post_init__(self) -> None:
         if self.adapters[0].kind != "LORA":
@@ -65,7 +69,9 @@ class Request:
     @cached_property
     def sizes(self) -> Sequence[float] | None:
         """By what each task's updates are divided; None for the absolute objective."""
-        return None if self.objective == "absolute" else task_sizes(self.adapters)
+        if self.objective == "absolute":
+            return None
+        return task_sizes(self.adapters, engine=self.engine)
 
 
 @dataclass(frozen=True)
@@ -99,19 +105,25 @@ class Planner:
         self.found: dict[str, list[Choice]] = {}
         self.whole = 0.0
         """Weighted squared norm of all updates."""
-        names = module_names(adapters)
+        names, seed = module_names(adapters), request.seed
+        asked = request.bits
+
+        def one(named: tuple[str, Sequence[Update]]) -> tuple[list[Choice], list[float]]:
+            name, updates = named
+            options = MergeOptions(len(updates), most, module_seed(seed, name), weights)
+            sized = divided(updates, sizes)
+            bits = asked[name] if isinstance(asked, Mapping) else asked
+            widths = (bits,) if bits else PLANNED_BITS
+            squares = [inner_product(A, B, A, B) for A, B in (u.factors() for u in sized)]
+            return candidates(sized, options, widths), [float(square) for square in squares]
+
+        made = request.engine(one, named_updates(adapters), at_once(adapters, most))
         for done, name in enumerate(names):
             progress(done, len(names), "planning")
-            updates = module_updates(adapters, name)
-            self.shapes[name] = updates[0].shape
-            options = MergeOptions(len(adapters), most, module_seed(request.seed, name), weights)
-            sized = divided(updates, sizes)
-            bits = request.bits[name] if isinstance(request.bits, Mapping) else request.bits
-            widths = (bits,) if bits else PLANNED_BITS
-            self.found[name] = candidates(sized, options, widths)
-            for weight, update in zip(weights, sized, strict=True):
-                A, B = update.factors()
-                self.whole += weight * float(inner_product(A, B, A, B))
+            self.found[name], squares = next(made)
+            self.shapes[name] = next(a.modules[name].shape for a in adapters if name in a.modules)
+            for weight, square in zip(weights, squares, strict=True):
+                self.whole += weight * square
         self.rank = request.rank
         largest = max(c.rank for found in self.found.values() for c in found)
         self.ranks = steps_to(largest) if request.rank is None else [largest]

@@ -17,9 +17,10 @@ from hydrapack.merging.plan import Plan, Planner, Request
 from hydrapack.merging.spectral import SPECTRAL, merge_spectral
 from hydrapack.merging.two_sided import merge_two_sided
 from hydrapack.program.quantized import Precision
+from hydrapack.support.engine import Engine
 from hydrapack.support.errors import Invalid
 from hydrapack.support.progress import Progress, part, quietly
-from hydrapack.support.threads import one_thread
+from hydrapack.support.threads import in_parallel, one_thread
 
 ROUNDS = 4
 """Of reweighting, for minimax and for a target."""
@@ -35,6 +36,7 @@ def merge_budget(
     weights: Mapping[str, float] | None = None,
     objective: str = "relative",
     progress: Progress = quietly,
+    engine: Engine = in_parallel,
 ) -> Bundle:
     """The merge of least error whose ``adapters.pte`` takes at most ``budget`` bytes.
 
@@ -43,11 +45,12 @@ def merge_budget(
             nearly as good as the largest rank of the adapters.
         bits: 4, 8 or 16 for all modules; free by default.
         objective: relative, absolute or minimax.
+        engine: runs the modules.
 
     Raises:
         HydrapackError: VeRA adapters, or a budget that the cheapest choices do not meet.
     """
-    request = Request(adapters, rank, bits, seed, SPECTRAL.objective(objective))
+    request = Request(adapters, rank, bits, seed, SPECTRAL.objective(objective), engine)
     rounds = ROUNDS if request.objective == "minimax" else 1
 
     def solve(weights: tuple[float, ...], done: float) -> tuple[Sequence[float], Bundle]:
@@ -67,19 +70,20 @@ def merge_target(
     bits: int | None = None,
     seed: int = 0,
     progress: Progress = quietly,
+    engine: Engine = in_parallel,
 ) -> Bundle:
     """The merge of fewest bytes that keeps each task's relative error, as packed, below ``error``.
 
     Args:
         error: norm of (updates - packed) over norm of the updates, of every task; 0 to 1.
-        rank, bits: as ``merge_budget``.
+        rank, bits, engine: as ``merge_budget``.
 
     Raises:
         HydrapackError: VeRA adapters, or an error that the planner's best choices do not reach.
     """
     if not 0 < error < 1:
         raise Invalid(f"`target_error` {error:g}: must lie between 0 and 1")
-    request = Request(adapters, rank, bits, seed, "minimax")
+    request = Request(adapters, rank, bits, seed, "minimax", engine)
     aimed, weights = [error**2] * len(adapters), (1.0,) * len(adapters)
     best: Bundle | None = None
     nearest = fewest = math.inf
@@ -119,10 +123,10 @@ def merge_plan(
         weights: of the tasks' squared errors, in task order.
         budget: bytes that ``adapters.pte`` may take, for the packer to hold it to.
     """
-    sizes, seed = request.sizes, request.seed
+    sizes, seed, choices = request.sizes, request.seed, plan.choices
 
     def merge(name: str, updates: Sequence[Update]) -> Merged:
-        choice, sized = plan.choices[name], divided(updates, sizes)
+        choice, sized = choices[name], divided(updates, sizes)
         options = MergeOptions(
             choice.head_count, choice.rank, module_seed(seed, name), weights, choice.assignment
         )
@@ -133,7 +137,15 @@ def merge_plan(
         return with_sizes(merged, updates, sizes)
 
     made = merge_modules(
-        request.adapters, merge, "budget", request.objective, plan.rank, seed, progress, plan.bits
+        request.adapters,
+        merge,
+        "budget",
+        request.objective,
+        plan.rank,
+        seed,
+        progress,
+        plan.bits,
+        request.engine,
     )
     info = made.info.model_copy(update={"budget_bytes": budget})
     return Bundle(info, made.modules, plan.bytes)

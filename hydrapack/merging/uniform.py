@@ -21,9 +21,10 @@ from hydrapack.merging.modules import (
     task_weights,
 )
 from hydrapack.merging.objective import ROUNDS, reweigh, task_sizes
+from hydrapack.support.engine import Engine
 from hydrapack.support.errors import Invalid
 from hydrapack.support.progress import Progress, part, quietly
-from hydrapack.support.threads import one_thread
+from hydrapack.support.threads import in_parallel, one_thread
 
 
 @one_thread()
@@ -37,6 +38,7 @@ def merge_adapters(
     *,
     objective: str | None = None,
     weights: Mapping[str, float] | None = None,
+    engine: Engine = in_parallel,
     **options: Any,
 ) -> Bundle:
     """Merge ``adapters`` with ``method``, all modules alike.
@@ -50,6 +52,7 @@ def merge_adapters(
             (the least error of the worst task); by default the method's own.
         weights: of the tasks' squared errors, by task, on top of the objective's; 1 where not
             named.
+        engine: runs the modules.
         options: the method's knobs, by name.
 
     Raises:
@@ -66,8 +69,8 @@ def merge_adapters(
     shared = MergeOptions(count, rank, seed, own_weights)
     sizes = None
     if minimised in ("relative", "minimax"):
-        sizes = task_sizes(adapters, own.measure)
-    job = _Job(adapters, chosen, own, minimised, sizes, asked)
+        sizes = task_sizes(adapters, own.measure, engine)
+    job = _Job(adapters, chosen, own, minimised, sizes, asked, engine)
     rounds = ROUNDS if minimised == "minimax" else 1
 
     def solve(weights: tuple[float, ...], done: float) -> tuple[Sequence[float], Bundle]:
@@ -89,31 +92,42 @@ class _Job:
     sizes: Sequence[float] | None
     rank: int | None
     """As it was asked for."""
+    engine: Engine
 
     def merge(self, shared: MergeOptions, progress: Progress) -> Bundle:
         """One pass over the modules."""
         names, seed = module_names(self.adapters), shared.seed
+        own, sizes, asked = self.own, self.sizes, self.rank
         if self.own.one_route and shared.head_count < len(self.adapters):
             shared = replace(shared, assignment=self._route(names, shared, progress))
         vera = self.adapters[0].kind == "VERA"
         run, done = (self.method.vera if vera else self.method.merge), 0
+        # Progress within a module is told on this machine alone.
+        tell = progress if self.engine is in_parallel else quietly
 
         def merge(module: str, updates: Sequence[Update]) -> Merged:
             nonlocal done
-            report, done = _reporter(progress, done, len(names)), done + 1
+            report, done = _reporter(tell, done, len(names)), done + 1
             options = replace(
                 shared,
-                rank=module_rank(updates, self.rank),
+                rank=module_rank(updates, asked),
                 seed=module_seed(seed, module),
                 report=report,
             )
             assert run is not None
-            merged = run(divided(updates, self.sizes), options, self.own)
-            return with_sizes(merged, updates, self.sizes)
+            merged = run(divided(updates, sizes), options, own)
+            return with_sizes(merged, updates, sizes)
 
         label = self.method.name + self.own.note
         return merge_modules(
-            self.adapters, merge, label, self.objective, shared.rank, seed, progress
+            self.adapters,
+            merge,
+            label,
+            self.objective,
+            shared.rank,
+            seed,
+            progress,
+            engine=self.engine,
         )
 
     def _route(

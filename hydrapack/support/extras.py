@@ -17,6 +17,7 @@ _EXTRAS = {
     "junitparser": ("junitparser", "report"),
     "matplotlib": ("matplotlib", "report"),
     "peft": ("peft", "demo"),
+    "ray": ("ray", "ray"),
     "rouge_score": ("rouge-score", "eval"),
     "tokenizers": ("tokenizers", "device"),
     "torchao": ("torchao", "export"),

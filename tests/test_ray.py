@@ -1,0 +1,142 @@
+"""``--engine ray``: the same bytes as on this machine's threads, and the same errors."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import pytest
+from conftest import hydrapack, write_adapter
+
+from hydrapack.support.engine import _made, engine_of, on_ray
+from hydrapack.support.errors import HydrapackError, Mismatch, RuntimeFailure
+
+if find_spec("ray") is None:
+    pytest.skip("ray is not installed: pip install 'hydrapack[ray]'", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A local Ray of two workers."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ray")
+    return [write_adapter(folder / f"task{k}", seed=k + 1, shared_seed=99) for k in range(3)]
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--heads", "2"],
+        ["--budget", "60KB"],
+        ["--target-error", "0.6"],
+        ["--method", "hydraopt", "--heads", "2", "--set", "steps=5"],
+        ["--method", "dare", "--set", "seed=3"],
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_the_same_bytes(cluster, folders, tmp_path, options):
+    for engine in ("threads", "ray"):
+        done = hydrapack("merge", *folders, "-o", tmp_path / engine, "--engine", engine, *options)
+        assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "ray") == files(tmp_path / "threads")
+
+
+def test_the_same_bytes_of_vera(cluster, vera_tiny, tmp_path):
+    tasks = sorted(vera_tiny.glob("*/adapter_config.json"))
+    for engine in ("threads", "ray"):
+        adapters = [path.parent for path in tasks]
+        done = hydrapack("merge", *adapters, "-o", tmp_path / engine, "--engine", engine)
+        assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "ray") == files(tmp_path / "threads")
+
+
+def test_an_error_of_a_worker_is_the_same_line(cluster, tmp_path):
+    folders = [write_adapter(tmp_path / f"a{k}", seed=k) for k in range(2)]
+    config = folders[0] / "adapter_config.json"
+    # In range by itself, but not once both updates stand on one A.
+    config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 1e37'))
+    said = [
+        hydrapack("merge", *folders, "-o", tmp_path / "out", "--objective", "absolute",
+                  "--engine", engine)
+        for engine in ("threads", "ray")
+    ]  # fmt: skip
+    assert [done.returncode for done in said] == [2, 2]
+    assert said[0].stderr == said[1].stderr and len(said[1].stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_that_raises_or_is_lost(cluster):
+    def raises(number: int) -> int:
+        if number == 3:
+            raise Mismatch("three")
+        return number
+
+    found = on_ray(raises, range(6))
+    assert [next(found) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(Mismatch, match=r"^three$"):
+        list(found)
+
+    def get(_):
+        # As of a worker that was killed; Ray tries again three times before.
+        raise cluster.exceptions.WorkerCrashedError
+
+    with pytest.raises(RuntimeFailure, match=r"^`engine` ray: WorkerCrashedError: The worker died"):
+        _made(SimpleNamespace(get=get, exceptions=cluster.exceptions), None)
+    with pytest.raises(ZeroDivisionError):
+        list(on_ray(partial(divmod, 1), [0]))
+
+
+def test_an_engine_that_is_none(folders, tmp_path):
+    done = hydrapack("merge", *folders, "-o", tmp_path / "out", "--engine", "spark")
+    assert done.returncode == 2 and "--engine spark: choose threads or ray" in done.stderr
+
+
+def test_a_cluster_that_is_not_there(folders, tmp_path, monkeypatch):
+    import ray
+
+    def init(**_):
+        # What the real one raises after a minute.
+        raise ConnectionError("Failed to connect to GCS")
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    done = hydrapack("merge", *folders, "-o", tmp_path / "out", "--engine", "ray")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "error: --engine ray: no cluster at 127.0.0.1:1: Failed" in done.stderr
+
+
+def test_ctrl_c_ends_it(folders, tmp_path):
+    command = [sys.executable, "-m", "hydrapack", "merge", *map(str, folders), "-o",
+               str(tmp_path / "out"), "--engine", "ray", "--method", "hydraopt", "--heads", "2",
+               "--set", "steps=1000000"]  # fmt: skip
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+    time.sleep(25)
+    assert running.poll() is None
+    os.killpg(running.pid, signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode not in (0, 2) and b"Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ray_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(HydrapackError, match=r"pip install 'hydrapack\[ray\]'"):
+        engine_of("ray")
