@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import DIM, HEADS, INTERMEDIATE, KV_HEADS, LAYERS, VOCAB, hydrapack
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge_transform_and_lower
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
@@ -84,6 +86,11 @@ def test_lowering_keeps_no_weight_that_is_stored(tiny_model, tmp_path):
     lower_decoder(decoder, {}, tmp_path / "m.pte")
     assert [weight.untyped_storage().nbytes() for weight in others] == [0] * LAYERS
     assert head.untyped_storage().nbytes() == head.numel()
+    # Programs of others in this process keep theirs.
+    linear = torch.nn.Linear(8, 8).requires_grad_(False)
+    theirs = torch.export.export(linear, (torch.ones(1, 8),))
+    to_edge_transform_and_lower(theirs, partitioner=[XnnpackPartitioner()])
+    assert linear.weight.untyped_storage().nbytes() == 8 * 8 * 4
 
 
 def test_schemes_rank_by_size_and_error(tiny_model, exported):

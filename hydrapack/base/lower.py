@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -67,8 +68,20 @@ class LeanXnnpack(BackendDetails):  # type: ignore[misc]
         return made
 
 
-# ExecuTorch finds a backend by its class's name, the last one that has it.
-LeanXnnpack.__name__ = XnnpackBackend.__name__
+@contextmanager
+def lean_xnnpack(program: ExportedProgram) -> Iterator[None]:
+    """Within, XNNPACK's delegates of ``program`` are stored by ``LeanXnnpack``.
+
+    ExecuTorch finds a backend by its class's name, the last one that has it: the name is taken for
+    this while only, since other programs of the process must keep their weights.
+    """
+    own = LeanXnnpack.__name__
+    LeanXnnpack.counts = Counter(tensor.untyped_storage().data_ptr() for tensor in held(program))
+    LeanXnnpack.__name__ = XnnpackBackend.__name__
+    try:
+        yield
+    finally:
+        LeanXnnpack.__name__ = own
 
 
 def held(program: ExportedProgram) -> list[torch.Tensor]:
@@ -170,19 +183,19 @@ def lower_decoder(
     exported = torch.export.export(
         decoder, tuple(example), dynamic_shapes=tuple(dynamic), strict=False
     )
-    LeanXnnpack.counts = Counter(tensor.untyped_storage().data_ptr() for tensor in held(exported))
     stage("lowering to XNNPACK")
-    edge = to_edge_transform_and_lower(
-        exported,
-        partitioner=[ChainPartitioner(decoder.delegates())],
-        compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
-        constant_methods={
-            **metadata,
-            "get_max_seq_len": max_seq(decoder.context),
-            "get_max_rows": MAX_ROWS,
-            "get_forward_version": FORWARD_VERSION,
-        },
-    )
+    with lean_xnnpack(exported):
+        edge = to_edge_transform_and_lower(
+            exported,
+            partitioner=[ChainPartitioner(decoder.delegates())],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
+            constant_methods={
+                **metadata,
+                "get_max_seq_len": max_seq(decoder.context),
+                "get_max_rows": MAX_ROWS,
+                "get_forward_version": FORWARD_VERSION,
+            },
+        )
     del exported
     stage("planning memory")
     program = edge.to_executorch(
