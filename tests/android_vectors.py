@@ -35,7 +35,7 @@ from hydrapack.device.lookup import Lookup
 from hydrapack.device.session import Session
 from hydrapack.device.text import Pieces
 
-LINES = 10_000
+LINES = 4000
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -236,7 +236,7 @@ def write_tokenizer(folder: Path, content: str, lines: list[str]) -> None:
     generator = random.Random(1)
     size = tokenizer.get_vocab_size()
     with (folder / "decode.jsonl").open("w", encoding="utf-8") as file:
-        for number in range(1500):
+        for number in range(500):
             if number % 3:
                 ids = generator.choices(range(size + 3), k=generator.randrange(1, 30))
             else:

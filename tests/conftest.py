@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -114,6 +115,8 @@ def one_thread_a_worker():
     _unsafe_reset_threadpool(1)
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+    # Export makes many objects and little garbage: collecting it took a tenth of its time.
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
@@ -152,7 +155,7 @@ def tiny_model(once) -> Path:
     return once("model", lambda folder: write_tiny_model(folder / "tiny")) / "tiny"
 
 
-def write_tiny_model(folder: Path) -> None:
+def write_tiny_model(folder: Path, layers: int = LAYERS) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -161,7 +164,7 @@ def write_tiny_model(folder: Path) -> None:
         vocab_size=VOCAB,
         hidden_size=DIM,
         intermediate_size=INTERMEDIATE,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
         max_position_embeddings=256,
@@ -279,12 +282,10 @@ def tiny(tiny_model, once):
 
 @pytest.fixture(scope="session")
 def smollm2_program(once):
-    """quant -> model.pte of the demo's base at rank 16, exported once for all processes of a run.
+    """quant -> model.pte of the demo's base at rank 16, exported once for each exporter's source.
 
     Beside it lie its description and its tokenizer. Skips where HYDRAPACK_OFFLINE is set.
     """
-    from hydrapack.base import smollm2
-    from hydrapack.base.export import export_base
     from hydrapack.demo import job
     from hydrapack.support.progress import silently
 
@@ -293,12 +294,10 @@ def smollm2_program(once):
             pytest.skip("HYDRAPACK_OFFLINE is set")
 
         def make(folder):
-            if quant != "gguf":
-                options = {"quant": quant, "max_context": job.CONTEXT}
-                export_base(smollm2.NAME, folder / "model.pte", 16, **options)
-                return
-            # The demo's own, which stays in its cache.
-            for file in job._base_program(16, ("q", "k", "v", "o"), silently).parent.iterdir():
+            # They stay in the demo's cache, whose own program is the GGUF file's.
+            chosen = None if quant == "gguf" else quant
+            model = job._base_program(16, ("q", "k", "v", "o"), silently, chosen)
+            for file in model.parent.iterdir():
                 (folder / file.name).symlink_to(file)
 
         return once(f"smollm2-{quant}", make) / "model.pte"
@@ -309,11 +308,18 @@ def smollm2_program(once):
 @pytest.fixture(scope="session")
 def smollm2_package(once):
     """bits -> the package of the demo's five adapters, beside its bundle; packed once a run."""
+    from hydrapack.adapters.collect import read_adapters
     from hydrapack.demo.job import example_adapters
+    from hydrapack.merging.uniform import merge_adapters
+    from hydrapack.packing.package import pack
+
+    def merge(folder):
+        merge_adapters(read_adapters(example_adapters())).save(folder / "bundle")
 
     def package(bits):
         def make(folder):
-            make_package(folder, example_adapters(), bits)
+            (folder / "bundle").symlink_to(once("smollm2-bundle", merge) / "bundle")
+            pack(folder / "bundle", folder / "package", bits)
 
         return once(f"smollm2-{bits}-bit", make) / "package"
 

@@ -10,8 +10,8 @@ import torch
 from test_base import write_gguf
 
 from hydrapack.adapters.collect import read_adapters
+from hydrapack.bundle.format import Bundle
 from hydrapack.demo.job import example_adapters, heldout_input
-from hydrapack.merging.uniform import merge_adapters
 from hydrapack.support.errors import HydrapackError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -61,9 +61,9 @@ def test_adapters_of_more_languages():
         assert scores["adapter"] < scores["base"]
 
 
-def test_adapters_suit_a_shared_a():
+def test_adapters_suit_a_shared_a(smollm2_package):
     """Trained from one initialisation of A: the merge at half the parameters keeps most of each."""
-    merged = merge_adapters(read_adapters(example_adapters()))
+    merged = Bundle.load(smollm2_package(4).parent / "bundle")
     assert merged.s_percent == pytest.approx(52, abs=0.1)
     assert max(merged.relative_errors.values()) < 0.25
 

@@ -24,6 +24,8 @@ PINS = json.loads((DEMO / "tools" / "pins.json").read_text())
 DATE = (1980, 1, 1, 0, 0, 0)
 ALIGNMENT_FIELD = 0xD935
 PASSWORD = "android"
+# Compiled once and plainly: no process runs for long.
+JAVA = ("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 
 
 def properties() -> dict[str, str]:
@@ -94,7 +96,7 @@ def shrink(target: Path, jars: list[Path], rules: list[Path]) -> Path:
     inputs = [argument for jar in jars for argument in ("-injars", f"{jar}(!META-INF/**)")]
     # With version 7 strings are joined, lambdas called and interfaces implemented as of old.
     run(
-        "java", "-cp", ":".join(map(str, path)), "proguard.ProGuard", *inputs,
+        *JAVA, "-cp", ":".join(map(str, path)), "proguard.ProGuard", *inputs,
         "-outjars", shrunk, "-libraryjars", f"{framework}(!META-INF/**)",
         "-libraryjars", f"{java}(!**.jar;!module-info.class)", "-target", "1.7",
         *(argument for file in rules for argument in ("-include", file)),
@@ -108,7 +110,7 @@ def dex(target: Path, jar: Path) -> Path:
     tool = pinned(target / "tools" / "dalvik-dx-16.0.1.jar")
     least = versions()["minSdk"]
     run(
-        "java", "-cp", tool, "com.android.dx.command.Main", "--dex",
+        *JAVA, "-cp", tool, "com.android.dx.command.Main", "--dex",
         f"--min-sdk-version={least}", f"--output={made}", jar,
     )  # fmt: skip
     return made

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -29,6 +31,7 @@ from hydrapack.support.version import __version__
 
 MAX_NEW_TOKENS = 40
 CONTEXT = 512
+WEEK = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -174,10 +177,16 @@ def run_demo(
     )
 
 
-def _base_program(rank: int, targets: tuple[str, ...], stage: Stage) -> Path:
-    """The exported SmolLM2, cached under a digest of all that decides its bytes."""
+def _base_program(
+    rank: int, targets: tuple[str, ...], stage: Stage, quant: str | None = None
+) -> Path:
+    """The exported SmolLM2, cached under a digest of all that decides its bytes.
+
+    Programs that nothing has asked for in a week, as those of older versions, go.
+    """
     key = json.dumps(
         [
+            *([quant] if quant else []),
             smollm2.GGUF_SHA256,
             __version__,
             metadata.version("executorch"),
@@ -190,7 +199,13 @@ def _base_program(rank: int, targets: tuple[str, ...], stage: Stage) -> Path:
         ]
     )
     digest = bytes_sha256(key.encode())[:16]
-    model = smollm2.cache_directory() / "programs" / digest / "model.pte"
+    programs = smollm2.cache_directory() / "programs"
+    model = programs / digest / "model.pte"
+    model.parent.mkdir(parents=True, exist_ok=True)
+    os.utime(model.parent)
+    for folder in programs.iterdir():
+        if time.time() - folder.stat().st_mtime > WEEK:
+            shutil.rmtree(folder, ignore_errors=True)
     needed = (model, description_path(model), model.parent / "tokenizer.json")
     if not all(path.exists() for path in needed):
         export_base(
@@ -198,7 +213,8 @@ def _base_program(rank: int, targets: tuple[str, ...], stage: Stage) -> Path:
             model,
             rank,
             targets,
-            max_context=CONTEXT,
+            quant,
+            CONTEXT,
             stage=lambda name: stage(f"exporting the base program (once): {name}"),
         )
     return model

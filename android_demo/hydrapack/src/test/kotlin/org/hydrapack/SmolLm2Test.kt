@@ -6,9 +6,9 @@ import org.junit.Assert.assertEquals
 import org.junit.Assert.assertTrue
 import org.junit.Test
 
-/** SmolLM2-135M with the five example adapters, in 4-bit integers (8da4w). */
+/** SmolLM2-135M with the five example adapters, in the 4-bit blocks of its GGUF file. */
 class SmolLm2Test {
-    private val folder = Fixtures.folder("smollm2-8da4w")
+    private val folder = Fixtures.folder("smollm2-gguf")
 
     private fun opened(use: (Session) -> Unit) {
         Fixtures.loadNative()
@@ -27,8 +27,8 @@ class SmolLm2Test {
 
     @Test
     fun anAnswerStopsAndAFullContextSaysSo() = opened { session ->
-        session.use("summary")
-        val text = "The library opens at nine. On Saturdays it stays open until noon."
+        session.use("grammar")
+        val text = "This package contain a library that help you to write program."
         val options = GenerateOptions(maxNewTokens = 16, temperature = 0.0)
         val whole = session.generate(text, options)
         assertTrue(whole.text, whole.ids.size > 5)
