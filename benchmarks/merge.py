@@ -3,6 +3,7 @@
     python benchmarks/merge.py shapes      # Llama-3.2-1B shapes, made adapters
     python benchmarks/merge.py many        # N = 5 to 1,000 from the disk (20 GB in TMPDIR)
     python benchmarks/merge.py plan        # what a plan weighs of one module, N = 8 to 1,000
+    python benchmarks/merge.py ray         # N = 200, 4 layers: two Ray workers against two threads
     python benchmarks/merge.py methods     # spectral against hydraopt on the five example adapters
     python benchmarks/merge.py two-sided   # a common output basis against M heads, at equal size
     python benchmarks/merge.py budget      # the planner against one choice for all modules
@@ -210,6 +211,42 @@ def plan() -> None:
     print_slopes("a plan of one module (2048 x 2048, rank 32)", found)
 
 
+def time_engine(folders: list[str], engine: str) -> tuple[float, float, float, str]:
+    """Seconds to a first, small merge and of the whole one; CPU seconds; the bundle's digest."""
+    import psutil
+
+    import hydrapack
+
+    def spent() -> float:
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        times = [process.cpu_times() for process in processes]
+        return sum(used.user + used.system for used in times)
+
+    started = time.monotonic()
+    hydrapack.merge(folders[:2], engine=engine)
+    ready, before = time.monotonic(), spent()
+    made = hydrapack.merge(folders, engine=engine)
+    done, cpu = time.monotonic(), spent() - before
+    with tempfile.TemporaryDirectory() as out:
+        digest = made.save(f"{out}/bundle").tensors_sha256
+    return ready - started, done - ready, cpu, digest
+
+
+def ray(layers: int = 4, count: int = 200) -> None:
+    global LAYERS
+    LAYERS = layers
+    print("| engine | s to a merge of two | s, N = 200 | CPU s | bundle SHA-256 |")
+    print("|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory(prefix="hydrapack-ray-") as temporary:
+        folders = write_adapters(Path(temporary), 0, count)
+        for engine in ("local", "ray", "local", "ray"):
+            first, seconds, cpu, digest = apart(time_engine, folders, engine)
+            print(
+                f"| {engine} | {first:.1f} | {seconds:.1f} | {cpu:.1f} | {digest[:12]}… |",
+                flush=True,
+            )
+
+
 def example_adapters():
     from hydrapack.adapters.collect import read_adapters
 
@@ -392,6 +429,7 @@ if __name__ == "__main__":
             "shapes": shapes,
             "many": many,
             "plan": plan,
+            "ray": ray,
             "methods": methods,
             "two-sided": two_sided,
             "budget": budget,

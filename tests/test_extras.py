@@ -61,6 +61,7 @@ def found(tmp_path_factory):
         "storage --html": ["storage", bundle, "--html", out],
         "eval": ["eval", out, "-o", out],
         "demo": ["demo"],
+        "engine": ["merge", one, two, "-o", out, "--engine", "ray"],
         "calibrate": ["merge", one, two, "-o", out, "--calibrate", f"{ROOT}/README.md"],
     }
     arguments = [json.dumps([*_EXTRAS, "sklearn", "zstandard"]), json.dumps([*commands.values()])]
@@ -87,6 +88,7 @@ def test_the_core_does_it(found, name):
         ("storage --html", "jinja2", "report"),
         ("eval", "matplotlib", "report"),
         ("demo", "executorch", "demo"),
+        ("engine", "ray", "ray"),
         ("calibrate", "huggingface_hub", "export"),
     ],
 )

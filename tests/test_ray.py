@@ -1,5 +1,6 @@
-"""``--engine ray``: the same bytes as on this machine's threads, and the same errors."""
+"""``--engine ray``: the same bytes as on this machine, and the same errors."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 from conftest import hydrapack, write_adapter
 
-from hydrapack.support.engine import _made, engine_of, on_ray
-from hydrapack.support.errors import HydrapackError, Mismatch, RuntimeFailure
+from hydrapack.support.engine import _made, on_ray
+from hydrapack.support.errors import Mismatch, RuntimeFailure
+from hydrapack.support.threads import one_thread
 
 if find_spec("ray") is None:
     pytest.skip("ray is not installed: pip install 'hydrapack[ray]'", allow_module_level=True)
@@ -51,20 +53,23 @@ def files(folder):
     ],
     ids=lambda options: " ".join(options),
 )
-def test_the_same_bytes(cluster, folders, tmp_path, options):
-    for engine in ("threads", "ray"):
+def test_the_same_bytes(cluster, folders, tmp_path, options, monkeypatch):
+    # Workers are somewhere else already.
+    monkeypatch.chdir(folders[0].parent)
+    folders = [folder.name for folder in folders]
+    for engine in ("local", "ray"):
         done = hydrapack("merge", *folders, "-o", tmp_path / engine, "--engine", engine, *options)
         assert done.returncode == 0, done.stderr
-    assert files(tmp_path / "ray") == files(tmp_path / "threads")
+    assert files(tmp_path / "ray") == files(tmp_path / "local")
 
 
 def test_the_same_bytes_of_vera(cluster, vera_tiny, tmp_path):
     tasks = sorted(vera_tiny.glob("*/adapter_config.json"))
-    for engine in ("threads", "ray"):
+    for engine in ("local", "ray"):
         adapters = [path.parent for path in tasks]
         done = hydrapack("merge", *adapters, "-o", tmp_path / engine, "--engine", engine)
         assert done.returncode == 0, done.stderr
-    assert files(tmp_path / "ray") == files(tmp_path / "threads")
+    assert files(tmp_path / "ray") == files(tmp_path / "local")
 
 
 def test_an_error_of_a_worker_is_the_same_line(cluster, tmp_path):
@@ -75,11 +80,43 @@ def test_an_error_of_a_worker_is_the_same_line(cluster, tmp_path):
     said = [
         hydrapack("merge", *folders, "-o", tmp_path / "out", "--objective", "absolute",
                   "--engine", engine)
-        for engine in ("threads", "ray")
+        for engine in ("local", "ray")
     ]  # fmt: skip
     assert [done.returncode for done in said] == [2, 2]
     assert said[0].stderr == said[1].stderr and len(said[1].stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_scores_the_same(cluster, folders, tiny_model, tmp_path, monkeypatch):
+    rows = [{"input": f"text {i}", "output": "x"} for i in range(4)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = {
+        "base_model": str(tiny_model),
+        "tasks": [
+            {"name": folder.name, "adapter": str(folder), "data": "rows.jsonl",
+             "metric": "rouge-l", "max_new_tokens": 4}
+            for folder in folders
+        ],
+        "methods": [{"method": "own"}, {"method": "spectral", "heads": [1, 2]}],
+    }  # fmt: skip
+    (tmp_path / "eval.yaml").write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for engine in ("local", "ray"):
+        with one_thread():
+            done = hydrapack("eval", "eval.yaml", "-o", engine, "--engine", engine)
+        assert done.returncode == 0, done.stderr
+        rows = json.loads((tmp_path / engine / "results.json").read_text())["results"]
+        measured = ("answer_seconds", "merge_peak_bytes", "merge_seconds")
+        found[engine] = [{k: v for k, v in row.items() if k not in measured} for row in rows]
+        # Answers of the same prompts and heads, each with the seconds it took.
+        files = sorted((tmp_path / engine / "cache").iterdir())
+        answers = [json.loads(path.read_text()) | {"seconds": 0} for path in files]
+        found[engine].append(dict(zip([path.name for path in files], answers, strict=True)))
+    assert found["ray"] == found["local"] and len(found["ray"]) == 4
+    (tmp_path / "eval.yaml").write_text(json.dumps({**config, "device": "cuda"}))
+    done = hydrapack("eval", "eval.yaml", "-o", "gpu", "--engine", "ray")
+    assert done.returncode == 2 and "--engine ray: answers on CPUs" in done.stderr
 
 
 def test_a_worker_that_raises_or_is_lost(cluster):
@@ -105,7 +142,7 @@ def test_a_worker_that_raises_or_is_lost(cluster):
 
 def test_an_engine_that_is_none(folders, tmp_path):
     done = hydrapack("merge", *folders, "-o", tmp_path / "out", "--engine", "spark")
-    assert done.returncode == 2 and "--engine spark: choose threads or ray" in done.stderr
+    assert done.returncode == 2 and "--engine spark: choose local or ray" in done.stderr
 
 
 def test_a_cluster_that_is_not_there(folders, tmp_path, monkeypatch):
@@ -134,9 +171,3 @@ def test_ctrl_c_ends_it(folders, tmp_path):
     _, said = running.communicate(timeout=60)
     assert running.returncode not in (0, 2) and b"Traceback" not in said
     assert list(tmp_path.iterdir()) == []
-
-
-def test_ray_is_not_installed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(HydrapackError, match=r"pip install 'hydrapack\[ray\]'"):
-        engine_of("ray")

@@ -33,6 +33,9 @@ def evaluate(
         Path | None, typer.Option(help="With --gate: results.json of the last release.")
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the gates as JUnit XML.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="Where PyTorch answers: local, or ray, a Ray cluster.")
+    ] = "local",
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json.")] = False,
 ) -> None:
     """Score tasks under every method: one table of storage against quality.
@@ -71,7 +74,9 @@ def evaluate(
 
     with progress_bar("evaluating") as progress:
         # A gate that cannot be judged is said before hours of answers.
-        results = hp.evaluate(config, out, cache, quick=quick, before=judged, progress=progress)
+        results = hp.evaluate(
+            config, out, cache, quick=quick, before=judged, progress=progress, engine=engine
+        )
     table = out / "results.json"
     document = parse_json(table.read_bytes(), table)
     checks = judged(document)

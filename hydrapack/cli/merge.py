@@ -67,8 +67,8 @@ def merge(
         bool, typer.Option("--allow-base-mismatch", help="Merge adapters of different bases.")
     ] = False,
     engine: Annotated[
-        str, typer.Option(help="Where modules are merged: threads of this machine, or ray.")
-    ] = "threads",
+        str, typer.Option(help="Where modules are merged: local, or ray, a Ray cluster.")
+    ] = "local",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Merge LoRA adapters into one shared A and task heads. No data, no base model.

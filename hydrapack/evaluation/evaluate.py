@@ -11,6 +11,8 @@ from hydrapack.evaluation.run import Evaluation
 from hydrapack.evaluation.spec import quick_config, read_config
 from hydrapack.evaluation.tables import markdown, plot
 from hydrapack.support.atomic import new_file
+from hydrapack.support.engine import engine_of
+from hydrapack.support.errors import Invalid
 from hydrapack.support.extras import need
 from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.schema import write_json
@@ -24,6 +26,7 @@ def evaluate(
     quick: bool = False,
     before: Callable[[dict[str, Any]], object] | None = None,
     progress: Progress = quietly,
+    engine: str = "local",
 ) -> list[Result]:
     """Score tasks under every method: results.json, results.md and results.png in ``target``.
 
@@ -35,6 +38,7 @@ def evaluate(
         before: called before the first answer with results.json as it will be, every score 0; what
             it raises ends the evaluation early.
         progress: called with tasks done, tasks in all, and a note.
+        engine: where PyTorch answers: local, or ray, a Ray cluster that shares these folders.
 
     Returns:
         a row of the table each.
@@ -47,8 +51,10 @@ def evaluate(
     ['own', 'spectral M=1']
     """
     need("matplotlib")
-    config, target = Path(config), Path(target)
+    config, target, where = Path(config), Path(target), engine_of(engine)
     read = read_config(config)
+    if engine == "ray" and read.device != "cpu":
+        raise Invalid(f"`engine` ray: answers on CPUs; leave device: {read.device} out of {config}")
     evaluation = Evaluation(
         quick_config(read) if quick else read,
         config.parent,
@@ -57,7 +63,7 @@ def evaluate(
     )
     if before is not None:
         before(evaluation.document(unanswered(evaluation.cases(), evaluation.groups)))
-    results = evaluation.run(progress)
+    results = evaluation.run(progress, where)
     with new_file(target / "results.json") as partial:
         write_json(partial, evaluation.document(results))
     with new_file(target / "results.md") as partial:

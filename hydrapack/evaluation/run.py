@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,10 +43,11 @@ from hydrapack.program.layout import parse_targets
 from hydrapack.program.quantized import SCALE_BYTES, Precision
 from hydrapack.support.atomic import new_file
 from hydrapack.support.digest import bytes_sha256
+from hydrapack.support.engine import Engine
 from hydrapack.support.errors import Invalid
 from hydrapack.support.progress import Progress, quietly
 from hydrapack.support.sizes import parse_size
-from hydrapack.support.threads import one_thread
+from hydrapack.support.threads import in_parallel, one_thread
 from hydrapack.support.version import __version__
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class Evaluation:
         """
         self.config, self.out = config, out
         self.cache = cache or out / "cache"
+        self._inputs = _inputs(config, folder, out, self.cache)
         self.cache.mkdir(parents=True, exist_ok=True)
         names = [f"{task.name}={folder / task.adapter}" for task in config.tasks]
         self.adapters: dict[str, Adapter] = {
@@ -97,17 +100,25 @@ class Evaluation:
         self._alone: dict[tuple[str, int], Bundle] = {}
         self._tasks = {task.name: task for task in config.tasks}
 
-    def run(self, progress: Progress = quietly) -> list[Result]:
+    def run(self, progress: Progress = quietly, engine: Engine = in_parallel) -> list[Result]:
         """Every row of the table; what an earlier run answered is not answered again.
+
+        Args:
+            engine: runs the rows that PyTorch answers. ``in_parallel`` stands for one row after
+                another, on all cores; the device's rows are always answered so.
 
         Raises:
             HydrapackError: a method or option that cannot be taken.
         """
         rows = self.cases()
         total = sum(len(self.groups[case.group]) for case in rows)
+        apart = [c for c in rows if engine is not in_parallel and c.method.backend != "executorch"]
+        made = engine(partial(_row_of, *self._inputs), apart)
         done, results = 0, []
         for case in rows:
-            results.append(self._row(case, done, total, progress))
+            progress(done, total, _where(case))
+            row = next(made) if case in apart else self.row(case, done, total, progress)
+            results.append(row)
             done += len(self.groups[case.group])
         progress(total, total, "")
         return results
@@ -121,9 +132,9 @@ class Evaluation:
             for case in cases(group, len(names), method)
         ]
 
-    def _row(self, case: Case, done: int, total: int, progress: Progress) -> Result:
-        method, names = case.method, self.groups[case.group]
-        where = f"{case.group}: {case.label}" if case.group else case.label
+    def row(self, case: Case, done: int, total: int, progress: Progress) -> Result:
+        """One row; ``done`` tasks of ``total`` were answered before."""
+        method, names, where = case.method, self.groups[case.group], _where(case)
         progress(done, total, f"{where}, merging")
         result = Result(
             group=case.group,
@@ -343,6 +354,32 @@ class Evaluation:
             },
             "weights_sha256": self.weights,
         }
+
+
+Inputs = tuple[str, Path, Path, Path]
+
+
+def _inputs(config: EvalConfig, *folders: Path) -> Inputs:
+    """What an evaluation takes, for a process that works in another folder."""
+    model = Path(config.base_model)
+    if model.exists():
+        config = config.model_copy(update={"base_model": str(model.absolute())})
+    folder, out, cache = (path.absolute() for path in folders)
+    return config.model_dump_json(), folder, out, cache
+
+
+@lru_cache(1)
+def _evaluation(config: str, folder: Path, out: Path, cache: Path) -> Evaluation:
+    return Evaluation(EvalConfig.model_validate_json(config), folder, out, cache)
+
+
+def _row_of(config: str, folder: Path, out: Path, cache: Path, case: Case) -> Result:
+    """A row in another process, which keeps the model for its next one."""
+    return _evaluation(config, folder, out, cache).row(case, 0, 1, quietly)
+
+
+def _where(case: Case) -> str:
+    return f"{case.group}: {case.label}" if case.group else case.label
 
 
 def _with_template(adapter: Adapter, task: TaskConfig) -> Adapter:

@@ -40,7 +40,7 @@ def merge(
     seed: int = 0,
     allow_base_mismatch: bool = False,
     progress: Progress = quietly,
-    engine: str = "threads",
+    engine: str = "local",
     **options: Any,
 ) -> Bundle:
     """Merge adapters into one shared A a module and task heads.
@@ -66,8 +66,8 @@ def merge(
         seed: of starts, coefficients and masks.
         allow_base_mismatch: merge adapters of different base models.
         progress: called with modules done, modules in all, and a note.
-        engine: where modules are planned and merged: threads, of this machine, or ray, the tasks of
-            a Ray cluster; the bytes are the same.
+        engine: where modules are planned and merged: local, on this machine's cores, or ray, on a
+            Ray cluster; the bytes are the same.
         options: the method's knobs, by name, as steps=400 of hydraopt.
 
     Raises:

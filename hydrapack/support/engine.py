@@ -35,15 +35,15 @@ class Engine(Protocol):
 
 
 def engine_of(name: str) -> Engine:
-    """The engine of that name, threads or ray.
+    """The engine of that name, local or ray.
 
     Raises:
         Invalid: another name, or ray is not installed.
     """
-    if name == "threads":
+    if name == "local":
         return in_parallel
     if name != "ray":
-        raise Invalid(f"`engine` {name}: choose threads or ray")
+        raise Invalid(f"`engine` {name}: choose local or ray")
     need("ray")
     return on_ray
 

@@ -94,7 +94,8 @@ def stamp_of(file: Path | int) -> tuple[int, int]:
 
 def places(path: Path, data: bytes, tensors: Mapping[str, torch.Tensor]) -> dict[str, StoredTensor]:
     """Where each tensor lies in the safetensors file ``path``, whose bytes are ``data``."""
-    stamp = stamp_of(path)
+    # The place holds in any process, wherever that works.
+    stamp, path = stamp_of(path), path.absolute()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     return {
