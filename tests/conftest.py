@@ -98,12 +98,12 @@ SERVER.set_forkserver_preload(
     ]
 )
 
-# Minutes each: begun first, so that no worker is left alone with one of them.
-LONGEST = ("test_android", "test_runtime", "test_device", "test_base")
+# The longest, begun first, so that no worker is left alone with one of them.
+LONGEST = ("runtime", "android", "device", "architectures", "base", "evaluate", "verify", "threads")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(LONGEST)}
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
