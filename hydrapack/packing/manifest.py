@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -279,7 +280,7 @@ def check_tasks_and_files(manifest: Any, where: Path) -> None:
                 f"{where}: task {task.name!r}: route has {len(task.route)} entries, there are "
                 f"{len(heads)} modules"
             )
-        if any(head >= count for head, count in zip(task.route, heads, strict=True)):
+        if any(map(operator.ge, task.route, heads)):
             raise Invalid(f"{where}: task {task.name!r}: route names a head that is not there")
     names = [task.name for task in manifest.tasks]
     if len(set(names)) != len(names):

@@ -112,8 +112,9 @@ def parse_json(data: bytes, where: Path) -> dict[str, Any]:
             object_pairs_hook=_unique,
             parse_constant=_no_constant,
             parse_float=_finite,
-            # As json does by itself, where no number can be beyond a double.
-            parse_int=_integer if re.search(r"\d{300}", text) else None,
+            # As json does by itself, where no number can be beyond a double: 300 digits in a row
+            # are 14 of every 19th character.
+            parse_int=_integer if re.search(r"[0-9]{14}", text[::19]) else None,
         )
         if re.search(r"\\u[dD]", text):
             # A lone surrogate has no UTF-8.
