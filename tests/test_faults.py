@@ -9,13 +9,21 @@ import sys
 import time
 
 import pytest
-from conftest import SERVER, TASKS, hydrapack
+from conftest import SERVER, TASKS, hydrapack, write_tiny_model
 
 from hydrapack.support import atomic
 from hydrapack.support.atomic import new_directory, new_file
 from hydrapack.verification.checks import verify
 
-EXPORT = ("export-base", "--rank", 4, "--quant", "fp32", "--max-context", 64)
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    """The command that exports the least of models."""
+    folder = tmp_path_factory.mktemp("model") / "one-layer"
+    write_tiny_model(folder, layers=1)
+    options = ("--rank", 4, "--target-modules", "q", "--quant", "fp32", "--max-context", 64)
+    return ("export-base", folder, *options)
+
 
 REPLACE = """
 import sys, itertools
@@ -147,12 +155,12 @@ def kill_while_writing(arguments, target, moment, marker):
     assert any(name.startswith(prefix) for name in hidden(target.parent))
 
 
-def test_killed_commands(tiny, tiny_model, tmp_path):
+def test_killed_commands(tiny, export, tmp_path):
     adapters = [tiny[2] / task for task in TASKS]
     commands = {
         "bundle": ("merge", *adapters),
         "package": ("pack", tiny[2] / "bundle"),
-        "model.pte": (*EXPORT[:1], tiny_model, *EXPORT[1:]),
+        "model.pte": export,
     }
     folder = tmp_path / "out"
     folder.mkdir()
@@ -209,7 +217,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk(tiny, tiny_model, small_disk):
+def test_a_full_disk(tiny, export, small_disk):
     adapters = [tiny[2] / task for task in TASKS]
     package, bundle = small_disk / "package", small_disk / "bundle"
     assert hydrapack("pack", tiny[2] / "bundle", "-o", package, "--bits", 8).returncode == 0
@@ -220,7 +228,7 @@ def test_a_full_disk(tiny, tiny_model, small_disk):
     for command in (
         ("pack", tiny[2] / "bundle", "-o", package),
         ("merge", *adapters, "-o", bundle),
-        (*EXPORT[:1], tiny_model, *EXPORT[1:], "-o", small_disk / "m.pte"),
+        (*export, "-o", small_disk / "m.pte"),
     ):
         done = hydrapack(*command)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
