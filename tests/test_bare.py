@@ -82,7 +82,8 @@ def test_what_run_refuses(chatty, tiny):
 def test_templates_of_folders(tiny_model, tmp_path, content, expected):
     folder = shutil.copytree(tiny_model, tmp_path / "hf")
     (folder / "tokenizer_config.json").write_text(json.dumps(content))
-    assert Source(str(folder)).chat_template() == expected
+    read = Source(str(folder))
+    assert read.chat_template(read.tokenizer()) == expected
 
 
 def test_a_chat_is_that_of_transformers(tiny_model, tmp_path):

@@ -143,7 +143,9 @@ def export_base(
         )
     context = -(-max_context // CACHE_STEP) * CACHE_STEP
     layout = None if rank is None else config.layout(adapted or config.targets, rank)
+    # Before the weights: reading a GGUF file's takes half a gigabyte.
     tokenizer_json = source.tokenizer()
+    chat_template = source.chat_template(tokenizer_json)
     stage("reading weights")
     decoder = Decoder(config, layout, context)
     tokenizer = _tokenizer(tokenizer_json, model)
@@ -175,7 +177,7 @@ def export_base(
         "get_adapter_rank": rank or 0,
         "get_adapter_shapes": layout.text if layout else "",
         "get_base_model": source.name,
-        "get_chat_template": source.chat_template(),
+        "get_chat_template": chat_template,
         "get_quant": quant,
         "get_quant_scheme": json.dumps(formats, sort_keys=True),
         "get_weights_sha256": source.weights_sha256,

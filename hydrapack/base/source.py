@@ -78,7 +78,7 @@ class Source:
         """The tensor's 4-bit blocks, where a GGUF file stores it so."""
         return self._gguf.blocks(name) if self._gguf and name in self._gguf else None
 
-    def chat_template(self) -> str:
+    def chat_template(self, tokenizer_json: bytes) -> str:
         """``{input}`` as the user's turn of a chat, as the tokenizer's own template puts it.
 
         Empty where it has none, or one that makes something else of a single turn.
@@ -88,7 +88,7 @@ class Source:
         """
         template = chat_template_of(self.path) if self._gguf is None else self._gguf.chat_template()
         ids = {"bos_token": self.config.bos_id, "eos_token": (self.config.eos_ids or (-1,))[0]}
-        return one_turn(template, self.tokenizer(), ids) if template else ""
+        return one_turn(template, tokenizer_json, ids) if template else ""
 
     def tokenizer(self) -> bytes:
         """The content of the model's tokenizer.json.
