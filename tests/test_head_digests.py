@@ -14,6 +14,7 @@ from hydrapack.adapters.collect import read_adapters
 from hydrapack.bundle.format import Bundle
 from hydrapack.bundle.merged import MergedModule
 from hydrapack.device import Session
+from hydrapack.device.activation import activate, open_last_good
 from hydrapack.device.manifest import read_device_manifest
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.head_digests import Bank, found_in
@@ -109,6 +110,19 @@ def test_a_head_reads_its_own_bytes_and_what_is_shared(packages, kind, tmp_path)
         after = heads(program)
         for other, b in after.items():
             assert torch.equal(b, before[other]) == (other == task)
+
+
+def test_the_last_good_package_has_no_damaged_head(packages, tmp_path):
+    model, package = packages["whole"]
+    folder = tmp_path / "packages"
+    activate(folder, package.folder)
+    activate(folder, package.folder)
+    path = folder / "current" / ADAPTERS
+    data = bytearray(path.read_bytes())
+    data[max(owned(package)[1][TASKS[-1]])] ^= 1
+    path.write_bytes(data)
+    with open_last_good(model, folder, self_test=False) as session:
+        assert session.package.name == "previous"
 
 
 @pytest.fixture(params=["python", "native"])

@@ -81,7 +81,7 @@ def open_last_good(model: str | Path, packages: str | Path, **options: Any) -> S
     Args:
         model: model.pte.
         packages: what ``activate`` wrote.
-        options: of ``Session``; ``self_test`` is on by default.
+        options: of ``Session``; ``self_test`` and ``check_heads`` are on by default.
 
     Raises:
         HydrapackError: neither opens; the error is the current one's.
@@ -90,7 +90,7 @@ def open_last_good(model: str | Path, packages: str | Path, **options: Any) -> S
     >>> hydrapack.open_last_good("model.pte", "packages", self_test=False).package.name
     'current'
     """
-    options = {"self_test": True, **options}
+    options = {"self_test": True, "check_heads": True, **options}
     try:
         return Session(model, Path(packages) / CURRENT, **options)
     except HydrapackError as error:

@@ -112,6 +112,7 @@ Result<std::string> activate(const std::string& packages, const std::string& pac
 Result<LastGood> open_last_good(
     const std::string& model, const std::string& packages, OpenOptions options) {
   options.self_test = true;
+  options.check_heads = true;
   auto current = Session::open(model, packages + "/" + kCurrent, options);
   if (current.ok()) return LastGood{std::move(current.value()), false};
   auto previous = Session::open(model, packages + "/" + kPrevious, options);

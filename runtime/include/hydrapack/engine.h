@@ -32,8 +32,8 @@ class Session;
 
 struct OpenOptions {
   // Compare the SHA-256 of the manifest, adapters.pte and model.pte (which model.pte.json, beside it,
-  // states). A task's head is compared when it is first used. Off, sizes, schema, layout and the base that the package is bound to are checked all
-  // the same.
+  // states). A task's head is compared when it is first used. Off, sizes, schema, layout and the
+  // base that the package is bound to are checked all the same.
   bool check_digests = true;
   // 64 hex digits: manifest.sig must be this Ed25519 key's signature of the manifest. Empty: no
   // signature is asked for. Invalid in a build without libsodium. The signature covers the files
