@@ -32,11 +32,11 @@ from hydrapack.program.layout import (
 from hydrapack.program.load import forward_inputs, load_program
 from hydrapack.support.errors import HydrapackError
 
-RANK, CONTEXT, WINDOW, LENGTH, NEW = 3, 64, 7, 20, 8
+LAYERS, RANK, CONTEXT, WINDOW, LENGTH, NEW = 2, 3, 64, 7, 20, 8
 ALL, FUSED = "q,k,v,o,gate,up,down", "qkv,o,gate_up,down"
-SIZES = {**SMALL, **ATTENTION, "hidden_size": 64, "head_dim": 16, "num_hidden_layers": 3}
+SIZES = {**SMALL, **ATTENTION, "hidden_size": 64, "head_dim": 16, "num_hidden_layers": LAYERS}
 SIZES |= {"intermediate_size": 96, "max_position_embeddings": 128, "initializer_range": 0.2}
-SLIDES = {"sliding_window": WINDOW, "layer_types": [SLIDING, FULL, SLIDING]}
+SLIDES = {"sliding_window": WINDOW, "layer_types": [SLIDING, FULL]}
 GEMMA = {**SLIDES, "query_pre_attn_scalar": 24, "final_logit_softcapping": 5.0}
 LONG = {
     "rope_type": "longrope",
@@ -155,7 +155,7 @@ def adapted(name, folder, out):
         path.replace(".qkv_proj.", "."): module
         for path, module in read_adapter(out, "task").modules.items()
     }
-    assert set(modules) == {module_name(i, t) for i in range(3) for t in targets}
+    assert set(modules) == {module_name(i, t) for i in range(LAYERS) for t in targets}
     layout = layout_of({path: module.shape for path, module in modules.items()}, RANK)
     a = pack_a(layout, {path: module.A.float() for path, module in modules.items()})
     b = pack_b(layout, {path: m.B.float() * m.scaling for path, m in modules.items()})
@@ -244,7 +244,7 @@ def test_gguf(made, tmp_path, name):
     writer = gguf.GGUFWriter(path, name)
     writer.add_context_length(128)
     writer.add_embedding_length(64)
-    writer.add_block_count(3)
+    writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(96)
     writer.add_head_count(4)
     writer.add_head_count_kv(1 if name == "gemma3" else 2)
@@ -253,7 +253,7 @@ def test_gguf(made, tmp_path, name):
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_freq_base(1e6)
     writer.add_vocab_size(64)
-    map_ = gguf.get_tensor_name_map(gguf.MODEL_ARCH[name.upper()], 3)
+    map_ = gguf.get_tensor_name_map(gguf.MODEL_ARCH[name.upper()], LAYERS)
     tensors = load_file(folder / "model.safetensors")
     for key, value in tensors.items():
         if name == "gemma3" and value.dim() == 1:
@@ -319,7 +319,7 @@ def test_other_models_are_refused_by_name(made, tmp_path):
         ({"attention_bias": True}, "attention_bias = True is not supported"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"hidden_activation": "relu"}, "hidden_activation = 'relu' is not supported"),
-        ({"layer_types": ["chunked_attention"] * 3}, "layer_types"),
+        ({"layer_types": ["chunked_attention"] * LAYERS}, "layer_types"),
         (
             {"rope_parameters": {FULL: {"rope_type": "spiral"}}},
             "config.json: rope type .spiral",
@@ -334,8 +334,8 @@ def test_fused_and_single_linears():
     config = parse_config({**SIZES, "model_type": "llama"}, "config.json")
     assert config.linear_shape("qkv") == (128, 64) and config.linear_shape("gate_up") == (192, 64)
     layout = config.layout(parse_targets(FUSED), RANK)
-    assert layout.a_shapes == [(64, RANK), (64, RANK), (64, RANK), (96, RANK)] * 3
-    assert layout.b_shapes == [(RANK, 128), (RANK, 64), (RANK, 192), (RANK, 64)] * 3
+    assert layout.a_shapes == [(64, RANK), (64, RANK), (64, RANK), (96, RANK)] * LAYERS
+    assert layout.b_shapes == [(RANK, 128), (RANK, 64), (RANK, 192), (RANK, 64)] * LAYERS
     named = {"model.layers.0.self_attn.qkv_proj": (128, 64), "model.layers.1.mlp.up_proj": (96, 64)}
     assert layout_of(named, RANK).targets == ("qkv", "up")
     named["model.layers.0.self_attn.v_proj"] = (32, 64)
