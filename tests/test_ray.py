@@ -164,10 +164,17 @@ def test_ctrl_c_ends_it(folders, tmp_path):
     command = [sys.executable, "-m", "hydrapack", "merge", *map(str, folders), "-o",
                str(tmp_path / "out"), "--engine", "ray", "--method", "hydraopt", "--heads", "2",
                "--set", "steps=1000000"]  # fmt: skip
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
-    time.sleep(25)
-    assert running.poll() is None
-    os.killpg(running.pid, signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    # What a shell starts in the background ignores SIGINT, and so would the command.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    running = subprocess.Popen(
+        command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=heard
+    )
+    try:
+        time.sleep(25)
+        assert running.poll() is None
+        os.killpg(running.pid, signal.SIGINT)
+        _, said = running.communicate(timeout=60)
+    finally:
+        running.kill()
     assert running.returncode not in (0, 2) and b"Traceback" not in said
     assert list(tmp_path.iterdir()) == []
