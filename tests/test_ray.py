@@ -149,7 +149,7 @@ def test_a_cluster_that_is_not_there(folders, tmp_path, monkeypatch):
     import ray
 
     def init(**_):
-        # What the real one raises after a minute.
+        # As the real one, once it has given up.
         raise ConnectionError("Failed to connect to GCS")
 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
