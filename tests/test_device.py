@@ -267,6 +267,10 @@ def test_two_sided_and_planned_packages(tiny, tmp_path, bits):
     planned = merge_plan(Request(adapters), plan, (1.0, 1.0, 1.0))
     assert {bool(module.of) for module in planned.modules.values()} == {False, True}
     merges.append(planned)
+    # Widths in the modules' own order: no rows change places.
+    whole = merge_adapters(adapters)
+    widths = {name: 4 if ".layers.0." in name else 8 for name in whole.modules}
+    merges.append(replace(whole, info=whole.info.model_copy(update={"bits": widths})))
     for number, merge in enumerate(merges):
         merge.save(tmp_path / f"b{number}")
         bundle = Bundle.load(tmp_path / f"b{number}")

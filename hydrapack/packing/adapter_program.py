@@ -64,7 +64,7 @@ class Shared(nn.Module):
                 rows = self.get_buffer(name).to(torch.int64)
                 A = torch.index_select(torch.cat([*found, zero]), 0, rows)
             else:
-                A = found[0]
+                A = found[0] if len(found) == 1 else torch.cat(found)
             A = A.reshape(self.layers, count * self.rank, -1)
             parts.append(A.permute(0, 2, 1).reshape(self.layers, -1))
         return torch.cat(parts, 1).reshape(-1)
