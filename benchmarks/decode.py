@@ -233,11 +233,12 @@ def export(shape: str, rank: int, context: int, out: Path, kind: str) -> None:
     model = config(shape)
     layout = model.layout(TARGETS, rank) if kind == "adapted" else None
     decoder = Decoder(model, layout, context)
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 0.02)
-        quantize_decoder(decoder, scheme_of("8da4w"))
+
+    def random(path: str, names: tuple[str, ...]) -> None:
+        decoder.get_parameter(f"{path}.weight").detach().normal_(0, 0.02)
+
+    # Matrix by matrix, as export-base reads them.
+    quantize_decoder(decoder, scheme_of("8da4w"), fill=random)
     if kind == "fixed":
         add_fixed_adapter(decoder, rank)
     if kind == "held":
