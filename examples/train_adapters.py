@@ -66,10 +66,11 @@ def read_base(args: argparse.Namespace) -> Base:
             with new_directory(folder) as partial:
                 save_as_folder(gguf, partial)
     source = Source(str(folder))
-    tokenizer = Tokenizer.from_buffer(source.tokenizer())
+    described = source.tokenizer()
+    tokenizer = Tokenizer.from_buffer(described)
     template = args.template or (DEMO_TEMPLATE if args.base == NAME else "")
     if not template:
-        template = source.chat_template().replace("{input}", "{instruction}\n{input}")
+        template = source.chat_template(described).replace("{input}", "{instruction}\n{input}")
     if not all(template.count(hole) == 1 for hole in ("{instruction}", "{input}")):
         raise SystemExit(f"{args.base}: no chat template; give --template with both holes")
     ends = source.config.eos_ids
