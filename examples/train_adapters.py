@@ -99,10 +99,10 @@ def template(task: str, base: Base) -> str:
 
 def load_examples(path: Path, base: Base, task: str, most: int) -> list[Example]:
     """Rows of at most so many tokens as (prompt ids, completion ids with the stop token)."""
-    examples = []
+    examples, asked = [], template(task, base)
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        prompt = encode_prompt(base.tokenizer, template(task, base), row["input"])
+        prompt = encode_prompt(base.tokenizer, asked, row["input"])
         told = row["output"] + base.stop
         completion = base.tokenizer.encode(told, add_special_tokens=False).ids
         if len(prompt) + len(completion) <= most:

@@ -17,6 +17,7 @@ from hydrapack.program.layout import FUSED, layout_of, module_name
 from hydrapack.support.errors import Invalid
 from hydrapack.support.extras import need
 from hydrapack.support.schema import write_json
+from hydrapack.support.stored_tensor import bytes_of
 
 KEYS = "model.lora_keys.json"
 _NAMES = {
@@ -63,7 +64,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         key: data.DataEntry(index, 1, layout(scalar_type(t.dtype), list(t.shape), [0, 1]))
         for index, (key, t) in enumerate(tensors.items())
     }
-    buffers = [t.view(torch.uint8).numpy().tobytes() for t in tensors.values()]
+    buffers = [bytes(bytes_of(t)) for t in tensors.values()]
     payload = data.DataPayload(buffers, entries)
     path.write_bytes(bytes(flat.FlatTensorSerializer().serialize(payload)))
     modules = [key.removesuffix(".lora_a") for key in tensors if key.endswith(".lora_a")]

@@ -10,6 +10,7 @@ import torch
 
 from hydrapack.packing.head_bytes import HeadBytes, pieces_sha256
 from hydrapack.packing.manifest import HeadBanks, ManifestContent
+from hydrapack.support.stored_tensor import bytes_of
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ def found_in(data: bytes, banks: Sequence[Bank], others: Sequence[torch.Tensor])
         data: the program.
         others: all constants that are no banks.
     """
-    every = [_bytes_of(bank.values) for bank in banks]
-    known = [_bytes_of(other) for other in others] + every
+    every = [bytes(bytes_of(bank.values.contiguous())) for bank in banks]
+    known = [bytes(bytes_of(other.contiguous())) for other in others] + every
     found = {}
     for bank, values in zip(banks, every, strict=True):
         at = data.find(values)
@@ -40,10 +41,6 @@ def found_in(data: bytes, banks: Sequence[Bank], others: Sequence[torch.Tensor])
         if once and sum(len(other) == len(values) and other == values for other in known) == 1:
             found[at] = bank
     return dict(sorted(found.items()))
-
-
-def _bytes_of(values: torch.Tensor) -> bytes:
-    return values.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
 def with_head_digests(
