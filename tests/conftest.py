@@ -28,11 +28,11 @@ WIDTHS = {"q": (DIM, DIM), "k": (DIM // 2, DIM), "v": (DIM // 2, DIM), "o": (DIM
 WIDTHS |= {"gate": (INTERMEDIATE, DIM), "up": (INTERMEDIATE, DIM), "down": (DIM, INTERMEDIATE)}
 
 
-def module_names(targets: str = "qkvo") -> list[str]:
+def module_names(targets: str = "qkvo", layers: int = LAYERS) -> list[str]:
     from hydrapack.program.layout import module_name
 
     names = {"q": "q", "k": "k", "v": "v", "o": "o", "g": "gate", "u": "up", "d": "down"}
-    return [module_name(i, names[t]) for i in range(LAYERS) for t in targets]
+    return [module_name(i, names[t]) for i in range(layers) for t in targets]
 
 
 def write_adapter(
@@ -155,6 +155,12 @@ def tiny_model(once) -> Path:
     return once("model", lambda folder: write_tiny_model(folder / "tiny")) / "tiny"
 
 
+@pytest.fixture(scope="session")
+def one_layer(once) -> Path:
+    """The same with one layer: it is exported in half the time."""
+    return once("one-layer", lambda folder: write_tiny_model(folder / "tiny", 1)) / "tiny"
+
+
 def write_tiny_model(folder: Path, layers: int = LAYERS) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -211,12 +217,13 @@ def exported(tiny_model, once):
     """What ``export_base`` takes, of the tiny model -> model.pte, made once for all tests."""
     from hydrapack.base.export import export_base
 
-    def program(rank, targets=None, **options):
+    def program(rank, targets=None, base=tiny_model, **options):
         def make(folder):
-            export_base(str(tiny_model), folder / "model.pte", rank, targets, **options)
+            export_base(str(base), folder / "model.pte", rank, targets, **options)
 
         said = (f"{name}={value}" for name, value in options.items())
-        return once("-".join(("model", str(rank), *(targets or ()), *said)), make) / "model.pte"
+        name = "-".join((base.parent.name, str(rank), *(targets or ()), *said))
+        return once(name, make) / "model.pte"
 
     return program
 
@@ -263,9 +270,8 @@ def vera_tiny(tiny_model, once):
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_model, once):
+def tiny(exported, once):
     """(model.pte, package, folder) of the tiny model with three tasks on two heads."""
-    from hydrapack.base.export import export_base
 
     def make(folder):
         adapters = []
@@ -273,7 +279,9 @@ def tiny(tiny_model, once):
             adapter = write_adapter(folder / task, seed=k + 1, shared_seed=99)
             (adapter / "task.json").write_text(json.dumps({"prompt_template": TEMPLATE}))
             adapters.append(adapter)
-        export_base(str(tiny_model), folder / "model.pte", 4, quant="fp32", max_context=100)
+        model = exported(4, quant="fp32", max_context=100)
+        for name in ("model.pte", "model.pte.json", "tokenizer.json"):
+            shutil.copy(model.with_name(name), folder)
         make_package(folder, adapters, heads=2)
 
     folder = once("tiny", make)

@@ -60,7 +60,7 @@ def library(tmp_path_factory):
     home = Path(shutil.which("javac")).resolve().parents[1]
     configure = [
         tool("cmake"), "-S", DEMO / "desktop" / "native", "-B", folder, "-G", "Ninja",
-        f"-DCMAKE_MAKE_PROGRAM={shutil.which(tool('ninja'))}", "-DCMAKE_BUILD_TYPE=Release",
+        f"-DCMAKE_MAKE_PROGRAM={shutil.which(tool('ninja'))}", "-DCMAKE_CXX_FLAGS=-O1",
         "-DCMAKE_UNITY_BUILD=ON",
         f"-Dexecutorch_DIR={SITE / 'executorch' / 'share' / 'cmake'}",
     ]  # fmt: skip

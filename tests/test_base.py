@@ -50,13 +50,13 @@ def rows_of(model: Path) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("quant", ["fp32", "8da8w", "8da4w", "mixed"])
-def test_a_program_is_the_decoder_quantized_in_eager_mode(tiny_model, exported, quant):
-    rows = rows_of(tiny_model)
-    decoder = decoder_of(tiny_model)
+def test_a_program_is_the_decoder_quantized_in_eager_mode(one_layer, exported, quant):
+    rows = rows_of(one_layer)
+    decoder = decoder_of(one_layer)
     reference = decoder_logits(decoder, rows)
     formats = quantize_decoder(decoder, scheme_of(quant))
     eager = decoder_logits(decoder, rows)
-    model = exported(None, quant=quant, max_context=100)
+    model = exported(None, base=one_layer, quant=quant, max_context=100)
     assert formats == scheme_of(quant)
     lowered = program_logits(model, rows)
     against_eager = compare(eager, lowered)
@@ -75,16 +75,16 @@ def test_a_program_is_the_decoder_quantized_in_eager_mode(tiny_model, exported, 
     assert beside["get_quant_scheme"] == formats and beside["get_quant"] == quant
 
 
-def test_lowering_keeps_no_weight_that_is_stored(tiny_model, tmp_path):
+def test_lowering_keeps_no_weight_that_is_stored(one_layer, tmp_path):
     """The vocabulary's integers, held once for input and output, are needed for longer."""
-    decoder = decoder_of(tiny_model)
+    decoder = decoder_of(one_layer)
     decoder.config = replace(decoder.config, tied_embeddings=True)
     quantize_decoder(decoder, scheme_of("8da4w"))
     head = decoder.output.lm_head.weight.qdata
     assert head.data_ptr() == decoder.embed.rows.data_ptr()
     others = [layer.linear.weight.qdata for layer in decoder.mlp_outputs]
     lower_decoder(decoder, {}, tmp_path / "m.pte")
-    assert [weight.untyped_storage().nbytes() for weight in others] == [0] * LAYERS
+    assert [weight.untyped_storage().nbytes() for weight in others] == [0]
     assert head.untyped_storage().nbytes() == head.numel()
     # Programs of others in this process keep theirs.
     linear = torch.nn.Linear(8, 8).requires_grad_(False)
@@ -93,13 +93,13 @@ def test_lowering_keeps_no_weight_that_is_stored(tiny_model, tmp_path):
     assert linear.weight.untyped_storage().nbytes() == 8 * 8 * 4
 
 
-def test_schemes_rank_by_size_and_error(tiny_model, exported):
-    rows = rows_of(tiny_model)
-    decoder = decoder_of(tiny_model)
+def test_schemes_rank_by_size_and_error(one_layer, exported):
+    rows = rows_of(one_layer)
+    decoder = decoder_of(one_layer)
     reference = decoder_logits(decoder, rows)
     nats, sizes = {}, {}
     for quant in ("8da4w", "mixed", "8da8w"):
-        model = exported(None, quant=quant, max_context=100)
+        model = exported(None, base=one_layer, quant=quant, max_context=100)
         nats[quant] = compare(reference, program_logits(model, rows)).kl_nats
         sizes[quant] = model.stat().st_size
     assert sizes["8da4w"] < sizes["mixed"] < sizes["8da8w"]
@@ -202,20 +202,20 @@ def test_input_products_are_those_of_the_linears(tiny_model):
     assert products["mlp_outputs.1.linear"].shape == (INTERMEDIATE, INTERMEDIATE)
 
 
-def test_calibration_is_kept_only_where_it_helps(tiny_model, tmp_path, monkeypatch):
+def test_calibration_is_kept_only_where_it_helps(one_layer, tmp_path, monkeypatch):
     text = tmp_path / "text.jsonl"
     lines = [
         {"input": f"what is {i}", "output": f"it is the number {i * 7} of them"} for i in range(12)
     ]
     text.write_text("".join(json.dumps(line) + "\n" for line in lines))
     made = export_base(
-        str(tiny_model), tmp_path / "m.pte", None, quant="8da4w", max_context=64,
+        str(one_layer), tmp_path / "m.pte", None, quant="8da4w", max_context=64,
         calibrate=str(text),
     )  # fmt: skip
     held = made.calibration
     assert held is not None and held.kept == (held.with_gptq.kl_nats < held.without.kl_nats)
     assert held.without.tokens > 20
-    decoder, rows = decoder_of(tiny_model), rows_of(tiny_model)
+    decoder, rows = decoder_of(one_layer), rows_of(one_layer)
     quantize_decoder(decoder, scheme_of("8da4w"))
     plain = compare(decoder_logits(decoder, rows), program_logits(tmp_path / "m.pte", rows))
     # The program is another one than the plain one exactly where GPTQ was kept.
@@ -229,13 +229,13 @@ def test_calibration_is_kept_only_where_it_helps(tiny_model, tmp_path, monkeypat
 
     monkeypatch.setattr(quantize, "gptq", worse)
     made = export_base(
-        str(tiny_model), tmp_path / "w.pte", None, quant="8da4w", lm_head="int4", max_context=64,
+        str(one_layer), tmp_path / "w.pte", None, quant="8da4w", lm_head="int4", max_context=64,
         calibrate="self",
     )  # fmt: skip
     assert made.calibration is not None and not made.calibration.kept
     scheme = json.loads((tmp_path / "w.pte.json").read_text())["get_quant_scheme"]
     assert scheme == made.scheme == scheme_of("8da4w", "int4")
-    decoder = decoder_of(tiny_model)
+    decoder = decoder_of(one_layer)
     quantize_decoder(decoder, scheme)
     left = compare(decoder_logits(decoder, rows), program_logits(tmp_path / "w.pte", rows))
     assert left.kl_nats < 1e-3
@@ -253,7 +253,7 @@ def write_gguf(
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(DIM)
-    writer.add_block_count(LAYERS)
+    writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(INTERMEDIATE)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
@@ -337,9 +337,9 @@ def test_q4_k_blocks():
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
-def test_gguf_blocks_are_not_rounded_again(tiny_model, tmp_path, kind):
+def test_gguf_blocks_are_not_rounded_again(one_layer, tmp_path, kind):
     """The program is nearer to the file's values than the same file rounded to int4 anew."""
-    path = write_gguf(tmp_path / "m.gguf", tiny_model, kind)
+    path = write_gguf(tmp_path / "m.gguf", one_layer, kind)
     done = hydrapack(
         "export-base", path, "-o", tmp_path / "m.pte", "--rank", 4, "--max-context", 64
     )
@@ -349,7 +349,7 @@ def test_gguf_blocks_are_not_rounded_again(tiny_model, tmp_path, kind):
     scheme = dict.fromkeys(KINDS, "blocks") | {"lm_head": "int8", "embed": "int8"}
     assert made["get_quant"] == "gguf" and made["get_quant_scheme"] == scheme
     decoder = decoder_of(path)
-    rows = rows_of(tiny_model)
+    rows = rows_of(one_layer)
     reference = decoder_logits(decoder, rows)
     taken = compare(reference, program_logits(tmp_path / "m.pte", rows)).kl_nats
     bytes_, again = decoder_of(path), decoder_of(path)
@@ -377,14 +377,14 @@ def test_block_linear_is_exact_up_to_its_input():
     assert torch.allclose(found, x @ dequantized(blocks).T, atol=1e-4)
 
 
-def test_a_gguf_of_several_formats(tiny_model, tmp_path):
+def test_a_gguf_of_several_formats(one_layer, tmp_path):
     """As Q4_K_M files are: v in another format than q and k makes the fused linear int8."""
-    path = write_gguf(tmp_path / "m.gguf", tiny_model, "Q4_1", names="mlp")
+    path = write_gguf(tmp_path / "m.gguf", one_layer, "Q4_1", names="mlp")
     made = export_base(str(path), tmp_path / "m.pte", None, max_context=64)
     assert made.quant == "gguf"
     assert made.scheme["q"] == "int8" and made.scheme["up"] == "blocks"
     with pytest.raises(HydrapackError, match=r"`quant` gguf: .* no GGUF file with blocks"):
-        export_base(str(tiny_model), tmp_path / "n.pte", None, quant="gguf", max_context=64)
+        export_base(str(one_layer), tmp_path / "n.pte", None, quant="gguf", max_context=64)
 
 
 def test_llama3_rope_of_a_gguf(tiny_model, tmp_path):
@@ -442,20 +442,20 @@ def test_a_hub_id_is_the_hubs_model(monkeypatch, tiny_model):
 # What it costs
 
 
-def test_report(tiny_model, tmp_path):
+def test_report(one_layer, tmp_path):
     text = tmp_path / "lines.txt"
     text.write_text("\n".join(TEXT) + "\n\n")
     done = hydrapack(
-        "export-base", tiny_model, "-o", tmp_path / "m.pte", "--rank", 4, "--max-context", 64,
+        "export-base", one_layer, "-o", tmp_path / "m.pte", "--rank", 4, "--max-context", 64,
         "--report", "--text", text, "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)
     assert made["quant"] == "8da8w" and "M parameters" in made["why"]
-    rows = rows_of(tiny_model)
+    rows = rows_of(one_layer)
     rows = [row[:64] for row in rows]
     wanted = compare(
-        decoder_logits(decoder_of(tiny_model), rows), program_logits(tmp_path / "m.pte", rows)
+        decoder_logits(decoder_of(one_layer), rows), program_logits(tmp_path / "m.pte", rows)
     )
     assert made["quality"]["tokens"] == wanted.tokens == sum(map(len, rows))
     assert made["quality"]["kl_nats"] == pytest.approx(wanted.kl_nats, rel=1e-3)

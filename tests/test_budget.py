@@ -1,10 +1,11 @@
 """A common output basis, and the planner that chooses between it and whole heads."""
 
+import functools
 import itertools
 import json
 import math
 import random
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from test_merge import dense, random_updates, squared_error
 
 from hydrapack.adapters.collect import read_adapters
 from hydrapack.adapters.update import LoraModule, difference_norm
-from hydrapack.bundle.format import Bundle
+from hydrapack.bundle.stored import store
+from hydrapack.demo.job import example_adapters
 from hydrapack.merging.candidates import Choice, candidates
 from hydrapack.merging.hulls import buy, lower_hull, steps_of
 from hydrapack.merging.method import MergeOptions
@@ -23,9 +25,8 @@ from hydrapack.merging.span import core_of
 from hydrapack.merging.two_sided import inputs_of, merge_two_sided, outputs_of
 from hydrapack.merging.uniform import merge_adapters
 from hydrapack.packing.package import pack
+from hydrapack.program.quantized import Precision
 from hydrapack.support.errors import HydrapackError
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def test_two_sided_is_exact_with_room_enough():
@@ -148,12 +149,12 @@ def packed_error(manifest):
     return math.hypot(*(t.packed_relative_error for t in manifest.tasks))
 
 
-@pytest.fixture
-def uneven(tmp_path):
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
     """Adapters of four tasks whose modules differ in size and in what they share."""
-    folders = []
+    root, folders = tmp_path_factory.mktemp("uneven"), []
     for k in range(4):
-        folder = write_adapter(tmp_path / f"t{k}", seed=k % 2 + 1, shared_seed=99, rank=8)
+        folder = write_adapter(root / f"t{k}", seed=k % 2 + 1, shared_seed=99, rank=8)
 
         def change(tensors, k=k):
             generator = torch.Generator().manual_seed(k)
@@ -168,32 +169,40 @@ def uneven(tmp_path):
     return folders
 
 
+WIDTHS = (4, 8, 16)
+
+
+@pytest.fixture(scope="module")
+def uniform(uneven, tmp_path_factory):
+    """One choice for all modules: (bytes, width, bundle), by size; and the error of such a row."""
+    adapters, out = read_adapters(uneven), tmp_path_factory.mktemp("uniform")
+    rows = []
+    for heads, rank in itertools.product((1, 2, 3, 4), (2, 4, 6, 8)):
+        bundle = merge_adapters(adapters, heads=heads, rank=rank)
+        for width in WIDTHS:
+            stored = (store(m, Precision(width, width)) for m in bundle.modules.values())
+            rows.append((sum(s.bytes for s in stored), width, bundle))
+
+    @functools.cache
+    def error(index):
+        return packed_error(pack(rows[index][2], out / f"{index}", rows[index][1]).manifest)
+
+    rows.sort(key=lambda row: row[0])
+    return rows, error
+
+
 @pytest.mark.parametrize("kilobytes", [40, 55, 70])
-def test_budget_beats_uniform(uneven, tmp_path, kilobytes):
+def test_budget_beats_uniform(uneven, uniform, tmp_path, kilobytes):
     """At most the budget, and no higher an error than any one choice for all modules has."""
-    adapters = read_adapters(uneven)
     limit = kilobytes * 1000
-    merge_budget(adapters, limit).save(tmp_path / "planned")
+    merge_budget(read_adapters(uneven), limit).save(tmp_path / "planned")
     planned = pack(tmp_path / "planned", tmp_path / "package").manifest
     assert planned.storage.bytes <= limit
-    uniform = []
-    for heads, rank, width in itertools.product((1, 2, 3, 4), (2, 4, 6, 8), (4, 8, 16)):
-        merge = merge_adapters(adapters, heads=heads, rank=rank)
-        merge.save(tmp_path / "uniform")
-        from hydrapack.bundle.stored import store
-        from hydrapack.program.quantized import Precision
-
-        size = sum(store(m, Precision(width, width)).bytes for m in merge.modules.values())
-        if size <= planned.storage.tensor_bytes:
-            bundle = Bundle.load(tmp_path / "uniform")
-            uniform.append((heads, rank, width, size, bundle))
+    rows, error = uniform
+    fit = [i for i, row in enumerate(rows) if row[0] <= planned.storage.tensor_bytes]
     # Packing takes seconds: only the largest of each width are tried.
-    best = []
-    for width in (4, 8, 16):
-        own = sorted((u for u in uniform if u[2] == width), key=lambda u: u[3])[-2:]
-        for *_, bundle in own:
-            best.append(packed_error(pack(bundle, tmp_path / "u", width).manifest))
-    assert packed_error(planned) <= min(best)
+    best = [error(i) for width in WIDTHS for i in [i for i in fit if rows[i][1] == width][-2:]]
+    assert len(best) > 2 and packed_error(planned) <= min(best)
 
 
 def test_budget_options(uneven, tmp_path):
@@ -227,20 +236,23 @@ def test_budget_options(uneven, tmp_path):
 
 
 def test_a_budget_is_never_overrun(tmp_path):
-    """Of the five real adapters: what pack writes is at most the budget, and not far below."""
-    folders = sorted(p for p in (EXAMPLES / "adapters").iterdir() if p.is_dir())
-    adapters = read_adapters([str(folder) for folder in folders])
+    """Of ten layers of the five real adapters: what pack writes is at most the budget, and not far
+    below."""
+    adapters = []
+    for adapter in read_adapters(example_adapters()):
+        kept = {n: m for n, m in adapter.modules.items() if int(n.split(".")[2]) < 10}
+        adapters.append(replace(adapter, modules=kept))
     request, weights = Request(adapters), (1.0,) * len(adapters)
     planner = Planner(request, weights)
     ranks, errors = [], []
-    for megabytes in (0.3, 1, 3, 8):
-        limit = int(megabytes * 1e6)
+    for kilobytes in (100, 330, 1000, 2700):
+        limit = kilobytes * 1000
         plan = planner.within(limit)
         merge_plan(request, plan, weights, budget=limit).save(tmp_path / "bundle")
         manifest = pack(tmp_path / "bundle", tmp_path / "package").manifest
-        assert manifest.storage.bytes <= plan.bytes <= limit, megabytes
+        assert manifest.storage.bytes <= plan.bytes <= limit, kilobytes
         # A bound so loose that it wastes a tenth of a small budget would be another fault.
-        assert manifest.storage.bytes > plan.bytes - 40_000, megabytes
+        assert manifest.storage.bytes > plan.bytes - 20_000, kilobytes
         ranks.append(manifest.rank)
         errors.append(packed_error(manifest))
     assert errors == sorted(errors, reverse=True)

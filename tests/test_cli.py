@@ -95,7 +95,7 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_unwritable_targets(adapters, tiny_model, tmp_path):
+def test_unwritable_targets(adapters, one_layer, tmp_path):
     bundle = tmp_path / "bundle"
     assert hydrapack("merge", *adapters, "-o", bundle).returncode == 0
     (tmp_path / "file").write_text("x")
@@ -106,7 +106,7 @@ def test_unwritable_targets(adapters, tiny_model, tmp_path):
     commands = {
         "merge": ("merge", *adapters),
         "pack": ("pack", bundle),
-        "export": ("export-base", tiny_model, "--rank", 4, "--max-context", 64),
+        "export": ("export-base", one_layer, "--rank", 4, "--max-context", 64),
     }
     for command in commands.values():
         assert_refused(hydrapack(*command, "-o", tmp_path / "file" / "x"), tmp_path / "file")

@@ -13,8 +13,8 @@ from hydrapack.support.threads import one_thread
 
 ADAPTERS = Path(__file__).parents[1] / "examples" / "adapters"
 
-# The example adapters' products are large enough to be shared by threads. Six layers of them; what
-# takes seconds is done with one.
+# The example adapters' products are large enough to be shared by threads. Three layers of them;
+# what takes seconds is done with one.
 WRITE = """
 import hashlib, json, sys
 from dataclasses import asdict, replace
@@ -41,7 +41,7 @@ def first(adapter, layers):
     return replace(adapter, modules=kept)
 
 found = read_adapters([str(f) for f in sorted(adapters.iterdir())])
-several, read = [first(a, 6) for a in found], [first(a, 1) for a in found]
+several, read = [first(a, 3) for a in found], [first(a, 1) for a in found]
 made = {}
 
 def note(name, *parts):

@@ -7,7 +7,6 @@
 namespace hydrapack {
 namespace {
 
-constexpr size_t kMaxName = 200;
 constexpr int64_t kLargestId = (int64_t{1} << 31) - 1, kMaxAnswer = 4096;
 
 double not_negative(const Reader& reader) {
@@ -53,7 +52,7 @@ Result<Golden> read_golden(const Paths& paths, const Manifest& manifest, bool ch
   Golden golden;
   golden.near_tie = not_negative(root.at("near_tie"));
   for (const Reader& task : root.at("tasks").list(1)) {
-    const std::string name = task.at("name").text(1, kMaxName);
+    const std::string name = task.at("name").text(1, kMaxTaskName);
     bool known = false;
     for (const ManifestTask& each : manifest.tasks) known = known || each.shown.name == name;
     if (!known) task.at("name").fail("is not in the package");

@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kMaxHeads = 4096, kMaxRank = 65536;
 constexpr int64_t kMaxBytes = (int64_t{1} << 40) - 1;
 constexpr int64_t kMaxPiece = (int64_t{1} << 31) - 1;
-constexpr size_t kMaxId = 1000, kMaxName = 200, kMaxPieces = 8;
+constexpr size_t kMaxId = 1000, kMaxPieces = 8;
 
 void read_generation(const Reader& generation, Task& task) {
   task.max_new_tokens = generation.at("max_new_tokens").integer(1, kMaxTokens);
@@ -30,7 +30,7 @@ void read_generation(const Reader& generation, Task& task) {
 
 ManifestTask read_task(const Reader& task, const std::vector<int64_t>& heads) {
   ManifestTask found;
-  found.shown.name = task.at("name").text(1, kMaxName);
+  found.shown.name = task.at("name").text(1, kMaxTaskName);
   const Reader prompt = task.at("prompt_template");
   found.shown.prompt_template = prompt.text(0, kMaxText);
   const size_t hole = found.shown.prompt_template.find("{input}");
@@ -149,7 +149,7 @@ Error check_package_digest(
 
 bool is_plain_name(const std::string& name) {
   constexpr char kLetters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-  return !name.empty() && name.size() <= kMaxName &&
+  return !name.empty() && name.size() <= kMaxTaskName &&
       std::string(kLetters).find(name[0]) != std::string::npos &&
       name.find_first_not_of(std::string(kLetters) + "._-") == std::string::npos;
 }

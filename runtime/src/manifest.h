@@ -12,6 +12,8 @@ namespace hydrapack {
 
 // The most that a task or a caller may ask for, of an answer or of top_k.
 constexpr int64_t kMaxTokens = 1 << 20;
+// Bytes of a task's name.
+constexpr size_t kMaxTaskName = 200;
 
 struct ManifestTask {
   Task shown;

@@ -6,7 +6,8 @@
 namespace hydrapack {
 namespace {
 
-Error check_signed(const Paths& paths, const std::string& manifest, const std::string& public_key) {
+Error check_manifest(
+    const Paths& paths, const std::string& manifest, const std::string& public_key) {
   const auto signature = read_text(paths.signature);
   if (!signature.ok()) return signature.error();
   return check_signature(signature.value(), paths.signature, manifest, public_key);
@@ -23,7 +24,7 @@ Result<Package> read_package(const Paths& paths, const OpenOptions& options) {
   if (!text.ok()) return text.error();
   auto manifest = parse_manifest(text.value(), paths.manifest, options.check_digests);
   if (!manifest.ok()) return manifest.error();
-  if (signed_by_key) error = check_signed(paths, text.value(), options.public_key);
+  if (signed_by_key) error = check_manifest(paths, text.value(), options.public_key);
   if (!error.ok()) return error;
   Package package{std::move(manifest.value()), nullptr};
   const ManifestFile& adapters = *package.manifest.file("adapters.pte");

@@ -12,7 +12,7 @@ namespace {
 
 constexpr char kMagic[] = "hydrapack-patch-1\n";
 constexpr size_t kMagicSize = sizeof kMagic - 1, kDigest = 32, kKey = 32, kSignature = 64;
-constexpr int64_t kMaxBytes = int64_t{1} << 30;  // of a patch, and of a package's files
+constexpr int64_t kMaxPatch = int64_t{1} << 30;  // of a patch, and of a package's files
 constexpr uint64_t kMaxFiles = 64;
 
 std::string sha256(const char* data, size_t size) {
@@ -91,7 +91,7 @@ std::vector<Listed> read_list(PatchReader& reader) {
       if (other.name == name) reader.fail("a file's name stands twice");
     }
     // Each by itself first: no sum of them runs over.
-    if (size > kMaxBytes || (bytes += size) > kMaxBytes) {
+    if (size > kMaxPatch || (bytes += size) > kMaxPatch) {
       reader.fail("its files have more than 1,073,741,824 bytes");
     }
     files.push_back({name, size, digest});
@@ -128,7 +128,7 @@ std::string decoded(std::string window, PatchReader& reader, uint64_t size) {
 // The whole patch, once its magic, its SHA-256 and the signature fit; body_end is where it is told.
 Result<std::string> checked(
     const std::string& path, const std::string& public_key, size_t& body_end) {
-  auto read = read_bytes(path, kMaxBytes);
+  auto read = read_bytes(path, kMaxPatch);
   if (!read.ok()) return read;
   const std::string& data = read.value();
   if (data.compare(0, kMagicSize, kMagic) != 0) {
@@ -182,7 +182,7 @@ Result<std::vector<PatchedFile>> patched_files(
     if (!size.ok()) return size.error();
     const Error other = {Code::Mismatch, path + ": is not the file that " + patch + " was made from"};
     if (size.value() != static_cast<int64_t>(file.size)) return other;
-    const auto content = read_bytes(path, kMaxBytes);
+    const auto content = read_bytes(path, kMaxPatch);
     if (!content.ok()) return content.error();
     if (sha256(content.value().data(), content.value().size()) != file.sha256) return other;
     old += content.value();
