@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from hydrapack.evaluation.cases import Result
-from hydrapack.evaluation.tables import by_group, markdown
+from hydrapack.evaluation.tables import by_group, markdown, nats_cell
 
 HERE = Path(__file__).parent
 BASELINES = ("task-arithmetic", "ties", "dare", "dare-ties")
@@ -93,17 +94,20 @@ def scores(rows: list[Result]) -> str:
 
 def averages(rows: list[Result]) -> str:
     """One row a method, one column a group: averages, with S % in brackets."""
+    return _grid(rows, lambda r: f"{r.average:.1f} ({r.s_percent:.0f})")
+
+
+def _grid(rows: list[Result], cell: Callable[[Result], str]) -> str:
     groups = by_group(rows)
     cells: dict[str, dict[str, str]] = {}
     for group, members in groups:
         for r in members:
-            cell = f"{r.average:.1f} ({r.s_percent:.0f})"
             # M = N, whatever N is, is one row; of two tasks M = 2 is it.
             whole = r.heads == len(r.scores)
             if r.heads == 2 and whole:
                 cells.setdefault(r.label, {})[group] = "as M=N"
             label = r.label.replace(f" M={r.heads}", " M=N") if whole else r.label
-            cells.setdefault(label, {})[group] = cell
+            cells.setdefault(label, {})[group] = cell(r)
     names = [group for group, _ in groups]
     lines = [f"| method | {' | '.join(names)} |", "|---" + "|---:" * len(names) + "|"]
     lines += [
@@ -113,7 +117,13 @@ def averages(rows: list[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-MAKERS = {"table": markdown, "scores": scores, "claims": claims, "averages": averages}
+MAKERS = {
+    "table": markdown,
+    "scores": scores,
+    "claims": claims,
+    "averages": averages,
+    "nats": lambda rows: _grid(rows, nats_cell),
+}
 
 
 def page(text: str) -> str:
