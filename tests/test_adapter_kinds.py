@@ -583,3 +583,14 @@ def test_analyze_equal_points(value, tmp_path):
     done = hydrapack("analyze", *folders, "-o", tmp_path / "analysis", "--json")
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["modules"]) == len(module_names())
+
+
+# Matplotlib warned of a legend of nothing.
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_analyze_two_points(tmp_path):
+    """Too few for a picture: a module an adapter."""
+    names = module_names("q", layers=1)
+    folders = [write_adapter(tmp_path / f"a{k}", k, names=names) for k in range(2)]
+    done = hydrapack("analyze", *folders, "-o", tmp_path / "analysis")
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "analysis").glob("*.png"))

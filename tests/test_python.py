@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, TEMPLATE, write_adapter
+from conftest import ROOT, TEMPLATE, module_names, write_adapter
 
 import hydrapack
 
@@ -41,15 +41,16 @@ def blocks():
 
 
 @pytest.fixture(scope="module")
-def workplace(tiny_model, tmp_path_factory):
+def workplace(one_layer, tmp_path_factory):
     """Two adapters, a small model, and what the page's first block makes of them."""
     folder = tmp_path_factory.mktemp("python")
     for k, task in enumerate(("grammar", "qa")):
-        adapter = write_adapter(folder / "adapters" / task, seed=k + 1, shared_seed=99)
+        names = module_names(layers=1)
+        adapter = write_adapter(folder / "adapters" / task, seed=k + 1, shared_seed=99, names=names)
         (adapter / "task.json").write_text(json.dumps({"prompt_template": TEMPLATE}))
         rows = [{"input": "a", "output": "b"}, {"input": "c", "output": "d"}]
         (folder / f"{task}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    shutil.copytree(tiny_model, folder / "tiny-llama")
+    shutil.copytree(one_layer, folder / "tiny-llama")
     (folder / "eval.yaml").write_text(yaml.safe_dump(EVALUATION))
     rows = [{"task": task, "input": f"text of {task}"} for task in ("grammar", "qa")]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))

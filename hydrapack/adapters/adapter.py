@@ -20,7 +20,7 @@ class Adapter:
 
     >>> adapter = hydrapack.Adapter.load("adapters/grammar")
     >>> adapter.task, adapter.rank, len(adapter.modules)
-    ('grammar', 4, 8)
+    ('grammar', 4, 4)
     """
 
     task: str

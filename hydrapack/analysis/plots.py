@@ -118,6 +118,8 @@ def plot_tsne(adapters: Sequence[Adapter], target: Path) -> None:
             own = flat[numpy.array(owners) == number]
             axes.scatter(own[:, 0], own[:, 1], s=10, label=adapter.task)
         axes.set_title(f"{'AB'[part]} of {chosen[0]}")
-    grid[0].legend(fontsize="small")
+    # A panel of points that are all one, or of fewer than three, is empty.
+    for axes in [axes for axes in grid if axes.has_data()][:1]:
+        axes.legend(fontsize="small")
     figure.tight_layout()
     save_png(figure, target)
