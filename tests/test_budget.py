@@ -236,8 +236,7 @@ def test_budget_options(uneven, tmp_path):
 
 
 def test_a_budget_is_never_overrun(tmp_path):
-    """Of ten layers of the five real adapters: what pack writes is at most the budget, and not far
-    below."""
+    """Ten layers of the real adapters: what pack writes is at most the budget, and not far off."""
     adapters = []
     for adapter in read_adapters(example_adapters()):
         kept = {n: m for n, m in adapter.modules.items() if int(n.split(".")[2]) < 10}
