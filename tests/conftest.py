@@ -214,7 +214,7 @@ def make_package(folder, adapters, bits=32, **options):
 
 @pytest.fixture(scope="session")
 def exported(tiny_model, once):
-    """What ``export_base`` takes, of the tiny model -> model.pte, made once for all tests."""
+    """What ``export_base`` takes, of ``base`` or the tiny model -> model.pte, made once a run."""
     from hydrapack.base.export import export_base
 
     def program(rank, targets=None, base=tiny_model, **options):

@@ -119,7 +119,8 @@ def plot_tsne(adapters: Sequence[Adapter], target: Path) -> None:
             axes.scatter(own[:, 0], own[:, 1], s=10, label=adapter.task)
         axes.set_title(f"{'AB'[part]} of {chosen[0]}")
     # A panel of points that are all one, or of fewer than three, is empty.
-    for axes in [axes for axes in grid if axes.has_data()][:1]:
-        axes.legend(fontsize="small")
+    drawn = [axes for axes in grid if axes.has_data()]
+    if drawn:
+        drawn[0].legend(fontsize="small")
     figure.tight_layout()
     save_png(figure, target)
