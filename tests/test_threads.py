@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hydrapack.program.load import execute
 from hydrapack.support.threads import one_thread
 
 ADAPTERS = Path(__file__).parents[1] / "examples" / "adapters"
@@ -145,6 +146,22 @@ def test_the_callers_number_is_set_back():
             raise ValueError("x")
         assert torch.get_num_threads() == 3
         assert one_thread()(torch.get_num_threads)() == 1
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_program_runs_on_one_thread_of_torch():
+    """Attention's products are torch's on this runtime, and its sums would depend on the number."""
+
+    class Method:
+        def execute(self, inputs):
+            return [torch.get_num_threads(), *inputs]
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert execute(Method(), ["input"], "forward") == [1, "input"]
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)

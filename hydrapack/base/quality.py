@@ -80,14 +80,14 @@ def decoder_logits(decoder: Decoder, rows: Sequence[Sequence[int]]) -> list[torc
 
 def program_logits(model: Path, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
     """The same of an exported program, token by token as a device decodes."""
-    from hydrapack.program.load import forward_inputs, load_program, matrix_shapes
+    from hydrapack.program.load import execute, forward_inputs, load_program, matrix_shapes
 
     forward = load_program(model, "forward").method("forward")
     matrices = [torch.zeros(shape) for shape in matrix_shapes(forward.metadata)]
     found = []
     for row in rows:
         steps = [
-            forward.execute(forward_inputs([token], [at], [0], False, matrices))[0][0, 0]
+            execute(forward, forward_inputs([token], [at], [0], False, matrices), "forward")[0][0, 0]
             for at, token in enumerate(row)
         ]
         found.append(torch.stack(steps).log_softmax(-1))

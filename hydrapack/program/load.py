@@ -147,10 +147,16 @@ def check_forward(program: LoadedProgram) -> None:
 def execute(method: Any, inputs: Sequence[Any], name: str) -> list[Any]:
     """The outputs of a loaded method; ``name`` says which it is.
 
+    torch's threads stand still: ExecuTorch has its own, and attention, whose small products are
+    torch's here, gives other last bits on several and takes a third of a token's time longer.
+
     Raises:
         RuntimeFailure: it fails while it runs.
     """
+    from hydrapack.support.threads import one_thread
+
     try:
-        return list(method.execute(inputs))
+        with one_thread():
+            return list(method.execute(inputs))
     except Exception as error:  # the binding raises bare RuntimeErrors
         raise RuntimeFailure(f"{name} failed on the ExecuTorch runtime: {error}") from error

@@ -30,8 +30,8 @@ from hydrapack.packing.manifest import (
 from hydrapack.packing.package import Package
 from hydrapack.packing.signature import SIGNATURE, check_signature
 from hydrapack.program.layout import Layout
-from hydrapack.program.load import load_program
-from hydrapack.support.errors import HydrapackError, Invalid
+from hydrapack.program.load import execute, load_program
+from hydrapack.support.errors import HydrapackError, Invalid, RuntimeFailure
 from hydrapack.support.junit import Check
 from hydrapack.support.progress import Stage, silently
 from hydrapack.verification.drift import DriftLimits, drift, packed_adapter
@@ -209,8 +209,8 @@ class _Programs:
 
     def _run(self, method: Any, inputs: list[Any], size: int, name: str) -> torch.Tensor:
         try:
-            (value,) = method.execute(inputs)
-        except Exception as error:  # the binding raises bare RuntimeErrors
+            (value,) = execute(method, inputs, name)
+        except RuntimeFailure as error:
             raise Invalid(f"{self.path}: {name} does not run") from error
         if value.shape != (size,) or not bool(torch.isfinite(value).all()):
             raise Invalid(f"{self.path}: {name} gives another size than the layout's, or NaN")
