@@ -210,7 +210,7 @@ class _Programs:
     def _run(self, method: Any, inputs: list[Any], size: int, name: str) -> torch.Tensor:
         try:
             (value,) = execute(method, inputs, name)
-        except RuntimeFailure as error:
+        except (RuntimeFailure, ValueError) as error:  # ValueError: not one output
             raise Invalid(f"{self.path}: {name} does not run") from error
         if value.shape != (size,) or not bool(torch.isfinite(value).all()):
             raise Invalid(f"{self.path}: {name} gives another size than the layout's, or NaN")
