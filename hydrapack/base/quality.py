@@ -86,10 +86,10 @@ def program_logits(model: Path, rows: Sequence[Sequence[int]]) -> list[torch.Ten
     matrices = [torch.zeros(shape) for shape in matrix_shapes(forward.metadata)]
     found = []
     for row in rows:
-        steps = [
-            execute(forward, forward_inputs([token], [at], [0], False, matrices), "forward")[0][0, 0]
-            for at, token in enumerate(row)
-        ]
+        steps = []
+        for at, token in enumerate(row):
+            inputs = forward_inputs([token], [at], [0], False, matrices)
+            steps.append(execute(forward, inputs, "forward")[0][0, 0])
         found.append(torch.stack(steps).log_softmax(-1))
     return found
 
