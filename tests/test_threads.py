@@ -137,20 +137,26 @@ def test_bytes_do_not_depend_on_threads(digests, number, environment):
     assert not differing
 
 
-def test_the_callers_number_is_set_back():
+@pytest.fixture
+def three_threads():
+    """torch has three threads while a test runs."""
     before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        with pytest.raises(ValueError, match="x"), one_thread():
-            assert torch.get_num_threads() == 1
-            raise ValueError("x")
-        assert torch.get_num_threads() == 3
-        assert one_thread()(torch.get_num_threads)() == 1
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
+@pytest.mark.usefixtures("three_threads")
+def test_the_callers_number_is_set_back():
+    with pytest.raises(ValueError, match="x"), one_thread():
+        assert torch.get_num_threads() == 1
+        raise ValueError("x")
+    assert torch.get_num_threads() == 3
+    assert one_thread()(torch.get_num_threads)() == 1
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
 def test_a_program_runs_on_one_thread_of_torch():
     """Attention's products are torch's on this runtime, and its sums would depend on the number."""
 
@@ -158,10 +164,5 @@ def test_a_program_runs_on_one_thread_of_torch():
         def execute(self, inputs):
             return [torch.get_num_threads(), *inputs]
 
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        assert execute(Method(), ["input"], "forward") == [1, "input"]
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+    assert execute(Method(), ["input"], "forward") == [1, "input"]
+    assert torch.get_num_threads() == 3
