@@ -324,7 +324,7 @@ def measure(programs: dict[str, Path], package: Path, context: int) -> dict[str,
 
     from hydrapack.packing.manifest import read_manifest
     from hydrapack.program.layout import a_matrices, b_matrices
-    from hydrapack.program.load import forward_inputs
+    from hydrapack.program.load import execute, forward_inputs
 
     runtime = Runtime.get()
     loads, methods, kept = {}, {}, []
@@ -336,14 +336,14 @@ def measure(programs: dict[str, Path], package: Path, context: int) -> dict[str,
         kept.append(program)
     adapters = runtime.load_program(package / "adapters.pte")
     layout = read_manifest(package).layout
-    a = a_matrices(adapters.load_method("shared").execute([])[0], layout.a_shapes)
+    a = a_matrices(execute(adapters.load_method("shared"), [], "shared")[0], layout.a_shapes)
     head = adapters.load_method("head")
     swaps = []
     tasks = read_manifest(package).tasks
     for k in range(40):
         route = torch.tensor(tasks[k % len(tasks)].route)
         started = time.perf_counter()
-        b = b_matrices(head.execute([route])[0], layout.b_shapes)
+        b = b_matrices(execute(head, [route], "head")[0], layout.b_shapes)
         swaps.append(1e3 * (time.perf_counter() - started))
     cases = {
         "no adapter in the program": (methods["plain"], False, []),
@@ -355,14 +355,14 @@ def measure(programs: dict[str, Path], package: Path, context: int) -> dict[str,
         for _ in range(2):
             started = time.perf_counter()
             text = range(PREFILL)
-            method.execute(forward_inputs(text, text, [PREFILL - 1], *adapter))
+            execute(method, forward_inputs(text, text, [PREFILL - 1], *adapter), name)
             prefill[name] = round(1e3 * (time.perf_counter() - started), 1)
     for _ in range(ROUNDS):
         for name, (method, *adapter) in cases.items():
             for step in range(STEPS):
                 inputs = forward_inputs([5], [PREFILL + step], [0], *adapter)
                 started = time.perf_counter()
-                method.execute(inputs)
+                execute(method, inputs, name)
                 times[name].append(1e3 * (time.perf_counter() - started))
     base = times["no adapter in the program"]
     return {

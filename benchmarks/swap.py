@@ -54,7 +54,7 @@ def main() -> None:
     from hydrapack.packing.manifest import ADAPTERS
     from hydrapack.packing.package import pack
     from hydrapack.program.layout import layout_of
-    from hydrapack.program.load import load_program
+    from hydrapack.program.load import execute, load_program
     from hydrapack.program.quantized import Precision
 
     print("$ python benchmarks/swap.py\n")
@@ -72,7 +72,8 @@ def main() -> None:
                 routes = [torch.full((len(layout.modules()),), k) for k in range(TASKS)]
                 eager = lower_adapters(layout, stored, Path(scratch) / "again.pte")
                 equal = all(
-                    torch.equal(method.execute([route])[0], eager.b(route)) for route in routes
+                    torch.equal(execute(method, [route], "head")[0], eager.b(route))
+                    for route in routes
                 )
                 key = (output_rank, bits)
                 heads[key] = (method, routes)
@@ -81,7 +82,7 @@ def main() -> None:
         for number in range(ROUNDS):
             for key, (method, routes) in heads.items():
                 started = time.perf_counter()
-                method.execute([routes[number % TASKS]])
+                execute(method, [routes[number % TASKS]], "head")
                 times[key].append(1000 * (time.perf_counter() - started))
     print(
         "| heads | bits | adapters.pte MB | over its integers kB | swap ms, min | median | eager |"

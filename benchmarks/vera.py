@@ -87,7 +87,7 @@ def decode_rows(args: argparse.Namespace, programs: dict[str, Path], package: Pa
 def main() -> None:
     from hydrapack.packing.manifest import ADAPTERS
     from hydrapack.packing.package import pack
-    from hydrapack.program.load import load_program
+    from hydrapack.program.load import execute, load_program
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rank", type=int, default=256)
@@ -110,7 +110,7 @@ def main() -> None:
             heads[bits] = program.method("head")
             shared = program.method("shared")
             started = time.perf_counter()
-            shared.execute([])
+            execute(shared, [], "shared")
             opened = time.perf_counter() - started
             error = max(task.packed_relative_error for task in manifest.tasks)
             rows[bits] = (manifest.storage, error, packed, 1000 * opened)
@@ -119,7 +119,7 @@ def main() -> None:
         for number in range(ROUNDS):
             for bits, head in heads.items():
                 started = time.perf_counter()
-                head.execute([route + number % TASKS])
+                execute(head, [route + number % TASKS], "head")
                 times[bits].append(1000 * (time.perf_counter() - started))
         decoded = decode_rows(args, programs, Path(scratch) / "8")
     print(
